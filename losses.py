@@ -1,0 +1,127 @@
+"""The two losses and the schedules that set alpha by hand (Sec. 3.1, 3.2, first half of 3.3, Sec. 4.4).
+
+paper                                   here
+s(x_i^(j), x_k^(l))      Sec. 3.2       similarity
+L_CLS                    Sec. 3.1       classification_loss
+L_MM                     Sec. 3.2       modality_matching_loss
+L_Total                  Eq. 1          total_loss
+omega(t), h(p), ...      Sec. 3.3, 4.4  SCHEDULES, by name: schedule("heuristic"), schedule("stepwise:0.05")
+
+t is the epoch and counts from 1; T is the number of epochs.
+"""
+
+import inspect
+import itertools
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+def similarity(z_j, z_l):
+    """s(x_i^(j), x_k^(l)) = z_i^(j)T z_k^(l) / (|z_i^(j)| |z_k^(l)|), for all i and k (Sec. 3.2).
+
+    z_j (B, d), z_l (B', d) -> (B, B'), each in [-1, 1].
+    """
+    return F.normalize(z_j, dim=1) @ F.normalize(z_l, dim=1).T
+
+
+def classification_loss(logits, y):
+    """L_CLS = -1/n sum_i y_i^T log softmax(logits_i) (Sec. 3.1).
+
+    logits (B, c); y (B,) class indices, or (B, c) rows that sum to 1. Returns a scalar, in nats.
+    """
+    return F.cross_entropy(logits, y)
+
+
+def modality_matching_loss(z, tau):
+    """L_MM, the symmetric InfoNCE between two modalities j and l of one batch (Sec. 3.2).
+
+    L_MM = -1/(2 n_b) sum_i [ log( exp(s(x_i^j, x_i^l)/tau) / sum_k exp(s(x_i^j, x_k^l)/tau) )
+                            + log( exp(s(x_i^j, x_i^l)/tau) / sum_k exp(s(x_k^j, x_i^l)/tau) ) ]
+
+    z: list of m >= 2 tensors (B, d). Returns a scalar, in nats.
+    """
+    if len(z) < 2:
+        raise ValueError(f"L_MM pairs modalities: got {len(z)}, expected at least 2")
+    own = torch.arange(len(z[0]), device=z[0].device)  # the i-th partner of the i-th sample
+    pairs = []
+    for z_j, z_l in itertools.combinations(z, 2):
+        s = similarity(z_j, z_l) / tau  # (B, B)
+        pairs.append((F.cross_entropy(s, own) + F.cross_entropy(s.T, own)) / 2)
+    # Paper silent: L_MM of more than two modalities. Here: the mean over all pairs.
+    return torch.stack(pairs).mean()
+
+
+def total_loss(l_cls, l_mm, alpha):
+    """L_Total = (1 - alpha) L_CLS + alpha L_MM (Eq. 1)."""
+    return (1 - alpha) * l_cls + alpha * l_mm
+
+
+SCHEDULES = {}
+
+
+def omega(function):
+    """Enter function(t, T, ...) -> alpha in SCHEDULES; its name becomes a --method."""
+    SCHEDULES[function.__name__] = function
+    return function
+
+
+@omega
+def constant(t, T, p):
+    """alpha = p in every epoch (Sec. 4.4)."""
+    return p
+
+
+@omega
+def stepwise(t, T, p):
+    """h(p): alpha = p while t is less than half of T, then 1 - p (Sec. 4.4)."""
+    return p if t < T / 2 else 1 - p
+
+
+@omega
+def heuristic(t, T):
+    """omega(t) = 1 - e^(-1/t) (Sec. 3.3): 0.632, 0.393, 0.283, ... 0.095 at t = 10."""
+    return 1 - math.exp(-1 / t)
+
+
+@omega
+def cubic(t, T, last=None):
+    """a t^3 + b t^2 + c t + d, the paper's fit of a learned alpha on KineticsSounds (Sec. 4.4).
+
+    Its minimum is 0.074 at t = 26 and it rises again: where T is larger, `cubic:26` shrinks the
+    t axis so that the last epoch gets the polynomial's value at 26.
+    """
+    # Paper silent: the T of that fit. Here: t is the epoch itself, unless `last` is given.
+    t = t if last is None else t * last / T
+    return 1.5e-4 * t**3 - 6.5e-3 * t**2 + 3.2e-2 * t + 1
+
+
+# --- exercise: change below ---
+# An omega(t) of your own is three lines. Its --method name, its test and its curve come by themselves:
+#
+# @omega
+# def linear(t, T):
+#     return 1 - t / T
+# --- end ---
+
+
+def schedule(text):
+    """The schedule called `name` or `name:argument`, as a function (t, T) -> alpha in [0, 1].
+
+    Raises ValueError where the name or its argument is not one.
+    """
+    name, *arguments = text.split(":")
+    if name not in SCHEDULES:
+        raise ValueError(f"unknown schedule {name!r}; choose from {sorted(SCHEDULES)}")
+    function = SCHEDULES[name]
+    try:
+        numbers = [float(a) for a in arguments]
+        inspect.signature(function).bind(1, 1, *numbers)
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError
+    except (ValueError, TypeError):
+        names = list(inspect.signature(function).parameters)[2:]
+        usage = ":".join([name, *names])
+        raise ValueError(f"schedule {text!r} is not of the form {usage!r} with finite numbers") from None
+    return lambda t, T: min(1.0, max(0.0, function(t, T, *numbers)))
