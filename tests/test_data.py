@@ -121,11 +121,11 @@ def clone(folder, **replaced):
 
 
 def test_spoken_digits_reads_a_clone(tmp_path):
-    """Index 0-4 is the test split, the rest train; the label is the file name's digit; each recording comes 4 times."""
+    """Index 0-4 is the test split, the rest train; the label is the file name's digit; copies are as promised."""
     pairs = data.spoken_digits(clone(tmp_path))
-    expected = np.repeat(np.arange(10), 4).tolist()
-    assert pairs["train"].tensors[2].tolist() == pairs["test"].tensors[2].tolist() == expected
-    assert pairs["train"].tensors[1].shape == (40, 1, 65, 24)
+    for split, copies in [("train", 5), ("test", 4)]:
+        assert pairs[split].tensors[2].tolist() == np.repeat(np.arange(10), copies).tolist()
+        assert pairs[split].tensors[1].shape == (10 * copies, 1, 65, 24)
     assert not np.array_equal(*pairs["train"].tensors[0][:2])  # another image, or another place
 
 
@@ -144,7 +144,7 @@ def test_a_recording_is_resampled_and_repeated(tmp_path):
     not FSDD.is_dir(), reason="the real recordings, ../shared/samples/fsdd, are not here"
 )
 def test_spoken_digits_pairs_the_real_recordings(monkeypatch):
-    """2,700 and 300 recordings, 4 pairs each, of one class and split; no group shares an image or a recording."""
+    """2,700 and 300 recordings, 5 and 4 times, of one class and split; no group shares an image or a recording."""
     seen = {}
     monkeypatch.setattr(
         data, "place", lambda images, rng: (seen.setdefault(len(images), images)[:, None], None)
@@ -152,7 +152,7 @@ def test_spoken_digits_pairs_the_real_recordings(monkeypatch):
     monkeypatch.setattr(data, "SPEECH_NOISE", 0.0)
     pairs = data.spoken_digits(FSDD)
     digits = data.handwritten_digits(np.random.default_rng(0))
-    for split, each in [("train", 1080), ("test", 120)]:
+    for split, each in [("train", 1350), ("test", 120)]:
         _, sounds, y = tensors(pairs[split])
         assert np.bincount(y).tolist() == [each] * 10
         images, classes = digits[split]
@@ -160,7 +160,7 @@ def test_spoken_digits_pairs_the_real_recordings(monkeypatch):
         assert [class_of[image.tobytes()] for image in seen[len(y)]] == y.tolist()
     groups, y = pairs["groups"], tensors(pairs["train"])[2]
     assert np.array_equal(groups // data.FOLDS, y) and len(np.unique(groups)) == 100
-    for things in (seen[10800], tensors(pairs["train"])[1]):
+    for things in (seen[13500], tensors(pairs["train"])[1]):
         groups_of = {}
         for thing, group in zip(things, groups):
             groups_of.setdefault(thing.tobytes(), set()).add(group)

@@ -1,0 +1,131 @@
+"""Pictures and tables from what training wrote (Fig. 3, Tables 3 and 4). Reads RUN/log.jsonl, nothing imports it.
+
+    python figures.py curves runs/keypad-constant0-seed0 runs/keypad-learning-based-seed0 --out curves.png
+    python figures.py table runs/keypad-*
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from train import Settings
+
+COLOURS = ["#000000", "#0072B2", "#D55E00", "#009E73"]  # Okabe and Ito: fused, then the modalities
+
+
+def read(folder):
+    """A run's log: (first line, list of epochs, test scores or None). ValueError where it is none."""
+    path = Path(folder) / "log.jsonl"
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no run: {path} is missing; give a folder that train.py wrote")
+    lines = path.read_text().splitlines()
+    try:
+        first, *rest = map(json.loads, lines)
+        epochs = [r for r in rest if "t" in r]
+        return first, epochs, next((r["test"] for r in rest if "test" in r), None)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a log of train.py ({error}); its run may have been cut off") from error
+
+
+def label(settings):
+    """The run's method and every setting that is not the default, as on the command line."""
+    usual = dataclasses.asdict(Settings())
+    apart = [f"--{k.replace('_', '-')} {v}" for k, v in settings.items()
+             if k not in ("dataset", "method", "root", "seed", "device") and v != usual.get(k)]  # fmt: skip
+    return " ".join([settings["method"], *apart])
+
+
+def table(folders):
+    """Mean and std over seeds of the test scores in percent, a Markdown row per setting, in the order given."""
+    groups = {}
+    for folder in folders:
+        first, _, test = read(folder)
+        if test is None:
+            raise ValueError(f"{folder} has no test scores; its run did not finish")
+        name = label(first["settings"])
+        rows = groups.setdefault((first["settings"]["dataset"], *first["modalities"]), {})
+        rows.setdefault(name, []).append(test)
+        if name == "unimodal":
+            rows.setdefault("unimodal, logits summed", []).append(test)
+    return "\n\n".join(one_table(dataset, modalities, rows) for (dataset, *modalities), rows in groups.items())
+
+
+def one_table(dataset, modalities, rows):
+    """The Markdown table of one data set; rows: {label: list of test scores}."""
+    lines = [f"| {dataset} | seeds | ACC | MAP | " + " | ".join(f"{m} ACC" for m in modalities) + " | perf_gap |"]
+    lines.append("|---" * (5 + len(modalities)) + "|")
+    for name, tests in rows.items():
+        fused = [cell([t["fused"][key] for t in tests]) for key in ("acc", "map")]
+        single = [cell([t[m]["acc"] for t in tests]) for m in modalities] + [cell([t["perf_gap"] for t in tests])]
+        if name == "unimodal":  # nothing is fused
+            fused = ["", ""]
+        elif name == "unimodal, logits summed":
+            single = [""] * len(single)
+        lines.append(f"| {name} | {len(tests)} | " + " | ".join([*fused, *single]) + " |")
+    return "\n".join(lines)
+
+
+def cell(values):
+    """mean +- std over seeds (the sample's, n - 1), one decimal."""
+    std = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{std}"
+
+
+def curves(folders, out):
+    """ACC of the fused model and of each modality over the epochs, and alpha below: one column per run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, len(folders), figsize=(4.5 * len(folders), 4.5), sharex="col", sharey="row",
+                                squeeze=False, height_ratios=[3, 1], layout="constrained")  # fmt: skip
+    for (above, below), folder in zip(axes.T, folders):
+        first, epochs, _ = read(folder)
+        if not epochs:
+            raise ValueError(f"{folder} has no finished epoch to draw")
+        t = [r["t"] for r in epochs]
+        for name, colour in zip(["fused", *first["modalities"]], COLOURS):
+            acc = [r[name]["acc"] for r in epochs]
+            above.plot(t, acc, color=colour, lw=2 if name == "fused" else 1.5)
+            above.annotate(name, (t[-1], acc[-1]), (4, 0), textcoords="offset points", color=colour, va="center")
+        above.set_title(f"{first['settings']['dataset']}, {label(first['settings'])}", fontsize=10)
+        below.plot(t, [r["alpha"] for r in epochs], color="#CC79A7", lw=2)
+        below.set(xlabel="epoch t", ylim=(-0.05, 1.05))
+        for axis in (above, below):
+            axis.grid(alpha=0.3)
+            axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set(ylabel=f"ACC on the {epochs[0]['split']} split, %", ylim=(0, 100))
+    axes[1, 0].set_ylabel(r"$\alpha$")
+    figure.savefig(out, dpi=150)
+    plt.close(figure)
+
+
+def main(arguments=None):
+    """Exit status 0, or 2 and one sentence."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, function in [("curves", curves), ("table", table)]:
+        command = commands.add_parser(name, help=function.__doc__)
+        command.add_argument("runs", nargs="+", metavar="RUN", help="folder that train.py wrote")
+        if name == "curves":
+            command.add_argument("--out", default="curves.png", help="picture to write (default curves.png)")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "table":
+            print(table(options.runs))
+        else:
+            curves(options.runs, options.out)
+            print(f"wrote {options.out}")
+    except (ValueError, OSError) as error:
+        print(f"figures.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

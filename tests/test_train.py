@@ -1,0 +1,366 @@
+"""train.py: Algorithm 1's steps, the log, the scores, the command line."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from bilevel import SOLVERS
+from losses import SCHEDULES, schedule
+from model import Model
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = {"constant": "constant:0.5", "stepwise": "stepwise:0.05"}
+QUICK = dict(dataset="tiny", epochs=3, batch_size=16)
+
+
+def log_of(out):
+    return [json.loads(line) for line in (Path(out) / "log.jsonl").read_text().splitlines()]
+
+
+def sentence(capsys):
+    """What the program says on stderr, besides the progress bar: one line."""
+    lines = [x.split("\r")[-1] for x in capsys.readouterr().err.splitlines()]
+    said = [x for x in lines if x.startswith("train.py: ")]
+    assert len(said) == 1 and "Traceback" not in lines
+    return said[0]
+
+
+def run(**settings):
+    """A run of the tiny set: (first line, epochs, test line) of its log."""
+    s = train.Settings(**QUICK | dict(out="run", overwrite=True) | settings)
+    train.run(s, *train.prepare(s))
+    first, *epochs, test = log_of(s.out)
+    return first, epochs, test["test"]
+
+
+@pytest.mark.parametrize("method", [EXAMPLE.get(m, m) for m in train.METHODS])
+def test_every_method_runs_and_logs(tiny_data, capsys, method):
+    """Settings, one line an epoch, the test scores; the same on the terminal, and a table."""
+    first, epochs, test = run(method=method)
+    assert first["settings"]["method"] == method and first["samples"] == {"train": 48, "test": 15}
+    assert [r["t"] for r in epochs] == [1, 2, 3]
+    for r in epochs:
+        assert 0 <= r["alpha"] <= 1 and r["split"] == "test"
+        assert all(
+            0 <= r[name][key] <= 100
+            for name in ("fused", "image", "sound")
+            for key in ("acc", "map", "f1")
+        )
+        if method != "unimodal":
+            assert r["l_total"] == pytest.approx(
+                (1 - r["alpha"]) * r["l_cls"] + r["alpha"] * r["l_mm"], rel=1e-5
+            )
+    assert test == {key: epochs[-1][key] for key in ("fused", "image", "sound", "perf_gap")}
+    printed = capsys.readouterr().out
+    assert (
+        printed.count("alpha") == 3
+        and "macro-F1" in printed
+        and f"perf_gap {test['perf_gap']:.2f}" in printed
+    )
+
+
+@pytest.mark.parametrize("method", [EXAMPLE.get(m, m) for m in SCHEDULES])
+def test_epoch_t_trains_with_omega_of_t(tiny_data, method):
+    """Sec. 3.3: alpha_t = omega(t), t from 1."""
+    _, epochs, _ = run(method=method)
+    assert [r["alpha"] for r in epochs] == [schedule(method)(t, 3) for t in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("outer", ["train", "held-out"])
+def test_alpha_takes_clipped_gradient_steps(tiny_data, solver, outer):
+    """alpha_1 = alpha_0, then max(0, min(1, alpha - eta_alpha * hypergradient)), as Alg. 1 has it."""
+    first, epochs, _ = run(solver=solver, outer=outer, alpha_0=0.6, eta_alpha=3.0, damping=30.0)
+    assert epochs[0]["alpha"] == 0.6
+    for before, after in zip(epochs, epochs[1:]):
+        step = 3.0 * (before["hypergradient"] or 0)
+        assert after["alpha"] == max(0.0, min(1.0, before["alpha"] - step))
+    assert any(r["hypergradient"] for r in epochs)
+    assert ("val" in first["samples"]) == (outer == "held-out")
+
+
+def test_held_out_and_train_batches_are_what_they_say(tiny_data, monkeypatch):
+    """The outer loss is None for a training batch, else the L_CLS of held-out samples; step and damping are passed."""
+    calls = []
+
+    def record(inner, params, alpha, outer, solver, terms, step, damping, generator):
+        calls.append((outer, terms, step, damping))
+        assert not any(m.training for m in models[-1:])
+        return (None if outer is None else outer().item()), {"note": "refused"}
+
+    models = []
+    monkeypatch.setattr(train, "hypergradient", record)
+    monkeypatch.setattr(train, "Model", lambda *a: models.append(Model(*a)) or models[-1])
+    for outer in ("train", "held-out"):
+        _, epochs, _ = run(
+            outer=outer, eta_alpha=0.0, lr=0.02, step=0.5, damping=0.1, weight_decay=0.2, terms=7
+        )
+    assert [c[0] is None for c in calls] == [True] * 3 + [False] * 3
+    assert all(c[1:] == (7, 0.01, pytest.approx(0.3)) for c in calls)
+
+
+def test_a_refused_hypergradient_leaves_alpha(tiny_data, monkeypatch, capsys):
+    """None from the solver changes nothing and is said on the epoch's line."""
+    monkeypatch.setattr(train, "hypergradient", lambda *_: (None, {"note": "refused: because"}))
+    _, epochs, _ = run(alpha_0=0.7)
+    assert [r["alpha"] for r in epochs] == [0.7] * 3
+    assert capsys.readouterr().out.count("refused: because") == 3
+
+
+def test_inner_iters_counts_batches(tiny_data, monkeypatch):
+    """0 is one pass (48 samples in 16s make 3), any other number is itself, also beyond one pass."""
+    steps = []
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: steps.append(1))
+    for inner_iters, expected in [(0, 3), (2, 2), (7, 7)]:
+        steps.clear()
+        run(method="heuristic", inner_iters=inner_iters)
+        assert len(steps) == 3 * expected
+
+
+def test_the_optimiser_minimises_the_total_loss(tiny_data):
+    """alpha = 1 leaves the classifier as it was initialised, alpha = 0 moves it."""
+    for method, moved in [("constant:1", False), ("constant:0", True)]:
+        s = train.Settings(**QUICK, method=method, weight_decay=0.0)
+        _, data, model, omega = train.prepare(s)
+        before = model.classifier.weight.clone()
+        train.train(s, data, model, omega, lambda record: None)
+        assert torch.equal(before, model.classifier.weight) != moved
+
+
+@pytest.mark.parametrize("method", ["learning-based", "heuristic"])
+def test_the_same_seed_gives_the_same_log(tiny_data, method):
+    """Byte for byte; another seed another one."""
+    for out, seed in [("a", 0), ("b", 0), ("c", 1)]:
+        run(out=out, seed=seed, method=method, outer="held-out", solver="randomised")
+    a, b, c = (Path(out, "log.jsonl").read_bytes() for out in "abc")
+    assert a == b != c
+
+
+def test_methods_see_the_same_batches(tiny_data, monkeypatch):
+    """What the alpha update draws changes nothing of the order of the training batches."""
+    monkeypatch.setattr(
+        train, "hypergradient", lambda inner, *_: (inner(), None)[1] or (0.0, {"note": ""})
+    )
+    learned = run(method="learning-based", alpha_0=0.5)[1]
+    constant = run(method="constant:0.5")[1]
+    assert [r["l_total"] for r in learned] == [r["l_total"] for r in constant]
+
+
+def test_scores_are_acc_map_and_macro_f1():
+    """Worked by hand: 4 of 6 right; a class that the labels lack does not count in MAP."""
+    y = np.array([0, 0, 0, 1, 1, 1])
+    logits = torch.tensor([[3.0, 0, 0], [2, 0, 0], [0, 1, 0], [0, 2, 0], [0, 3, 0], [1, 0, 0]])
+    result = train.scores(logits, y)
+    assert result["acc"] == pytest.approx(100 * 4 / 6)
+    assert result["f1"] == pytest.approx(100 * 2 / 3)
+    order_0, order_1 = (
+        [1, 1, 0, 0, 1, 0],
+        [1, 1, 0, 1, 0, 0],
+    )  # relevance by falling score, ties kept apart
+
+    def average_precision(relevance):
+        return sum(sum(relevance[: i + 1]) / (i + 1) for i, r in enumerate(relevance) if r) / sum(
+            relevance
+        )
+
+    p = logits.softmax(1).numpy()
+    ranked = [(y == k)[np.argsort(-p[:, k], kind="stable")].astype(int).tolist() for k in (0, 1)]
+    assert ranked[1] == order_1 or ranked[0] == order_0
+    assert result["map"] == pytest.approx(
+        100 * np.mean([average_precision(r) for r in ranked]), abs=1e-6
+    )
+
+
+def test_evaluate_is_in_eval_mode_and_measures_the_gap(tiny_data):
+    """Buffers and modes stay; perf_gap is the best modality's ACC minus the worst's."""
+    data, model = tiny_data(), Model([1, 2], 3)
+    model.train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    result = train.evaluate(model, data["test"], data["modalities"], 4, "cpu")
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and model.training
+    assert result["perf_gap"] == abs(result["image"]["acc"] - result["sound"]["acc"])
+    model.eval()
+    *x, y = data["test"].tensors
+    z = model(x)
+    assert result["fused"] == train.scores(model.logits(z).detach(), y.numpy())
+    assert result["sound"] == train.scores(model.score(z, 1).detach(), y.numpy())
+
+
+def test_hold_out_keeps_groups_together(tiny_data):
+    """No group on both sides, nothing lost, about the fraction asked for; at least one group."""
+    data = tiny_data()
+    for fraction, expected in [(0.25, 12), (0.001, 2)]:
+        rest, held_out = train.hold_out(data["train"], data["groups"], fraction, 0)
+        assert (
+            sorted([*rest.indices, *held_out.indices]) == list(range(48))
+            and len(held_out) == expected
+        )
+        assert not set(data["groups"][rest.indices]) & set(data["groups"][held_out.indices])
+
+
+def test_with_a_validation_part_the_log_has_its_scores(tiny_data):
+    """Epochs are scored on it, the last line is still the test split's."""
+    first, epochs, _ = run(method="heuristic", val_fraction=0.25)
+    assert first["samples"] == {"train": 36, "val": 12, "test": 15} and epochs[0]["split"] == "val"
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_data, monkeypatch, capsys):
+    """Exit status 1, one sentence with epoch, step and losses; the epochs before stay in the log."""
+    calls, real = [], train.losses
+
+    def losses(*arguments):
+        calls.append(1)
+        l_cls, l_mm = real(*arguments)
+        return (
+            l_cls * math.nan if len(calls) == 8 else l_cls
+        ), l_mm  # 3 steps an epoch: the 2nd of the 3rd
+
+    monkeypatch.setattr(train, "losses", losses)
+    assert (
+        train.main(
+            ["--dataset", "tiny", "--batch-size", "16", "--method", "heuristic", "--out", "run"]
+        )
+        == 1
+    )
+    message = sentence(capsys)
+    assert "epoch 3, step 2" in message and "l_cls = nan" in message and "l_mm = " in message
+    assert [r.get("t") for r in log_of("run")] == [None, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ("--dataset cremat", "unknown dataset 'cremat'; choose from ['keypad'"),
+        ("--method heuristics", "unknown method 'heuristics'; choose from ['constant'"),
+        ("--method constant", "'constant:p'"),
+        ("--method heuristic:2", "not of the form 'heuristic'"),
+        ("--method unimodal:1", "unknown method 'unimodal:1'; choose from"),
+        ("--fusion cat", "unknown fusion 'cat'; choose from ['affine'"),
+        ("--encoder vit", "unknown encoder 'vit'"),
+        ("--solver exact", "unknown solver 'exact'"),
+        ("--outer test", "unknown outer 'test'; choose from ['held-out', 'train']"),
+        ("--device tpu", "device 'tpu' is not here; choose from ['auto'"),
+        ("--dataset spoken-digits", "needs --root"),
+        (
+            "--dataset spoken-digits --root nowhere",
+            "no recordings of both splits in nowhere; expected a clone",
+        ),
+        ("--epochs 0", "--epochs is 0, expected more than 0"),
+        ("--tau nan", "--tau is nan, expected more than 0"),
+        ("--lr inf", "--lr is inf"),
+        ("--terms 0", "--terms is 0"),
+        ("--seed -1", "--seed is -1, expected 0 to 4294967295"),
+        ("--seed 99999999999", "expected 0 to 4294967295"),
+        ("--damping inf", "--damping is inf, expected 0 or more"),
+        ("--alpha-0 1.5", "--alpha-0 is 1.5, expected 0 to 1"),
+        ("--val-fraction 1", "leaves nothing to train on"),
+        ("--out file/run", "file"),
+    ],
+)
+def test_bad_input_is_one_sentence(tiny_data, capsys, arguments, said):
+    """Exit status 2 and what to do; nothing is written."""
+    Path("file").write_text("")
+    defaults = [] if "--dataset" in arguments else ["--dataset", "tiny"]
+    assert train.main([*arguments.split(), *defaults]) == 2
+    assert said in sentence(capsys)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("arguments", ["--epochs many", "--metod heuristic", "keypad"])
+def test_a_flag_that_is_none_is_named(arguments, capsys):
+    """argparse's own sentence and status."""
+    with pytest.raises(SystemExit) as error:
+        train.main(arguments.split())
+    assert error.value.code == 2 and "error:" in capsys.readouterr().err
+
+
+def test_a_run_is_not_written_over(tiny_data, capsys):
+    """The second is refused unless asked for, and the first one's log stays."""
+    run(out="run", overwrite=False, method="heuristic")
+    before = Path("run/log.jsonl").read_bytes()
+    capsys.readouterr()
+    assert train.main(["--dataset", "tiny", "--out", "run"]) == 2
+    message = sentence(capsys)
+    assert "holds a run already" in message and "--overwrite" in message
+    assert Path("run/log.jsonl").read_bytes() == before
+    assert train.main(["--dataset", "tiny", "--out", "run", "--epochs", "1", "--overwrite"]) == 0
+
+
+def test_the_command_line_is_the_settings():
+    """Every field is a flag, every default is the field's, every flag arrives with its type."""
+    assert train.parse([]) == train.Settings()
+    given = {f.name: f.default for f in dataclasses.fields(train.Settings)} | {
+        "method": "cubic:26", "lr": 0.5, "epochs": 3, "overwrite": True, "out": "x"}  # fmt: skip
+    arguments = [
+        "--method",
+        "cubic:26",
+        "--lr",
+        "0.5",
+        "--epochs",
+        "3",
+        "--overwrite",
+        "--out",
+        "x",
+    ]
+    assert dataclasses.asdict(train.parse(arguments)) == given
+
+
+def test_ctrl_c_is_one_sentence(tiny_data, monkeypatch, capsys):
+    """Exit status 130."""
+    monkeypatch.setattr(train, "hypergradient", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert train.main(["--dataset", "tiny"]) == 130
+    assert "the epochs so far are in the log" in sentence(capsys)
+
+
+def test_a_fault_of_the_code_is_not_dressed_up_as_bad_input(tiny_data, monkeypatch):
+    """A ValueError from inside the training keeps its traceback."""
+    monkeypatch.setattr(
+        train, "hypergradient", lambda *_: (_ for _ in ()).throw(ValueError("ours"))
+    )
+    with pytest.raises(ValueError, match="ours"):
+        train.main(["--dataset", "tiny"])
+
+
+def test_weights_that_are_not_finite_stop_the_run(tiny_data, monkeypatch, capsys):
+    """Where the last step of an epoch breaks them, the evaluation says so."""
+    real = torch.optim.SGD.step
+
+    def step(self):
+        real(self)
+        self.param_groups[0]["params"][-1].data.fill_(math.nan)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    assert train.main(["--dataset", "tiny", "--inner-iters", "1"]) == 1
+    assert "scores are not finite" in sentence(capsys)
+
+
+def test_train_py_is_a_program(tmp_path):
+    """As a process: the sentence goes to stderr, the status to the shell, and there is no traceback."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", "--method", "none"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert (
+        done.returncode == 2
+        and done.stdout == ""
+        and done.stderr.startswith("train.py: unknown method 'none'")
+    )
+
+
+def test_nothing_is_imported_that_a_run_does_not_use():
+    """Neither matplotlib nor librosa comes with train.py."""
+    code = "import sys, train; print(*(m for m in ('matplotlib', 'librosa.core', 'soundfile') if m in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout.strip() == ""
