@@ -156,9 +156,9 @@ def hypergradient(inner, params, alpha, outer=None, solver="neumann", terms=5, s
         return h
 
     inverse, used = SOLVERS[solver](product, v, c, terms, step, generator)
-    report = {"terms": used, "curvature": max(seen, default=0.0), "note": ""}
+    report = {"terms": used, "curvature": max(filter(math.isfinite, seen), default=0.0), "note": ""}
     if not math.isfinite(inverse):
-        report["note"] = f"refused: the {solver} estimate grew or is not finite, alpha is left as it is"
+        report["note"] = f"refused: the {solver} estimate grew or is not finite; more damping or a smaller step"
         return None, report
     if used < terms and not fresh:
         report["note"] = f"cut after {used} of {terms} terms: negative curvature, or the step is too large"

@@ -21,9 +21,9 @@ def cnn(channels):
     It averages over a 4 x 4 grid rather than over everything: in a spectrogram the place along H is the pitch.
     """
     layers = []
-    for c_in, c_out in [(channels, 16), (16, 32), (32, 64)]:
+    for c_in, c_out in [(channels, 8), (8, 16), (16, 32)]:
         layers += [nn.Conv2d(c_in, c_out, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64 * 16, 64)), 64
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(32 * 16, 64)), 64
 
 
 def resnet18(channels):

@@ -475,6 +475,16 @@ def test_cg_refuses_negative_curvature():
     )
 
 
+def test_cg_ends_where_it_has_solved():
+    """H = I takes one iteration; those that are left change nothing and are no sign of negative curvature."""
+    q = Quadratic()
+    q.A = q.M = EYE
+    q.put(normal(9, seed=6))
+    c, v = q.c_and_v()
+    value, report = hypergradient(q.losses, q.params, 0.5, solver="cg", terms=5)
+    assert value == pytest.approx(-(c @ v).item(), rel=1e-12) and report["note"] == ""
+
+
 def test_randomised_refuses_a_product_that_grows():
     """Negative curvature in every factor: nothing to average."""
     q = Quadratic()
