@@ -316,7 +316,8 @@ def parse(arguments=None):
             parser.add_argument(flag, action="store_true", help=text)
         else:
             shown = "" if f.default == "" else f" (default {f.default})"
-            parser.add_argument(flag, type=type(f.default), default=f.default, help=text + shown, metavar="")
+            kind, metavar = type(f.default), {str: "NAME", int: "N", float: "X"}[type(f.default)]
+            parser.add_argument(flag, type=kind, default=f.default, help=text + shown, metavar=metavar)
     return Settings(**vars(parser.parse_args(arguments)))
 
 
