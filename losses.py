@@ -117,11 +117,18 @@ def schedule(text):
     function = SCHEDULES[name]
     try:
         numbers = [float(a) for a in arguments]
-        inspect.signature(function).bind(1, 1, *numbers)
-        if not all(map(math.isfinite, numbers)):
+        given = inspect.signature(function).bind(1, 1, *numbers).arguments
+        if not (all(abs(x) <= 1e6 for x in numbers) and 0 <= given.get("p", 0) <= 1):
             raise ValueError
     except (ValueError, TypeError):
-        names = list(inspect.signature(function).parameters)[2:]
-        usage = ":".join([name, *names])
-        raise ValueError(f"schedule {text!r} is not of the form {usage!r} with finite numbers") from None
-    return lambda t, T: min(1.0, max(0.0, function(t, T, *numbers)))
+        usage = ":".join([name, *list(inspect.signature(function).parameters)[2:]])
+        wanted = f"schedule {text!r} is not of the form {usage!r} with numbers (p from 0 to 1)"
+        raise ValueError(wanted) from None
+
+    def alpha(t, T):
+        value = function(t, T, *numbers)
+        if math.isnan(value):
+            raise FloatingPointError(f"schedule {text!r} is not a number at t = {t} of T = {T}")
+        return min(1.0, max(0.0, value))
+
+    return alpha

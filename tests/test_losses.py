@@ -100,7 +100,7 @@ def test_every_schedule_stays_in_0_1(name, T):
         p for p in inspect.signature(SCHEDULES[name]).parameters.values() if p.default is p.empty
     ][2:]
     alpha = schedule(":".join([name, *["0.3"] * len(required)]))
-    assert all(0 <= alpha(t, T) <= 1 for t in range(1, T + 2))
+    assert all(0 <= alpha(t, T) <= 1 for t in range(1, T + 1))
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,16 @@ def test_schedules_have_the_papers_values(text, t, T, expected):
 
 
 @pytest.mark.parametrize("text", ["heuristics", "", "constant", "constant:", "constant:a", "constant:nan",
-                                  "constant:0.1:0.2", "heuristic:1", "stepwise"])  # fmt: skip
+                                  "constant:0.1:0.2", "heuristic:1", "stepwise", "constant:5", "stepwise:-1",
+                                  "cubic:1e200"])  # fmt: skip
 def test_a_schedule_that_is_none_is_named(text):
     """An unknown name lists the choices, a wrong argument shows the form."""
     with pytest.raises(ValueError, match="choose from|is not of the form"):
         schedule(text)
+
+
+def test_a_schedule_that_is_not_a_number_is_said(monkeypatch):
+    """nan is no alpha, and clipping must not hide it."""
+    monkeypatch.setitem(SCHEDULES, "broken", lambda t, T: math.nan)
+    with pytest.raises(FloatingPointError, match="'broken' is not a number at t = 2 of T = 5"):
+        schedule("broken")(2, 5)
