@@ -85,12 +85,14 @@ def paired(splits, groups):
     return {"modalities": ["image", "sound"], "n_classes": 10, "groups": groups, **tensors}
 
 
-def keypad(root=None, seed=0):
+def keypad(root="", seed=0):
     """See a handwritten digit, hear its telephone key: 14,376 pairs of 1,198 images to train, 1,198 of 599 to test.
 
     A pair shares more than the class, as the two streams of one clip do: the further right the digit stands, the
     later the key is heard. The same pairs for the same seed.
     """
+    if root:
+        raise ValueError("keypad is built in and takes no --root; for recordings, --dataset spoken-digits")
     rng = np.random.default_rng(seed)
     splits, groups = {}, {}
     for split, (images, labels) in handwritten_digits(rng).items():
@@ -111,13 +113,18 @@ def recordings(root):
     for path in sorted(Path(root).glob("recordings/*.wav")):
         if match := re.fullmatch(r"(\d)_\w+_(\d+)", path.stem):
             splits["test" if int(match[2]) < 5 else "train"].append((path, int(match[1])))
-    if not splits["train"] or not splits["test"]:
-        raise FileNotFoundError(f"no recordings of both splits in {root}; {how}")
+    for split, files in splits.items():
+        if absent := set(range(10)) - {digit for _, digit in files}:
+            raise FileNotFoundError(f"{root} has no {split} recordings of the digits {sorted(absent)}; {how}")
+    print(f"recordings: {len(splits['train'])} of 2700 to train, {len(splits['test'])} of 300 to test")
     return splits
 
 
 def listen(path):
-    """The first DURATION of a recording, repeated to that length: (RATE * DURATION,), peak 1. ValueError if broken."""
+    """The first DURATION of a recording, repeated to that length: (RATE * DURATION,). ValueError if broken.
+
+    It is scaled so that the whole recording's peak is 1.
+    """
     import librosa
     import soundfile
 
@@ -127,27 +134,26 @@ def listen(path):
         if path.is_file() and path.read_bytes().startswith(b"version https://git-lfs"):
             raise ValueError(f"{path} is a git-lfs pointer, not sound; run `git lfs pull` in its folder") from error
         raise ValueError(f"{path} cannot be read as sound ({error}); get it anew") from error
+    if not (wave.size and np.isfinite(wave).all() and wave.any()):
+        raise ValueError(f"{path} is empty, silent or not finite, expected a spoken digit; get it anew")
     wave = librosa.resample(wave.mean(1), orig_sr=rate, target_sr=RATE)
-    peak = np.abs(wave).max(initial=0)
-    if not 0 < peak < np.inf:
-        raise ValueError(f"{path} is empty or silent, expected a spoken digit; get it anew")
-    return np.resize(wave, int(RATE * DURATION)) / peak
+    return np.resize(wave, int(RATE * DURATION)) / np.abs(wave).max()
 
 
 def fold(labels):
-    """Each class dealt out to FOLDS groups in turn: labels (n,) -> label * FOLDS + fold, (n,)."""
-    groups = np.zeros_like(labels)
+    """Each class dealt out to FOLDS folds in turn: labels (n,) -> folds (n,)."""
+    folds = np.zeros_like(labels)
     for k in np.unique(labels):
         own = np.flatnonzero(labels == k)
-        groups[own] = k * FOLDS + np.arange(len(own)) % FOLDS
-    return groups
+        folds[own] = np.arange(len(own)) % FOLDS
+    return folds
 
 
 def spoken_digits(root, seed=0):
     """FSDD's recordings, each with handwritten digits of its class and split: 13,500 pairs to train, 1,200 to test.
 
-    The pairs are made within FOLDS parts of every class, so that a validation split shares neither an image nor a
-    recording with the rest.
+    The pairs are made within FOLDS parts of the images and recordings, each with all classes, so that a validation
+    split of whole folds shares neither an image nor a recording with the rest.
     """
     rng = np.random.default_rng(seed)
     images = handwritten_digits(rng)
@@ -155,12 +161,15 @@ def spoken_digits(root, seed=0):
     for split, files in recordings(root).items():
         waves = np.stack([listen(path) for path, _ in files])
         pool, classes = images[split]
-        heard, seen = fold(np.array([digit for _, digit in files])), fold(classes)
+        labels = np.array([digit for _, digit in files])
         i = np.repeat(np.arange(len(files)), SPOKEN_COPIES[split])
-        partner = [rng.choice(np.flatnonzero(seen == group)) for group in heard[i]]
+        digits, groups[split], seen = labels[i], fold(labels)[i], fold(classes)
+        partner = [
+            rng.choice(np.flatnonzero((classes == digit) & (seen == k))) for digit, k in zip(digits, groups[split])
+        ]
         canvas, _ = place(pool[partner], rng)
         waves = waves[i] + rng.normal(0, SPEECH_NOISE, (len(i), waves.shape[1]))
-        splits[split], groups[split] = (canvas, log_spectrogram(waves), classes[partner]), heard[i]
+        splits[split] = canvas, log_spectrogram(waves), digits
     return paired(splits, groups["train"])
 
 

@@ -159,7 +159,7 @@ def test_spoken_digits_pairs_the_real_recordings(monkeypatch):
         class_of = {image.tobytes(): k for image, k in zip(images, classes)}
         assert [class_of[image.tobytes()] for image in seen[len(y)]] == y.tolist()
     groups, y = pairs["groups"], tensors(pairs["train"])[2]
-    assert np.array_equal(groups // data.FOLDS, y) and len(np.unique(groups)) == 100
+    assert all(set(y[groups == k]) == set(range(10)) for k in range(10)) and len(np.unique(groups)) == 10
     for things in (seen[13500], tensors(pairs["train"])[1]):
         groups_of = {}
         for thing, group in zip(things, groups):
@@ -173,8 +173,9 @@ def test_spoken_digits_pairs_the_real_recordings(monkeypatch):
         (b"", "cannot be read as sound|is empty"),
         (b"RIFF", "cannot be read as sound"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git-lfs pointer"),
-        ("silence", "empty or silent"),
-        ("no samples", "empty or silent"),
+        ("silence", "empty, silent or not finite"),
+        ("no samples", "empty, silent or not finite"),
+        ("not finite", "empty, silent or not finite"),
         ("a folder", "cannot be read as sound"),
         ("half a header", "cannot be read as sound|is empty"),
     ],
@@ -184,6 +185,8 @@ def test_a_broken_recording_is_named(tmp_path, content, said):
     path = clone(tmp_path) / "recordings/0_theo_0.wav"
     if content in ("silence", "no samples"):
         soundfile.write(path, np.zeros(100 if content == "silence" else 0), 8000)
+    elif content == "not finite":
+        soundfile.write(path, np.full(100, np.nan), 8000, subtype="FLOAT")
     elif content == "a folder":
         path.unlink()
         path.mkdir()
@@ -199,9 +202,15 @@ def test_a_folder_that_is_no_clone_says_what_is_expected(tmp_path):
     with pytest.raises(ValueError, match="needs --root; expected a clone"):
         data.spoken_digits("")
     for folder in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(FileNotFoundError, match="no recordings .*README"):
+        with pytest.raises(FileNotFoundError, match="has no train recordings of the digits .*README"):
             data.spoken_digits(folder)
     for path in clone(tmp_path).glob("recordings/*_5.wav"):
         path.unlink()
-    with pytest.raises(FileNotFoundError, match="both splits"):
+    with pytest.raises(FileNotFoundError, match=r"has no train recordings of the digits \[0, 1"):
         data.spoken_digits(tmp_path)
+
+
+def test_a_root_for_keypad_is_refused():
+    """It would be ignored in silence."""
+    with pytest.raises(ValueError, match="takes no --root"):
+        data.keypad("somewhere")
