@@ -26,8 +26,9 @@ def read(folder):
     try:
         first, *rest = map(json.loads, lines)
         epochs = [r for r in rest if "t" in r]
+        first["settings"]["seed"], first["modalities"]
         return first, epochs, next((r["test"] for r in rest if "test" in r), None)
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a log of train.py ({error}); its run may have been cut off") from error
 
 
@@ -46,26 +47,31 @@ def table(folders):
         first, _, test = read(folder)
         if test is None:
             raise ValueError(f"{folder} has no test scores; its run did not finish")
-        name = label(first["settings"])
+        name, seed = label(first["settings"]), first["settings"]["seed"]
         rows = groups.setdefault((first["settings"]["dataset"], *first["modalities"]), {})
-        rows.setdefault(name, []).append(test)
-        if name == "unimodal":
-            rows.setdefault("unimodal, logits summed", []).append(test)
+        if seed in rows.setdefault(name, {}):
+            raise ValueError(f"{folder} repeats seed {seed} of {name!r}; give each seed once")
+        rows[name][seed] = test
     return "\n\n".join(one_table(dataset, modalities, rows) for (dataset, *modalities), rows in groups.items())
 
 
+def row(name, n, fused, single):
+    return f"| {name} | {n} | " + " | ".join([*fused, *single]) + " |"
+
+
 def one_table(dataset, modalities, rows):
-    """The Markdown table of one data set; rows: {label: list of test scores}."""
+    """The Markdown table of one data set; rows: {label: {seed: test scores}}."""
     lines = [f"| {dataset} | seeds | ACC | MAP | " + " | ".join(f"{m} ACC" for m in modalities) + " | perf_gap |"]
     lines.append("|---" * (5 + len(modalities)) + "|")
     for name, tests in rows.items():
+        tests = list(tests.values())
         fused = [cell([t["fused"][key] for t in tests]) for key in ("acc", "map")]
         single = [cell([t[m]["acc"] for t in tests]) for m in modalities] + [cell([t["perf_gap"] for t in tests])]
-        if name == "unimodal":  # nothing is fused
-            fused = ["", ""]
-        elif name == "unimodal, logits summed":
-            single = [""] * len(single)
-        lines.append(f"| {name} | {len(tests)} | " + " | ".join([*fused, *single]) + " |")
+        if name == "unimodal":  # nothing is fused: the summed logits have a row of their own
+            lines.append(row(name, len(tests), [""] * 2, single))
+            lines.append(row("unimodal, logits summed", len(tests), fused, [""] * len(single)))
+        else:
+            lines.append(row(name, len(tests), fused, single))
     return "\n".join(lines)
 
 
@@ -93,13 +99,14 @@ def curves(folders, out):
             acc = [r[name]["acc"] for r in epochs]
             above.plot(t, acc, color=colour, lw=2 if name == "fused" else 1.5)
             above.annotate(name, (t[-1], acc[-1]), (4, 0), textcoords="offset points", color=colour, va="center")
-        above.set_title(f"{first['settings']['dataset']}, {label(first['settings'])}", fontsize=10)
+        title = f"{label(first['settings'])}\n{first['settings']['dataset']}, {epochs[0]['split']} split"
+        above.set_title(title, fontsize=10)
         below.plot(t, [r["alpha"] for r in epochs], color="#CC79A7", lw=2)
         below.set(xlabel="epoch t", ylim=(-0.05, 1.05))
         for axis in (above, below):
             axis.grid(alpha=0.3)
             axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set(ylabel=f"ACC on the {epochs[0]['split']} split, %", ylim=(0, 100))
+    axes[0, 0].set(ylabel="ACC, %", ylim=(0, 100))
     axes[1, 0].set_ylabel(r"$\alpha$")
     figure.savefig(out, dpi=150)
     plt.close(figure)

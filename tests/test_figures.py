@@ -82,7 +82,9 @@ def test_a_folder_that_is_no_run_is_one_sentence(tmp_path, capsys, command):
     (tmp_path / "empty").mkdir()
     (tmp_path / "blank").mkdir()
     (tmp_path / "blank/log.jsonl").write_text("")
-    for folder in ("absent", "empty", "torn", "blank"):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/log.jsonl").write_text('{"loss": 1}\n')
+    for folder in ("absent", "empty", "torn", "blank", "other"):
         assert (
             figures.main(
                 [command, str(tmp_path / folder), "--out", str(tmp_path / "x.png")][
@@ -100,3 +102,6 @@ def test_a_folder_that_is_no_run_is_one_sentence(tmp_path, capsys, command):
     if command == "table":
         assert figures.main(["table", unfinished]) == 2
         assert "did not finish" in capsys.readouterr().err
+        twice = [write(tmp_path / "a"), write(tmp_path / "b")]
+        assert figures.main(["table", *twice]) == 2
+        assert "repeats seed 0 of 'heuristic'" in capsys.readouterr().err
