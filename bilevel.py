@@ -12,9 +12,9 @@ d L_CLS / d theta             v
 Eq. 3                         hypergradient = - c^T H^-1 v
 
 What to expect. At an inner optimum grad L_Total = 0, so c = -v / alpha there, and Eq. 3 reads
-v^T H^-1 v / alpha >= 0 (c as above; v^T H^-1 v > 0 for a positive definite H): while both levels of Eq. 2
-see the same data, alpha can only fall. Curves that do anything else come from an unfinished inner problem or
-from a held-out outer batch.
+v^T H^-1 v / alpha > 0 for a positive definite H: while both levels of Eq. 2 see the same loss on the same data,
+alpha can only fall. Curves that do anything else come from an unfinished inner problem, from a held-out outer
+batch, or from what the inner problem has besides: weight decay, batch norm's training mode.
 """
 
 import math
@@ -33,7 +33,7 @@ def dot(a, b):
 
 
 def neumann(product, v, c, terms, step, generator=None):
-    """c^T H^-1 v ~ step * sum_{k=0}^{terms-1} c^T (I - step H)^k v: [16]'s expectation, truncated.
+    """c^T H^-1 v ~ step * sum_{k=0}^{terms-1} c^T (I - step H)^k v: the mean of [16]'s estimator.
 
     Costs terms - 1 products. The terms shrink for 0 < H < 2 / step. One that grows shows negative curvature or
     too large a step: the series is cut before it, which is a shorter sum of the same sign pattern (every cut
@@ -73,7 +73,7 @@ def conjugate_gradient(product, v, c, terms, step=None, generator=None):
 
     Costs one product per iteration. It needs H > 0: a direction of negative or no curvature ends it with the
     iterate before, or with nan where there is none.
-    Returns the value and the number of iterations in it.
+    Returns the value and the number of iterations in it, `terms` where fewer have solved it.
     """
     r = d = v  # residual, direction
     rr = rr_0 = dot(r, r)
@@ -93,6 +93,7 @@ def conjugate_gradient(product, v, c, terms, step=None, generator=None):
     return total, terms
 
 
+# Each is called alike, solver(product, v, c, terms, step, generator), and takes of that what it needs.
 SOLVERS = {"neumann": neumann, "randomised": randomised, "cg": conjugate_gradient}
 
 
@@ -117,8 +118,9 @@ def evaluating(model):
     # Paper silent: the mode of batch norm and dropout in Eq. 3. Here: eval, so that the loss is one fixed function
     # of theta, no sample's term depends on the others through the batch statistics, and nothing is updated.
     modes = {module: module.training for module in model.modules()}
+    model.eval()
     try:
-        yield model.eval()
+        yield
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -136,7 +138,7 @@ def hypergradient(inner, params, alpha, outer=None, solver="neumann", terms=5, s
 
     Returns (value, report): the value is a float, or None where it is refused (not finite, or see the solver);
     the report has `terms` (used), `curvature` (largest |H u| / |u| seen), `note` (empty if all is well).
-    params, their .grad and the losses' own state are left as they were.
+    params and their .grad are left as they were; evaluating(model) around the call keeps the buffers too.
     """
     params = list(params)
     fresh = solver == "randomised"  # each factor of its product takes a batch of its own

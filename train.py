@@ -46,6 +46,7 @@ class Settings:
     root: str = setting("", "folder of the data set; keypad needs none")
     out: str = setting("", "folder of the run (default runs/DATASET-METHOD-seedN)")
     overwrite: bool = setting(False, "start over in a folder that holds a run already")
+    # Paper silent: T and Inner_Iters.
     epochs: int = setting(10, "T of Alg. 1")
     inner_iters: int = setting(0, "Inner_Iters of Alg. 1, in batches; 0 is one pass over the training data")
     # Departs from paper: these four are for the small encoders of the built-in sets, with a constant learning rate.
@@ -110,6 +111,7 @@ def evaluate(model, dataset, modalities, batch_size, device):
             labels.append(y)
     labels = torch.cat(labels).numpy()
     result = {name: scores(o, labels) for name, o in zip(["fused", *modalities], torch.cat(logits, dim=1))}
+    # Departs from paper: Table 3's GAP is of MAP or F1; of ACC it is what Table 4 shows.
     accs = [result[name]["acc"] for name in modalities]
     return result | {"perf_gap": max(accs) - min(accs)}
 
@@ -193,7 +195,7 @@ def train(s, data, model, omega, log):
         else:
             # Departs from paper: Alg. 1 has omega(t) here, so that epoch t + 1 would train with it and epoch 1 with a
             # value not given. Sec. 3.3 has alpha_t = omega(t): epoch t trains with omega(t), this is the next one's.
-            alpha = omega(t + 1, T)
+            alpha = omega(min(t + 1, T), T)
         log(record | evaluate(model, data[split], data["modalities"], s.batch_size, device))
 
 
@@ -205,7 +207,8 @@ def check(s):
     name = s.method.split(":")[0]
     known("method", name if name in SCHEDULES else s.method, METHODS)
     ranges = {
-        "more than 0": (lambda v: 0 < v < math.inf, ["epochs", "batch_size", "lr", "tau", "terms", "step"]),
+        "2 or more": (lambda v: v >= 2, ["batch_size"]),  # batch norm and L_MM need a partner
+        "more than 0": (lambda v: 0 < v < math.inf, ["epochs", "lr", "tau", "terms", "step"]),
         "0 or more": (
             lambda v: 0 <= v < math.inf,
             ["inner_iters", "momentum", "weight_decay", "eta_alpha", "damping"],
@@ -236,6 +239,8 @@ def prepare(s):
     folder = Path(s.out or f"runs/{name}")
     if (folder / "log.jsonl").exists() and not s.overwrite:
         raise FileExistsError(f"{folder} holds a run already; choose another --out, or --overwrite to start over")
+    if s.outer == "held-out" and s.method != "learning-based":
+        raise ValueError(f"--outer held-out is for learning-based; with {s.method} use --val-fraction 0.1")
     if s.outer == "held-out":
         s.val_fraction = s.val_fraction or 0.1
     data = DATASETS[s.dataset](s.root)

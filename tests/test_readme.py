@@ -1,5 +1,6 @@
 """The README's commands run, and the functions that it names exist."""
 
+import ast
 import importlib
 import os
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import figures
+import losses
 import train
 
 ROOT = Path(__file__).parents[1]
@@ -28,11 +30,8 @@ def test_the_first_screen_has_two_commands_that_install():
     """One line each, install included: the main job, and the tests as .ci/run calls them."""
     first = [c for c in COMMANDS if c in FIRST_SCREEN]
     assert first == [INSTALL + ".venv/bin/python train.py", INSTALL + ".venv/bin/python -m pytest"]
-    found = subprocess.run(["grep", "-m", "1", "-E", "^python3 -m venv .* -m pytest$", ROOT / "README.md"],
-                           capture_output=True, text=True, check=True)  # fmt: skip
-    assert found.stdout.strip() == first[1]
-    assert re.search(r"command=\$\((.*?) README.md\)", (ROOT / ".ci/run").read_text())[1] == " ".join(
-        ["grep -m 1 -E", "'^python3 -m venv .* -m pytest$'"])  # fmt: skip
+    pattern = re.search(r"grep -m 1 -E '(.*?)' README.md", (ROOT / ".ci/run").read_text())[1]
+    assert re.search(pattern, README, re.M).group() == first[1]
 
 
 def test_the_main_job_runs(tmp_path):
@@ -49,6 +48,8 @@ def test_the_main_job_runs(tmp_path):
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "train.py" in c or "figures.py" in c])
 def test_every_command_of_the_readme_parses(command, monkeypatch):
     """Flags and method names exist; shell variables stand for a seed or a method."""
+    monkeypatch.setitem(losses.SCHEDULES, "linear", lambda t, T: 1 - t / T)  # the README's own omega(t)
+    monkeypatch.setattr(train, "METHODS", [*train.METHODS, "linear"])
     script, *arguments = re.search(r"(train|figures)\.py(.*?)(?=;|&&|$)", command).group().split()
     values = {"$seed": "0", "$method": "heuristic", "$data": "keypad", "DIR": "."}
     arguments = [values.get(a.strip("'\""), a) for a in arguments]
@@ -61,6 +62,22 @@ def test_every_command_of_the_readme_parses(command, monkeypatch):
         assert figures.main(arguments) == 0
 
 
+def test_three_lines_add_a_schedule(tmp_path):
+    """The README's own omega(t), put between the marks: its --method name and its test are there at once."""
+    block = re.search(r"^```python\n(.*?)^```", README, re.M | re.S)[1]
+    assert block.count("\n") == 3
+    for path in [*ROOT.glob("*.py"), ROOT / "tests/test_losses.py", ROOT / "pyproject.toml"]:
+        text = path.read_text()
+        if path.name == "losses.py":
+            text = text.replace("# --- end ---", block + "# --- end ---", 1)
+        (tmp_path / path.name).write_text(text)
+    code = "import train; train.check(train.parse(['--method', 'linear']))"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    tests = [sys.executable, "-m", "pytest", "-q", "test_losses.py", "-k", "every_schedule and linear"]
+    done = subprocess.run(tests, cwd=tmp_path, capture_output=True, text=True)
+    assert "3 passed" in done.stdout, done.stdout
+
+
 def test_the_readme_names_what_exists():
     """Every `file.py:name` is there."""
     names = re.findall(r"`(\w+)\.py:(\w+(?:\.\w+)?)`", README)
@@ -71,9 +88,25 @@ def test_the_readme_names_what_exists():
             thing = getattr(thing, part)
 
 
+def marked(mark):
+    """{file.py:name} of every function or class that holds `# mark:`, the innermost one."""
+    places = set()
+    for path in ROOT.glob("*.py"):
+        tree, lines = ast.parse(path.read_text()), path.read_text().splitlines()
+        for n in [n for n, text in enumerate(lines, 1) if f"# {mark}:" in text]:
+            around = [(tree.body, "")]
+            for body, outer in around:
+                for node in body:
+                    if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.lineno <= n <= node.end_lineno:
+                        name = f"{outer}.{node.name}".strip(".")
+                        around.append((node.body if isinstance(node, ast.ClassDef) else [], name))
+            places.add(f"{path.name}:{around[-1][1]}")
+    return places
+
+
 def test_every_silence_and_departure_is_in_the_readme():
     """A `# Paper silent:` or `# Departs from paper:` in the code has its row there, and the other way round."""
     for mark in ("Paper silent", "Departs from paper"):
-        marked = {path.name for path in ROOT.glob("*.py") if f"{mark}:" in path.read_text()}
-        section = re.search(rf"^#+ .*{mark}.*?\n(.*?)(?=^#|\Z)", README, re.M | re.S)[1]
-        assert marked == set(re.findall(r"`(\w+\.py)", section)), mark
+        section = re.search(rf"^{mark}:.*?\n(.*?)(?=^#|\Z)", README, re.M | re.S)[1]
+        named = {row.split("|")[-2].strip(" `") for row in section.splitlines() if row.startswith("| ")}
+        assert marked(mark) == named - {"where"}, mark

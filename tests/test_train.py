@@ -139,7 +139,7 @@ def test_the_optimiser_minimises_the_total_loss(tiny_data):
 def test_the_same_seed_gives_the_same_log(tiny_data, method):
     """Byte for byte; another seed another one."""
     for out, seed in [("a", 0), ("b", 0), ("c", 1)]:
-        run(out=out, seed=seed, method=method, outer="held-out", solver="randomised")
+        run(out=out, seed=seed, method=method, val_fraction=0.2, solver="randomised")
     a, b, c = (Path(out, "log.jsonl").read_bytes() for out in "abc")
     assert a == b != c
 
@@ -161,10 +161,6 @@ def test_scores_are_acc_map_and_macro_f1():
     result = train.scores(logits, y)
     assert result["acc"] == pytest.approx(100 * 4 / 6)
     assert result["f1"] == pytest.approx(100 * 2 / 3)
-    order_0, order_1 = (
-        [1, 1, 0, 0, 1, 0],
-        [1, 1, 0, 1, 0, 0],
-    )  # relevance by falling score, ties kept apart
 
     def average_precision(relevance):
         return sum(sum(relevance[: i + 1]) / (i + 1) for i, r in enumerate(relevance) if r) / sum(
@@ -173,7 +169,6 @@ def test_scores_are_acc_map_and_macro_f1():
 
     p = logits.softmax(1).numpy()
     ranked = [(y == k)[np.argsort(-p[:, k], kind="stable")].astype(int).tolist() for k in (0, 1)]
-    assert ranked[1] == order_1 or ranked[0] == order_0
     assert result["map"] == pytest.approx(
         100 * np.mean([average_precision(r) for r in ranked]), abs=1e-6
     )
@@ -251,9 +246,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_data, monkeypatch, capsys)
         ("--dataset spoken-digits", "needs --root"),
         (
             "--dataset spoken-digits --root nowhere",
-            "no recordings of both splits in nowhere; expected a clone",
+            "nowhere has no train recordings of the digits",
         ),
         ("--epochs 0", "--epochs is 0, expected more than 0"),
+        ("--batch-size 1", "--batch-size is 1, expected 2 or more"),
+        ("--method constant:5", "not of the form 'constant:p'"),
+        ("--method heuristic --outer held-out", "--outer held-out is for learning-based"),
+        ("--dataset keypad --root x", "keypad is built in and takes no --root"),
         ("--tau nan", "--tau is nan, expected more than 0"),
         ("--lr inf", "--lr is inf"),
         ("--terms 0", "--terms is 0"),
