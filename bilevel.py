@@ -107,6 +107,18 @@ def total_gradient(l_cls, l_mm, alpha, params):
     return grad(total_loss(l_cls, l_mm, alpha), params, create_graph=True)
 
 
+def both_gradients(l_cls, l_mm, alpha, params, g):
+    """(grad L_CLS, grad L_MM) from g = grad L_Total and one more backward pass: the third follows from Eq. 1.
+
+    The pass is for the loss with the smaller weight, so that what follows is divided by at least 1/2.
+    """
+    if alpha >= 0.5:
+        g_cls = grad(l_cls, params, retain_graph=True)
+        return g_cls, [(a - (1 - alpha) * b) / alpha for a, b in zip(g, g_cls)]
+    g_mm = grad(l_mm, params, retain_graph=True)
+    return [(a - alpha * b) / (1 - alpha) for a, b in zip(g, g_mm)], g_mm
+
+
 def hessian_product(g, params, u):
     """H u = grad_theta <grad_theta L_Total, u>, from g = total_gradient(...)."""
     return grad(sum((g_i * u_i).sum() for g_i, u_i in zip(g, u)), params, retain_graph=True)
@@ -143,9 +155,8 @@ def hypergradient(inner, params, alpha, outer=None, solver="neumann", terms=5, s
     params = list(params)
     fresh = solver == "randomised"  # each factor of its product takes a batch of its own
     l_cls, l_mm = inner()
-    g = None if fresh else total_gradient(l_cls, l_mm, alpha, params)
-    g_cls = grad(l_cls, params, retain_graph=True)
-    g_mm = grad(l_mm, params, retain_graph=True)
+    g = total_gradient(l_cls, l_mm, alpha, params)
+    g_cls, g_mm = both_gradients(l_cls, l_mm, alpha, params, [x.detach() for x in g])
     c = [b - a for a, b in zip(g_cls, g_mm)]
     v = g_cls if outer is None else grad(outer(), params)
     seen = []
