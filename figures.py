@@ -25,7 +25,7 @@ def read(folder):
     lines = path.read_text().splitlines()
     try:
         first, *rest = map(json.loads, lines)
-        epochs = [r for r in rest if "t" in r]
+        epochs = [r for r in rest if "alpha" in r]
         first["settings"]["seed"], first["modalities"]
         return first, epochs, next((r["test"] for r in rest if "test" in r), None)
     except (ValueError, KeyError, TypeError) as error:

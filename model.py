@@ -10,31 +10,111 @@ score of one modality            Table 4   Model.score
 Everywhere z is the list of the m modalities' features, each (B, d).
 """
 
+import inspect
+
 import torch
-import torchvision
 from torch import nn
 
+from media import load_pretrained
 
-def cnn(channels):
-    """Three strided convolutions and a linear map, for small inputs: (B, channels, H, W) -> (B, 64).
+
+class OverFrames(nn.Module):
+    """A picture's encoder; for a clip the mean of its frames' features: (B, C, H, W) or (B, F, C, H, W) -> (B, d)."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        if x.dim() == 4:
+            return self.net(x)
+        # Paper silent: how the features of a clip's frames become one. Here: their mean.
+        return self.net(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
+
+
+def cnn(channels, pretrained=False, source=""):
+    """Three strided convolutions and a linear map, for small inputs: (B, [F,] channels, H, W) -> (B, 64).
 
     It averages over a 4 x 4 grid rather than over everything: in a spectrogram the place along H is the pitch.
     """
     layers = []
     for c_in, c_out in [(channels, 8), (8, 16), (16, 32)]:
         layers += [nn.Conv2d(c_in, c_out, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(32 * 16, 64)), 64
+    return OverFrames(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(32 * 16, 64))), 64
 
 
-def resnet18(channels):
-    """ResNet18 with a stem of any number of channels: (B, channels, H, W) -> (B, 512) (Sec. 4.1)."""
-    net = torchvision.models.resnet18()
-    net.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
-    net.fc = nn.Identity()
-    return net, 512
+def resnet(name, channels, pretrained):
+    """torchvision's ResNet with a stem of any number of channels, without its classifier."""
+    import torchvision
+
+    net = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
+    d, net.fc = net.fc.in_features, nn.Identity()
+    if channels != 3:
+        stem, net.conv1 = net.conv1, nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+        if pretrained:
+            net.conv1.weight.data = stem.weight.data.mean(1, keepdim=True).expand(-1, channels, -1, -1).clone()
+    return OverFrames(net), d
 
 
-ENCODERS = {"cnn": cnn, "resnet18": resnet18}
+def resnet18(channels, pretrained=False, source=""):
+    """ResNet18 for sound, frames, depth or flow (Sec. 4.1): (B, [F,] channels, H, W) -> (B, 512)."""
+    return resnet("resnet18", channels, pretrained)
+
+
+def resnet50(channels, pretrained=False, source=""):
+    """ResNet50 for images (Sec. 4.1): (B, [F,] channels, H, W) -> (B, 2048)."""
+    return resnet("resnet50", channels, pretrained)
+
+
+class Text(nn.Module):
+    """A text encoder of transformers: (B, 2, L) token ids and mask -> (B, d)."""
+
+    def __init__(self, net, output):
+        super().__init__()
+        self.net, self.output = net, output
+
+    def forward(self, x):
+        ids, mask = x.unbind(1)  # (B, L) each
+        return self.net(input_ids=ids, attention_mask=mask)[self.output]
+
+
+class Image(nn.Module):
+    """CLIP's image encoder: (B, 3, 224, 224) -> (B, d)."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(pixel_values=x).image_embeds
+
+
+def whole(kind, source):
+    """A pretrained model of transformers with all of its weights, that can be differentiated twice."""
+    # The fused attention kernels have no second derivative, which Eq. 3 needs.
+    net, found = load_pretrained(kind, source, attn_implementation="eager", output_loading_info=True)
+    if found["missing_keys"]:
+        raise OSError(f"{source!r} has no weights for {sorted(found['missing_keys'])[0]}, expected a {kind.__name__}")
+    return net
+
+
+def bert(channels, pretrained=False, source="bert-base-uncased"):
+    """BERT (Sec. 4.1), by name or local folder: (B, 2, L) -> (B, 768), its pooled first token."""
+    from transformers import BertModel
+
+    net = whole(BertModel, source)
+    return Text(net, "pooler_output"), net.config.hidden_size
+
+
+def clip(channels, pretrained=False, source="openai/clip-vit-base-patch32"):
+    """CLIP's tower for images (channels 3) or text (channels 0), by name or local folder (Table 5): -> (B, 512)."""
+    from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+
+    net = whole(CLIPVisionModelWithProjection if channels else CLIPTextModelWithProjection, source)
+    return (Image(net) if channels else Text(net, "text_embeds")), net.config.projection_dim
+
+
+ENCODERS = {"cnn": cnn, "resnet18": resnet18, "resnet50": resnet50, "bert": bert, "clip": clip}
 
 
 class Concat(nn.Module):
@@ -102,18 +182,47 @@ def known(kind, name, names):
     return name
 
 
+def encoder_names(text, m):
+    """`NAME`, for all m modalities, or `NAME,NAME,...`: a list of m names, as `resnet18`, `bert:SOURCE`.
+
+    ValueError for a name that is not there, or for another number of them.
+    """
+    given = text.split(",")
+    if len(given) not in (1, m):
+        raise ValueError(f"--encoders {text} names {len(given)} encoders, expected 1 or {m}, one per modality")
+    names = []
+    for g in given:
+        name, _, source = g.partition(":")
+        usual = inspect.signature(ENCODERS[known("encoder", name, ENCODERS)]).parameters["source"].default
+        if source and not usual:
+            raise ValueError(f"encoder {name!r} takes no source, got {source!r}")
+        names.append(f"{name}:{source or usual}" if usual else name)
+    return names * (m // len(names))
+
+
 class Model(nn.Module):
     """Encoders, fusion and classifier (Sec. 3.1).
 
-    encoder: a name of ENCODERS for all modalities; channels: the input channels of each; fusion: a name of FUSIONS.
-    Raises ValueError for a name that is not there.
+    channels: the input channels of each modality, 0 for text; encoders: a name of ENCODERS for each, perhaps with
+    `:SOURCE`; fusion: a name of FUSIONS; pretrained: start ResNets from torchvision's weights.
+    Raises ValueError for a name that is not there, OSError for weights that cannot be loaded.
     """
 
-    def __init__(self, channels, n_classes, encoder="cnn", fusion="concat"):
+    def __init__(self, channels, n_classes, encoders="cnn", fusion="concat", pretrained=False):
         super().__init__()
-        phi, d = zip(*(ENCODERS[known("encoder", encoder, ENCODERS)](c) for c in channels))
-        self.phi = nn.ModuleList(phi)
-        self.build_head(FUSIONS[known("fusion", fusion, FUSIONS)], d[0], n_classes)
+        fusion = FUSIONS[known("fusion", fusion, FUSIONS)]
+        names = [name.partition(":") for name in encoder_names(encoders, len(channels))]
+        phi, widths = zip(*(
+            ENCODERS[name](c, pretrained, **({"source": source} if source else {}))
+            for c, (name, _, source) in zip(channels, names)
+        ))  # fmt: skip
+        # Paper silent: all z^(j) have one d, while ResNet50 gives 2048 and BERT 768 numbers. Here: the smallest of the
+        # encoders' widths, which the others are mapped to linearly.
+        d = min(widths)
+        self.phi = nn.ModuleList(
+            net if width == d else nn.Sequential(net, nn.Linear(width, d)) for net, width in zip(phi, widths)
+        )
+        self.build_head(fusion, d, n_classes)
 
     def build_head(self, fusion, d, n_classes):
         self.fusion = fusion(len(self.phi), d)

@@ -9,7 +9,9 @@ A run writes OUT/log.jsonl: first line the settings, one line an epoch, last lin
 """
 
 import argparse
+import copy
 import dataclasses
+import functools
 import json
 import math
 import platform
@@ -21,13 +23,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from bilevel import SOLVERS, evaluating, hypergradient
-from data import DATASETS
+from data import DATASETS, Batches, defaults
 from losses import SCHEDULES, classification_loss, modality_matching_loss, schedule, total_loss
-from model import ENCODERS, FUSIONS, Model, Unimodal, known
+from media import Broken
+from model import ENCODERS, FUSIONS, Model, Unimodal, encoder_names, known
 
 METHODS = ["learning-based", "unimodal", *SCHEDULES]
 
@@ -49,12 +52,16 @@ class Settings:
     # Paper silent: T and Inner_Iters.
     epochs: int = setting(10, "T of Alg. 1")
     inner_iters: int = setting(0, "Inner_Iters of Alg. 1, in batches; 0 is one pass over the training data")
-    # Departs from paper: these four are for the small encoders of the built-in sets, with a constant learning rate.
+    # Departs from paper: these are for the small encoders of the built-in sets; for the paper's six see data.defaults.
     batch_size: int = setting(64, "n_b")
-    lr: float = setting(0.02, "learning rate of theta (SGD)")
-    momentum: float = setting(0.9, "momentum of theta's SGD")
-    weight_decay: float = setting(1e-4, "weight decay of theta's SGD, part of the inner problem of Eq. 2")
-    encoder: str = setting("cnn", f"one of {', '.join(ENCODERS)}")
+    optimizer: str = setting("sgd", "of theta, sgd or adam")
+    lr: float = setting(0.02, "learning rate of theta")
+    momentum: float = setting(0.9, "momentum of sgd")
+    weight_decay: float = setting(1e-4, "weight decay of theta, part of the inner problem of Eq. 2")
+    plateau: int = setting(0, "divide lr by ten after so many epochs without a lower L_Total; 0: never")
+    encoders: str = setting("cnn", f"one of {', '.join(ENCODERS)} for all modalities, or one each: resnet50,bert; bert "
+                            "and clip load a model by name or from a local folder, bert:FOLDER")  # fmt: skip
+    pretrained: bool = setting(False, "start ResNets from torchvision's ImageNet weights")
     fusion: str = setting("concat", f"one of {', '.join(FUSIONS)}")
     # Paper silent: tau, and all of the hypergradient's settings. Chosen on a validation part, see the README.
     tau: float = setting(0.1, "temperature of L_MM")
@@ -67,6 +74,7 @@ class Settings:
     outer: str = setting("train", "learning-based: the outer batch of Eq. 3, train or held-out")
     val_fraction: float = setting(0.0, "part of the training split held out (0.1 for --outer held-out)")
     seed: int = setting(0, "seed of the weights and of the order of the batches")
+    workers: int = setting(0, "processes that read the data; 0: none besides the main one")
     device: str = setting("auto", "cpu, cuda, mps, or auto: cuda where there is one, else cpu")
 
 
@@ -76,11 +84,26 @@ def losses(model, x, y, tau):
     return sum(classification_loss(logits, y) for logits in model.fitted(z)), modality_matching_loss(z, tau)
 
 
-def endless(loader, device):
-    """Batches (x, y) on the device, pass after pass, each pass in a new order."""
-    while True:
-        for *x, y in loader:
-            yield [x_j.to(device) for x_j in x], y.to(device)
+def optimizer_of(s, params):
+    """theta's optimiser, and what lowers its learning rate on a plateau of the loss (Sec. 4.1)."""
+    if s.optimizer == "adam":
+        optimizer = torch.optim.Adam(params, s.lr, weight_decay=s.weight_decay)
+    else:
+        optimizer = torch.optim.SGD(params, s.lr, s.momentum, weight_decay=s.weight_decay)
+    # Paper silent: which loss's plateau, and how long a one. Here: L_Total of the epoch; never for the built-in sets.
+    patience = s.plateau or s.epochs
+    return optimizer, torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=patience)
+
+
+def endless(dataset, batch_size, seed, device, workers=0):
+    """Training batches (x, y) on the device, pass after pass, each pass in a new order.
+
+    What else draws random numbers does not change their order.
+    """
+    loader = DataLoader(dataset, batch_sampler=Batches(len(dataset), batch_size, seed), num_workers=workers,
+                        pin_memory=device.type == "cuda")  # fmt: skip
+    for *x, y in loader:
+        yield [x_j.to(device, non_blocking=True) for x_j in x], y.to(device, non_blocking=True)
 
 
 def scores(logits, y):
@@ -98,14 +121,14 @@ def scores(logits, y):
 
 
 @torch.no_grad()
-def evaluate(model, dataset, modalities, batch_size, device):
+def evaluate(model, dataset, modalities, s, device):
     """Scores of the fused model and of each modality on a data set: {"fused" or modality: scores, "perf_gap": ...}.
 
     perf_gap: the best modality's ACC minus the worst's, in points (GAP of Table 3, there of MAP or F1).
     """
     logits, labels = [], []
     with evaluating(model):
-        for *x, y in DataLoader(dataset, batch_size):
+        for *x, y in DataLoader(dataset, s.batch_size, num_workers=s.workers):
             z = model([x_j.to(device) for x_j in x])
             logits.append(torch.stack([model.logits(z), *(model.score(z, j) for j in range(len(z)))]).cpu())
             labels.append(y)
@@ -114,12 +137,6 @@ def evaluate(model, dataset, modalities, batch_size, device):
     # Departs from paper: Table 3's GAP is of MAP or F1; of ACC it is what Table 4 shows.
     accs = [result[name]["acc"] for name in modalities]
     return result | {"perf_gap": max(accs) - min(accs)}
-
-
-def shuffled(dataset, batch_size, seed):
-    """A loader with its own random state, so that nothing else that draws numbers changes its order."""
-    generator = torch.Generator().manual_seed(seed)
-    return DataLoader(dataset, batch_size, shuffle=True, drop_last=len(dataset) > batch_size, generator=generator)
 
 
 def mean_losses(steps, t):
@@ -135,11 +152,11 @@ def mean_losses(steps, t):
 
 
 def outer_problem(s, data, model):
-    """Eq. 3 on the batches that the settings name, as a function alpha -> (hypergradient or None, report)."""
+    """Eq. 3 on the batches that the settings name, as a function (alpha, lr) -> (hypergradient or None, report)."""
     device = next(model.parameters()).device
-    train_batches = endless(shuffled(data["train"], s.batch_size, s.seed + 1), device)
-    held_out = s.outer == "held-out"
-    held_out_batches = endless(shuffled(data["val"], s.batch_size, s.seed + 2), device) if held_out else None
+    held_out, few = s.outer == "held-out", min(s.workers, 1)  # a batch an epoch
+    train_batches = endless(data["train"], s.batch_size, s.seed + 2**32, device, few)
+    held_out_batches = endless(data["val"], s.batch_size, s.seed + 2**33, device, few) if held_out else None
     generator = torch.Generator().manual_seed(s.seed)
 
     # Paper silent: the batches of Eq. 3. Here: one fresh training batch for both levels, or a held-out outer one.
@@ -149,10 +166,10 @@ def outer_problem(s, data, model):
     def outer():
         return losses(model, *next(held_out_batches), s.tau)[0]
 
-    def alpha_gradient(alpha):
+    def alpha_gradient(alpha, lr):
         with evaluating(model):
             return hypergradient(
-                inner, model.parameters(), alpha, outer if held_out else None, s.solver, s.terms, s.step * s.lr,
+                inner, model.parameters(), alpha, outer if held_out else None, s.solver, s.terms, s.step * lr,
                 s.damping + s.weight_decay, generator,
             )  # fmt: skip
 
@@ -165,9 +182,9 @@ def train(s, data, model, omega, log):
     log is called with one dict an epoch. Raises FloatingPointError where a loss is not finite.
     """
     device = next(model.parameters()).device
-    optimizer = torch.optim.SGD(model.parameters(), s.lr, s.momentum, weight_decay=s.weight_decay)
-    loader = shuffled(data["train"], s.batch_size, s.seed)
-    batches, inner_iters = endless(loader, device), s.inner_iters or len(loader)
+    optimizer, plateau = optimizer_of(s, model.parameters())
+    batches = endless(data["train"], s.batch_size, s.seed, device, s.workers)
+    inner_iters = s.inner_iters or max(1, len(data["train"]) // s.batch_size)
     alpha_gradient = outer_problem(s, data, model)
     split = "val" if "val" in data else "test"
     T = s.epochs
@@ -185,25 +202,29 @@ def train(s, data, model, omega, log):
             l_total.backward()
             optimizer.step()
             steps.append(torch.stack([l_total, l_cls, l_mm]).detach())
-        record = {"t": t, "alpha": alpha, **mean_losses(steps, t), "split": split}
+        lr = optimizer.param_groups[0]["lr"]
+        record = {"t": t, "alpha": alpha, "lr": lr, **mean_losses(steps, t), "split": split}
 
         # updating weighting parameter alpha based on the chosen method
         if omega is None:
-            gradient, report = alpha_gradient(alpha)
+            gradient, report = alpha_gradient(alpha, lr)
             alpha = max(0.0, min(1.0, alpha - s.eta_alpha * (gradient or 0.0)))
             record |= {"hypergradient": gradient, **report}
         else:
             # Departs from paper: Alg. 1 has omega(t) here, so that epoch t + 1 would train with it and epoch 1 with a
             # value not given. Sec. 3.3 has alpha_t = omega(t): epoch t trains with omega(t), this is the next one's.
             alpha = omega(min(t + 1, T), T)
-        log(record | evaluate(model, data[split], data["modalities"], s.batch_size, device))
+        plateau.step(record["l_total"])
+        log(record | evaluate(model, data[split], data["modalities"], s, device))
 
 
 def check(s):
     """Raise ValueError for a setting that no run can have."""
-    for name, table in [("dataset", DATASETS), ("solver", SOLVERS), ("encoder", ENCODERS), ("fusion", FUSIONS)]:
+    for name, table in [("dataset", DATASETS), ("solver", SOLVERS), ("fusion", FUSIONS),
+                        ("outer", ["train", "held-out"]), ("optimizer", ["sgd", "adam"])]:  # fmt: skip
         known(name, getattr(s, name), table)
-    known("outer", s.outer, ["train", "held-out"])
+    for encoder in s.encoders.split(","):
+        encoder_names(encoder, 1)
     name = s.method.split(":")[0]
     known("method", name if name in SCHEDULES else s.method, METHODS)
     ranges = {
@@ -211,7 +232,7 @@ def check(s):
         "more than 0": (lambda v: 0 < v < math.inf, ["epochs", "lr", "tau", "terms", "step"]),
         "0 or more": (
             lambda v: 0 <= v < math.inf,
-            ["inner_iters", "momentum", "weight_decay", "eta_alpha", "damping"],
+            ["inner_iters", "momentum", "weight_decay", "plateau", "eta_alpha", "damping", "workers"],
         ),
         "0 to 1": (lambda v: 0 <= v <= 1, ["alpha_0", "val_fraction"]),
         "0 to 4294967295": (lambda v: 0 <= v < 2**32, ["seed"]),
@@ -229,7 +250,7 @@ def hold_out(dataset, groups, fraction, seed):
     held_out = np.isin(groups, members[: max(1, round(fraction * len(members)))])
     if held_out.all():
         raise ValueError(f"--val-fraction {fraction} leaves nothing to train on; expected less than 1")
-    return Subset(dataset, np.flatnonzero(~held_out)), Subset(dataset, np.flatnonzero(held_out))
+    return dataset.subset(np.flatnonzero(~held_out)), dataset.subset(np.flatnonzero(held_out))
 
 
 def prepare(s):
@@ -241,15 +262,17 @@ def prepare(s):
         raise FileExistsError(f"{folder} holds a run already; choose another --out, or --overwrite to start over")
     if s.outer == "held-out" and s.method != "learning-based":
         raise ValueError(f"--outer held-out is for learning-based; with {s.method} use --val-fraction 0.1")
-    if s.outer == "held-out":
+    data = DATASETS[s.dataset](s.root, functools.partial(encoder_names, s.encoders))
+    if "val" in data and s.val_fraction:
+        raise ValueError(f"{s.dataset} has a validation part of its own; --val-fraction is for sets without one")
+    if s.outer == "held-out" and "val" not in data:
         s.val_fraction = s.val_fraction or 0.1
-    data = DATASETS[s.dataset](s.root)
     if s.val_fraction:
         data["train"], data["val"] = hold_out(data["train"], data["groups"], s.val_fraction, s.seed)
     torch.manual_seed(s.seed)
-    channels = [len(x_j) for x_j in data["train"][0][:-1]]
+    channels = [x_j.shape[-3] if x_j.is_floating_point() else 0 for x_j in data["train"][0][:-1]]  # 0: text
     kind = Unimodal if s.method == "unimodal" else Model
-    model = kind(channels, data["n_classes"], s.encoder, s.fusion).to(pick_device(s.device))
+    model = kind(channels, data["n_classes"], s.encoders, s.fusion, s.pretrained).to(pick_device(s.device))
     fixed = {"learning-based": None, "unimodal": schedule("constant:0")}
     omega = fixed[s.method] if s.method in fixed else schedule(s.method)
     folder.mkdir(parents=True, exist_ok=True)
@@ -286,7 +309,7 @@ def line(record, modalities, T):
 
 def run(s, folder, data, model, omega):
     """One whole run, from what `prepare` gave: Algorithm 1, the log, the table. Returns the test scores."""
-    names, path = data["modalities"], folder / "log.jsonl"
+    names, path, best = data["modalities"], folder / "log.jsonl", {"acc": -1.0}
     kept = {k: v for k, v in dataclasses.asdict(s).items() if k not in ("out", "overwrite")}
     device = next(model.parameters()).device
     versions = {"python": platform.python_version(), "torch": torch.__version__}
@@ -299,13 +322,19 @@ def run(s, folder, data, model, omega):
         def log(record):
             write(record)
             tqdm.write(line(record, names, s.epochs))
+            if "val" in data and record["fused"]["acc"] > best["acc"]:
+                best.update(t=record["t"], acc=record["fused"]["acc"], model=copy.deepcopy(model.state_dict()))
 
         write({"settings": kept, "modalities": names, "samples": counts, "device": str(device), "versions": versions})
         start = time.perf_counter()
         train(s, data, model, omega, log)
         print(f"trained in {time.perf_counter() - start:.0f} s")
-        result = evaluate(model, data["test"], names, s.batch_size, device)
-        write({"test": result})
+        if "val" in data:
+            model.load_state_dict(best["model"])
+        chosen = best.get("t", s.epochs)
+        result = evaluate(model, data["test"], names, s, device)
+        write({"test": result, "t": chosen})
+    print(f"epoch {chosen}, {'the best on the validation part' if 'val' in data else 'the last'}:")
     print(table(result, names))
     print(f"to see it: python figures.py curves {folder}")
     return result
@@ -318,12 +347,13 @@ def parse(arguments=None):
         flag = "--" + f.name.replace("_", "-")
         text = f.metadata["help"].replace("%", "%%")
         if f.type in (bool, "bool"):
-            parser.add_argument(flag, action="store_true", help=text)
+            parser.add_argument(flag, action="store_true", default=None, help=text)
         else:
             shown = "" if f.default == "" else f" (default {f.default})"
             kind, metavar = type(f.default), {str: "NAME", int: "N", float: "X"}[type(f.default)]
-            parser.add_argument(flag, type=kind, default=f.default, help=text + shown, metavar=metavar)
-    return Settings(**vars(parser.parse_args(arguments)))
+            parser.add_argument(flag, type=kind, help=text + shown, metavar=metavar)
+    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    return Settings(**defaults(given.get("dataset")) | given)
 
 
 def main(arguments=None):
@@ -336,8 +366,8 @@ def main(arguments=None):
         run(s, *prepared)
     except KeyboardInterrupt:
         error, status = "stopped; the epochs so far are in the log", 130
-    except (FloatingPointError, OSError) as e:
-        error = e
+    except (FloatingPointError, OSError, Broken) as e:
+        error = str(e).strip().splitlines()[-1].removeprefix("media.Broken: ")  # a worker's comes with its traceback
     except ValueError as e:
         if status == 1:
             raise  # a fault of ours, not of the input

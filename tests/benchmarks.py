@@ -30,7 +30,7 @@ def main(rounds=15):
     model = Model([1, 1], data["n_classes"])
     theta = list(model.parameters())
     optimizer = torch.optim.SGD(theta, s.lr, s.momentum)
-    batches = train.endless(train.shuffled(data["train"], s.batch_size, 0), "cpu")
+    batches = train.endless(data["train"], s.batch_size, 0, torch.device("cpu"))
 
     def step():
         model.train()

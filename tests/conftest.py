@@ -1,23 +1,29 @@
 """What several test files share: a data set that trains in a blink."""
 
+import json
+from pathlib import Path
+
+import av
 import numpy as np
 import pytest
+import soundfile
 import torch
-from torch.utils.data import TensorDataset
+from PIL import Image
 
 import data
+from media import Samples, as_is
 
 torch.set_num_threads(1)  # the tests are small; more threads only wait for each other
 
 
-def tiny(root=None, n=48):
+def tiny(root=None, encoders=None, n=48):
     """Three classes, two modalities of 1 and 2 channels; groups of two samples."""
     generator = torch.Generator().manual_seed(0)
 
     def pairs(n):
         y = torch.arange(n) % 3
         x = [torch.randn(n, c, 8, 8, generator=generator) + y.view(-1, 1, 1, 1) for c in (1, 2)]
-        return TensorDataset(*x, y)
+        return Samples(x, y, [as_is, as_is])
 
     return {"modalities": ["image", "sound"], "n_classes": 3, "train": pairs(n), "test": pairs(15),
             "groups": np.arange(n) // 2}  # fmt: skip
@@ -29,3 +35,74 @@ def tiny_data(monkeypatch, tmp_path):
     monkeypatch.setitem(data.DATASETS, "tiny", tiny)
     monkeypatch.chdir(tmp_path)
     return tiny
+
+
+SHARED = Path(__file__).parents[1] / "../shared/samples"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real samples, ../shared/samples, are not here")
+
+
+def make_wav(path, seconds=1.0, rate=16000):
+    """A tone of 440 Hz."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, 0.3 * np.sin(2 * np.pi * 440 * np.arange(int(rate * seconds)) / rate), rate)
+
+
+def make_jpg(path, size=(64, 48), colour=(200, 40, 10)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+def make_video(path, frames=30, size=(64, 48), sound=True, video="mpeg4"):
+    """A clip whose n-th frame has the grey level 8 n, with a tone of the same length, in the format of its ending."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as file:
+        pictures = file.add_stream(video, rate=30, width=size[0], height=size[1], pix_fmt="yuv420p")
+        tones = file.add_stream("aac", rate=44100, layout="mono") if sound else None
+        for n in range(frames):
+            grey = np.full((size[1], size[0], 3), 8 * n % 256, np.uint8)
+            file.mux(pictures.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        file.mux(pictures.encode())
+        if sound:
+            wave = 0.3 * np.sin(2 * np.pi * 440 * np.arange(44100 * frames // 30) / 44100)
+            for i in range(0, len(wave), 1024):
+                part = av.AudioFrame.from_ndarray(wave[None, i : i + 1024].astype(np.float32), "fltp", "mono")
+                part.sample_rate, part.pts = 44100, i
+                file.mux(tones.encode(part))
+            file.mux(tones.encode())
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory):
+    """A BERT of 2 layers and a few words in a local folder, as save_pretrained leaves it."""
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder = tmp_path_factory.mktemp("bert")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "a", "dog", "cat", "is", "fine", "."]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=128, **sizes)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory):
+    """A CLIP of 2 layers per tower that reads single letters, in a local folder."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    folder = tmp_path_factory.mktemp("clip")
+    letters = "abcdefghijklmnopqrstuvwxyz.#@:"
+    tokens = [*letters, *(f"{x}</w>" for x in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({token: k for k, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    files = str(folder / "vocab.json"), str(folder / "merges.txt")
+    CLIPTokenizer(*files, model_max_length=16).save_pretrained(folder)
+    torch.manual_seed(0)
+    n = len(tokens)
+    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, projection_dim=24)
+    text = dict(vocab_size=n, max_position_embeddings=16, bos_token_id=n - 2, eos_token_id=n - 1, pad_token_id=n - 1)
+    vision = dict(image_size=224, patch_size=56)
+    config = CLIPConfig(text_config=sizes | text, vision_config=sizes | vision, projection_dim=24)
+    CLIPModel(config).save_pretrained(folder)
+    return folder

@@ -1,216 +1,593 @@
-"""data.py: what is in the sets, and what is said of files that are broken."""
+"""data.py and prepare.py: the six sets from their original files to the final table, and what is said of damage."""
 
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections import Counter
 from pathlib import Path
 
-import librosa
 import numpy as np
 import pytest
 import soundfile
+from conftest import SHARED, make_jpg, make_video, make_wav, needs_shared
+from PIL import Image
 
 import data
+import prepare
+import train
 
-FSDD = Path(__file__).parents[1] / "../shared/samples/fsdd"
-
-
-def tensors(split):
-    return [x.numpy() for x in split.tensors]
-
-
-def test_keypad_is_the_same_for_a_seed():
-    """Bit for bit; another seed gives other pairs."""
-    first, again, other = data.keypad(), data.keypad(), data.keypad(seed=1)
-    for split in ("train", "test"):
-        assert all(
-            np.array_equal(a, b) for a, b in zip(tensors(first[split]), tensors(again[split]))
-        )
-        assert not np.array_equal(first[split].tensors[0], other[split].tensors[0])
+ROOT = Path(__file__).parents[1]
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
 
-def test_keypad_has_the_promised_pairs():
-    """14,376 and 1,198 pairs of all ten digits, standardised, with groups that keep an image's copies together."""
-    pairs = data.keypad()
-    image, sound, y = pairs["train"].tensors
-    assert image.shape == (14376, 1, 20, 20) and sound.shape == (14376, 1, 65, 24)
-    assert len(pairs["test"]) == 1198 and set(y.tolist()) == set(range(10))
-    for x in (image, sound):
-        assert abs(x.mean()) < 1e-4 and abs(x.std() - 1) < 1e-3
-    groups = pairs["groups"]
-    assert len(groups) == 14376 and all(np.bincount(groups) == 12)
-    for group in range(5):
-        assert len(set(y[groups == group].tolist())) == 1
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
 
 
-def test_images_are_split_by_image():
-    """Every handwritten digit is in one split only."""
-    splits = data.handwritten_digits(np.random.default_rng(0))
-    seen = [{image.tobytes() for image in splits[split][0]} for split in ("train", "test")]
-    assert len(seen[0]) + len(seen[1]) == 1797 and not seen[0] & seen[1]
+def listed(name, root):
+    """{split: number of samples} and their labels, from the annotation files below root."""
+    found = list(data.SETS[name]["list"](data.index(name, root)))
+    return Counter(split for split, *_ in found), [label for _, label, *_ in found]
 
 
-def test_the_canvas_shows_the_digit_at_its_column(monkeypatch):
-    """Without noise the ink is where the returned place says, unchanged."""
-    monkeypatch.setattr(data, "IMAGE_NOISE", 0.0)
-    canvas, column = data.place(np.ones((500, 8, 8)), np.random.default_rng(0))
-    for picture, place in zip(canvas[:, 0], column):
-        assert picture.sum() == 64
-        assert np.flatnonzero(picture.sum(0))[0] == round(place * (data.CANVAS - 8))
-    assert set(np.round(column * (data.CANVAS - 8))) == set(range(data.CANVAS - 7))
+# --- the real annotation files ---
 
 
-def test_a_key_sounds_its_two_tones_at_the_onset(monkeypatch):
-    """Silence before and after; between, the spectrum's two peaks are the key's frequencies of ITU-T Q.23."""
-    monkeypatch.setattr(data, "TONE_NOISE", 0.0)
-    labels, onsets = np.arange(10), np.linspace(0, 1, 10)
-    for wave, digit, onset in zip(
-        data.press(labels, onsets, np.random.default_rng(0)), labels, onsets
-    ):
-        heard = np.flatnonzero(wave) / data.RATE
-        assert heard[0] == pytest.approx(onset * 0.35, abs=0.002) and np.ptp(
-            heard
-        ) == pytest.approx(0.15, abs=0.002)
-        spectrum = np.abs(np.fft.rfft(wave))
-        frequency = np.fft.rfftfreq(len(wave), 1 / data.RATE)
-        low, high = (
-            frequency[band][spectrum[band].argmax()]
-            for band in (frequency < 1050, frequency > 1050)
-        )
-        assert (low, high) == pytest.approx(data.TONES[digit], abs=4)
+@needs_shared
+@pytest.mark.parametrize("name, folder, counts, n_classes", [
+    ("cremad", "cremad", {"train": 6698, "test": 744}, 6),
+    ("kinetics-sounds", "kinetics_sounds", {"train": 14799, "test": 2597}, 31),
+    ("sarcasm", "sarcasm", {"train": 19816, "val": 2410, "test": 2409}, 2),
+    ("twitter2015", "twitter2015", {"train": 3179, "val": 1122, "test": 1037}, 3),
+    ("nvgesture", "nvgesture", {"train": 1050, "test": 482}, 25),
+])  # fmt: skip
+def test_the_real_lists_have_their_counts(name, folder, counts, n_classes):
+    """The paper's numbers; for KineticsSounds those of the list that everybody uses."""
+    found, labels = listed(name, SHARED / folder)
+    assert found == counts and set(labels) == set(range(n_classes))
 
 
-def test_log_spectrogram_is_the_log_of_a_windowed_transform():
-    """Frame by frame with numpy: periodic Hann window of 128, hop 80, no padding."""
-    wave = np.random.default_rng(0).normal(size=2000)
-    window = np.sin(np.pi * np.arange(128) / 128) ** 2
-    frames = [
-        np.log(np.abs(np.fft.rfft(window * wave[i : i + 128])) + 1e-7)
-        for i in range(0, 2000 - 127, 80)
-    ]
-    assert np.allclose(data.log_spectrogram(wave[None])[0, 0], np.array(frames).T, atol=1e-4)
+@needs_shared
+def test_the_real_list_of_vggsound_has_its_counts(tmp_path):
+    """15,446 test rows in 309 classes, numbered in the order of their sorted names, with stat.csv and without."""
+    labels = {}
+    for stat in (True, False):
+        root = tmp_path / str(stat)
+        root.mkdir()
+        shutil.copy(SHARED / "vggsound/test.csv", root)
+        write(root / "train.csv", "")
+        if stat:
+            shutil.copy(SHARED / "vggsound/stat.csv", root)
+        found, labels[stat] = listed("vggsound", root)
+        assert found == {"test": 15446} and set(labels[stat]) == set(range(309))
+    assert labels[True] == labels[False]
 
 
-def test_the_later_key_is_further_right(monkeypatch):
-    """In keypad the onset of the key is the column of the digit that it is paired with, and the key is that digit's."""
-    shown, heard = [], []
-    real_place, real_press = data.place, data.press
-
-    def place(images, rng):
-        shown.append(real_place(images, rng))
-        return shown[-1]
-
-    def press(labels, onsets, rng):
-        heard.append((labels, onsets))
-        return real_press(labels, onsets, rng)
-
-    monkeypatch.setattr(data, "place", place)
-    monkeypatch.setattr(data, "press", press)
-    pairs = data.keypad()
-    for split, (_, column), (labels, onsets) in zip(("train", "test"), shown, heard):
-        assert np.array_equal(column, onsets) and np.array_equal(labels, tensors(pairs[split])[2])
+@needs_shared
+def test_nvgesture_takes_the_label_of_the_list():
+    """Version 2 relabels 15 and 8 rows, so that they differ from their folder's class; windows are of 80 frames."""
+    differ = Counter()
+    for split, label, group, _, wanted in data.list_nvgesture(data.index("nvgesture", SHARED / "nvgesture")):
+        (_, _, stream, start, end), _, depth = wanted
+        folder = Path(stream).parent
+        differ[split] += int(folder.parent.name.removeprefix("class_")) != label + 1
+        assert end - start == 80 == depth[4] - depth[3] and folder.name.startswith(group + "_")
+    assert differ == {"train": 15, "test": 8}
 
 
-def clone(folder, **replaced):
-    """A small FSDD in the original layout: 10 digits, one speaker, index 0 and 5; replaced: file stem -> bytes."""
-    (folder / "recordings").mkdir(parents=True)
-    for digit in range(10):
-        for index in (0, 5):
-            wave = 0.3 * np.sin(2 * np.pi * (300 + 50 * digit) * np.arange(3000) / 8000)
-            soundfile.write(folder / f"recordings/{digit}_theo_{index}.wav", wave, 8000)
-    for stem, content in replaced.items():
-        (folder / f"recordings/{stem[1:]}.wav").write_bytes(content)
-    return folder
+# --- small data sets in the original layouts ---
+
+EMOTIONS = ["1001_DFA_ANG_XX", "1001_IEO_DIS_HI", "1002_IEO_FEA_LO", "1002_DFA_HAP_XX", "1003_DFA_NEU_XX",
+            "1003_DFA_SAD_XX"]  # fmt: skip
+VIDEOS = ["--4-0ihtnBU", "--6q_33gNew", "-00nar1nEPc", "-3Mwkq-7TV4"]
 
 
-def test_spoken_digits_reads_a_clone(tmp_path):
-    """Index 0-4 is the test split, the rest train; the label is the file name's digit; copies are as promised."""
-    pairs = data.spoken_digits(clone(tmp_path))
-    for split, copies in [("train", 5), ("test", 4)]:
-        assert pairs[split].tensors[2].tolist() == np.repeat(np.arange(10), copies).tolist()
-        assert pairs[split].tensors[1].shape == (10 * copies, 1, 65, 24)
-    assert not np.array_equal(*pairs["train"].tensors[0][:2])  # another image, or another place
+def cremad(root, tiny_bert=None, tiny_clip=None):
+    """wav and flv under real names, OGM-GE's lists: no header, CRLF."""
+    for name in EMOTIONS:
+        make_wav(root / f"AudioWAV/{name}.wav")
+        make_video(root / f"VideoFlash/{name}.flv", sound=False, video="flv")
+    rows = [f"{name},{name.split('_')[2]}\r\n" for name in EMOTIONS]
+    write(root / "annotations/train.csv", "".join(rows))
+    write(root / "annotations/test.csv", "".join(rows[:3]))
+    return []
 
 
-def test_a_recording_is_resampled_and_repeated(tmp_path):
-    """3,000 samples at 8 kHz are 1,500 at 4 kHz; 0.5 s holds them once and a third, with peak 1."""
-    path = clone(tmp_path) / "recordings/3_theo_0.wav"
-    wave = data.listen(path)
-    expected = librosa.resample(soundfile.read(path)[0], orig_sr=8000, target_sr=4000)
-    assert wave.shape == (2000,) and np.abs(wave).max() == pytest.approx(1)
-    assert np.allclose(
-        wave, np.concatenate([expected, expected[:500]]) / np.abs(expected).max(), atol=1e-4
-    )
+def kinetics_sounds(root, *_):
+    """mp4 as Kinetics-400 names them, train and test apart."""
+    write(root / "my_train.txt", "".join(f"{video}_000058_000068,10,{k}\n" for k, video in enumerate(VIDEOS)))
+    write(root / "my_test.txt", f"{VIDEOS[0]}_58,10,0\n{VIDEOS[3]}_58,10,3\n")
+    for video in VIDEOS:
+        make_video(root / f"k400/train/{video}_000058_000068.mp4")
+    return []
 
 
-@pytest.mark.skipif(
-    not FSDD.is_dir(), reason="the real recordings, ../shared/samples/fsdd, are not here"
-)
-def test_spoken_digits_pairs_the_real_recordings(monkeypatch):
-    """2,700 and 300 recordings, 5 and 4 times, of one class and split; no group shares an image or a recording."""
-    seen = {}
-    monkeypatch.setattr(
-        data, "place", lambda images, rng: (seen.setdefault(len(images), images)[:, None], None)
-    )
-    monkeypatch.setattr(data, "SPEECH_NOISE", 0.0)
-    pairs = data.spoken_digits(FSDD)
-    digits = data.handwritten_digits(np.random.default_rng(0))
-    for split, each in [("train", 1350), ("test", 120)]:
-        _, sounds, y = tensors(pairs[split])
-        assert np.bincount(y).tolist() == [each] * 10
-        images, classes = digits[split]
-        class_of = {image.tobytes(): k for image, k in zip(images, classes)}
-        assert [class_of[image.tobytes()] for image in seen[len(y)]] == y.tolist()
-    groups, y = pairs["groups"], tensors(pairs["train"])[2]
-    assert all(set(y[groups == k]) == set(range(10)) for k in range(10)) and len(np.unique(groups)) == 10
-    for things in (seen[13500], tensors(pairs["train"])[1]):
-        groups_of = {}
-        for thing, group in zip(things, groups):
-            groups_of.setdefault(thing.tobytes(), set()).add(group)
-        assert all(len(g) == 1 for g in groups_of.values())
+def vggsound(root, *_):
+    """The three spellings of a clip's file, and a label with a comma."""
+    labels = ["people marching", "bird chirping, tweeting", "playing harp", "people marching"]
+    rows = [f'{video},{30 + k},"{label}",{split}\n' for split in ("train", "test")
+            for k, (video, label) in enumerate(zip(VIDEOS, labels))]  # fmt: skip
+    write(root / "vggsound.csv", "".join(rows))
+    spellings = ["_000030.mp4", "_31000_41000.mp4", "_32.mp4", ".mp4"]
+    for video, spelling in zip(VIDEOS, spellings):
+        make_video(root / f"video/{video}{spelling}")
+    return []
 
 
-@pytest.mark.parametrize(
-    "content, said",
-    [
-        (b"", "cannot be read as sound|is empty"),
-        (b"RIFF", "cannot be read as sound"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git-lfs pointer"),
-        ("silence", "empty, silent or not finite"),
-        ("no samples", "empty, silent or not finite"),
-        ("not finite", "empty, silent or not finite"),
-        ("a folder", "cannot be read as sound"),
-        ("half a header", "cannot be read as sound|is empty"),
-    ],
-)
-def test_a_broken_recording_is_named(tmp_path, content, said):
-    """One ValueError with the path, what is wrong and what to do."""
-    path = clone(tmp_path) / "recordings/0_theo_0.wav"
-    if content in ("silence", "no samples"):
-        soundfile.write(path, np.zeros(100 if content == "silence" else 0), 8000)
-    elif content == "not finite":
-        soundfile.write(path, np.full(100, np.nan), 8000, subtype="FLOAT")
-    elif content == "a folder":
-        path.unlink()
-        path.mkdir()
+def sarcasm(root, tiny_bert, tiny_clip):
+    """Lines of Python lists, a tweet to leave out, images under their tweets' ids."""
+    for split, extra in [("train.txt", ""), ("valid2.txt", ", 0"), ("test2.txt", ", 1")]:
+        ids = [f"84000616066098{['train.txt', 'valid2.txt', 'test2.txt'].index(split)}{i}" for i in range(4)]
+        rows = [f"['{name}', 'the dog is fine . to # {name}'{extra}, {i % 2}]\r\n" for i, name in enumerate(ids)]
+        rows.append(f"['910308516510011393', 'a # humor joke'{extra}, 1]\r\n")
+        write(root / f"text/{split}", "".join(rows))
+        for name in ids:
+            make_jpg(root / f"dataset_image/{name}.jpg")
+    return ["--encoders", f"cnn,bert:{tiny_bert}"]
+
+
+def twitter2015(root, tiny_bert, tiny_clip):
+    """Tab separated, test.tsv with its header of four names; some rows share an image."""
+    usual, odd = "index\t#1 Label\t#2 ImageID\t#3 String\t#3 String\n", "index\t#1 ImageID\t#2 String\t#2 String\n"
+    for split, first in [("train", 1860693), ("dev", 975807), ("test", 74960)]:
+        rows = [f"{i + 1}\t{i % 3}\t{first + i // 2}.jpg\tRT @ dog : $T$ is \"fine\tthe cat\n" for i in range(4)]
+        write(root / f"{split}.tsv", (odd if split == "test" else usual) + "".join(rows))
+        for i in range(2):
+            make_jpg(root / f"twitter2015_images/{first + i}.jpg")
+    return ["--encoders", f"clip:{tiny_clip}"]
+
+
+def nvgesture(root, *_):
+    """Two streams a clip; subject 3 trains, subject 13 tests."""
+    for split, subjects in [("train", (3, 5)), ("test", (13,))]:
+        rows = []
+        for subject, k in itertools.product(subjects, (1, 2)):
+            folder = f"Video_data/class_{k:02d}/subject{subject}_r0"
+            rows.append(f"path:./{folder} depth:sk_depth:5:85 color:sk_color:5:85 duo_left:duo_left:1:9 label:{k} \n")
+            for stream in ("sk_color", "sk_depth"):
+                make_video(root / folder / f"{stream}.avi", frames=90, sound=False)
+        write(root / f"nvgesture_{split}_correct_cvpr2016_v2.lst", "".join(rows))
+    return []
+
+
+MAKERS = {"cremad": cremad, "kinetics-sounds": kinetics_sounds, "vggsound": vggsound, "sarcasm": sarcasm,
+          "twitter2015": twitter2015, "nvgesture": nvgesture}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory, tiny_bert, tiny_clip):
+    """name -> (folder in the original layout, flags), each made once; a test that changes it copies it first."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            root = tmp_path_factory.mktemp(name)
+            made[name] = root, MAKERS[name](root, tiny_bert, tiny_clip)
+        return made[name]
+
+    return get
+
+
+@pytest.fixture
+def copied(originals, tmp_path, monkeypatch):
+    """name -> (a folder of its own, flags), prepared or not."""
+    monkeypatch.chdir(tmp_path)
+
+    def get(name, prepared=False):
+        source, flags = originals(name)
+        if prepared and not (source / "prepared").is_dir():
+            prepare.prepare(name, source, 1)
+        shutil.copytree(source, tmp_path / name)
+        if not prepared:
+            shutil.rmtree(tmp_path / name / "prepared", ignore_errors=True)
+        return tmp_path / name, flags
+
+    return get
+
+
+def run(name, root, flags=(), method="heuristic", epochs=1):
+    usual = f"--encoders cnn --workers 0 --batch-size 2 --epochs {epochs} --method {method} --dataset {name}".split()
+    return train.main([*usual, "--root", str(root), "--out", f"{root}-{method}", *flags])
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_every_set_goes_from_its_originals_to_the_table(name, copied, capsys):
+    """prepare, then both methods for two epochs."""
+    root, flags = copied(name)
+    assert prepare.main(["prepare", name, "--root", str(root), "--workers", "2"]) == 0
+    assert "0 broken" in capsys.readouterr().out
+    for method in ("heuristic", "learning-based"):
+        assert run(name, root, flags, method, epochs=2) == 0
+        first, *epochs, test = map(json.loads, Path(f"{root}-{method}/log.jsonl").read_text().splitlines())
+        assert len(epochs) == 2 and first["modalities"] == data.SETS[name]["modalities"]
+        assert set(test["test"]) == {"fused", "perf_gap", *first["modalities"]}
+        assert ("val" in first["samples"]) == (name in ("sarcasm", "twitter2015"))
+    printed = capsys.readouterr().out
+    assert printed.count(f"{name} train: ") == 2 and "macro-F1" in printed and "missing" not in printed
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["cremad", "vggsound", "nvgesture"])
+def test_real_media_go_from_the_original_to_the_table(name, tmp_path, monkeypatch):
+    """The real clips, each under its real name; where one split has none of them, a list of our own divides them."""
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / name
+    if name == "cremad":
+        shutil.copytree(SHARED / "cremad", root)
+        os.system(f"chmod -R u+w {root}")
+        for wav in (root / "AudioWAV").glob("*.wav"):
+            make_video(root / f"VideoFlash/{wav.stem}.flv", sound=False, video="flv")
+        names = sorted(wav.stem for wav in (root / "AudioWAV").glob("*.wav"))
+        rows = [f"{clip},{clip.split('_')[2]}\r\n" for clip in names]
+        write(root / "annotations/test.csv", "".join(rows[:2]))
+        write(root / "annotations/train.csv", "".join(rows[2:]))
+    elif name == "vggsound":
+        shutil.copytree(SHARED / "vggsound/video", root)
+        os.system(f"chmod -R u+w {root}")
+        starts = [(clip.name[:11], int(clip.stem[12:].split("_")[0].removesuffix("000"))) for clip in root.iterdir()]
+        rows = (f"{video},{t},{i},{'test' if i > 4 else 'train'}\n" for i, (video, t) in enumerate(starts))
+        write(root / "vggsound.csv", "".join(rows))
     else:
-        path.write_bytes(path.read_bytes()[:20] if content == "half a header" else content)
-    with pytest.raises(ValueError, match=said) as error:
-        data.spoken_digits(tmp_path)
-    assert str(path) in str(error.value)
+        shutil.copytree(SHARED / "nvgesture", root)
+        os.system(f"chmod -R u+w {root}")
+        lines = (root / "nvgesture_train_correct_cvpr2016_v2.lst").read_text().splitlines(keepends=True)
+        here = [x for x in lines if (root / x.split()[0].removeprefix("path:")).is_dir()]
+        for part, split in [(here[:3], "train"), (here[3:], "test")]:
+            write(root / f"nvgesture_{split}_correct_cvpr2016_v2.lst", "".join(part))
+        for wrapped in root.rglob("sk_wrapped.avi"):
+            wrapped.rename(wrapped.with_name("sk_color.avi"))
+    assert prepare.main(["prepare", name, "--root", str(root), "--workers", "2"]) == 0
+    for method in ("heuristic", "learning-based"):
+        assert run(name, root, [], method, epochs=2) == 0
 
 
-def test_a_folder_that_is_no_clone_says_what_is_expected(tmp_path):
-    """No --root, a wrong one, and one with a single split."""
-    with pytest.raises(ValueError, match="needs --root; expected a clone"):
-        data.spoken_digits("")
-    for folder in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(FileNotFoundError, match="has no train recordings of the digits .*README"):
-            data.spoken_digits(folder)
-    for path in clone(tmp_path).glob("recordings/*_5.wav"):
-        path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"has no train recordings of the digits \[0, 1"):
-        data.spoken_digits(tmp_path)
+# --- what prepare writes ---
 
 
-def test_a_root_for_keypad_is_refused():
-    """It would be ignored in silence."""
-    with pytest.raises(ValueError, match="takes no --root"):
-        data.keypad("somewhere")
+def test_prepare_writes_ten_frames_and_the_sound(copied):
+    """Evenly spaced, short side 256, in order; 16 kHz mono; the frames' grey levels are those of the clip's frames."""
+    root, _ = copied("kinetics-sounds", prepared=True)
+    frames = sorted((root / f"prepared/video/{VIDEOS[0]}_000058").iterdir())
+    assert [f.name for f in frames] == [f"{i:05d}.jpg" for i in range(1, 11)]
+    for n, frame in zip(range(1, 30, 3), frames):
+        picture = Image.open(frame)
+        assert min(picture.size) == 256 and np.asarray(picture).mean() == pytest.approx(8 * n, abs=6)
+    wave, rate = soundfile.read(root / f"prepared/audio/{VIDEOS[0]}_000058.wav")
+    assert rate == 16000 and wave.ndim == 1 and len(wave) == pytest.approx(16000, abs=1500)
+    assert np.abs(np.fft.rfft(wave[4000:12000])).argmax() * 2 == 440
+
+
+def test_prepare_keeps_a_gestures_window_and_its_flow(copied, monkeypatch):
+    """80 of 90 frames from number 5 on; flow between them, none where nothing moves."""
+    root, _ = copied("nvgesture", prepared=True)
+    for modality in ("rgb", "depth"):
+        frames = sorted((root / f"prepared/{modality}/class_01-subject3_r0").iterdir())
+        assert len(frames) == 80 and np.asarray(Image.open(frames[0])).mean() == pytest.approx(40, abs=6)
+    flow = np.load(root / "prepared/flow/class_01-subject3_r0.npy")
+    assert flow.shape == (128, 170, 2, 79) and flow.dtype == np.float16
+
+
+def test_flow_points_where_things_move(tmp_path):
+    """A texture that goes 4 pixels right a frame, at half the size: u = 2, v = 0."""
+    noise = np.random.default_rng(0).integers(256, size=(32, 100), dtype=np.uint8)
+    wide = np.asarray(Image.fromarray(noise).resize((800, 256)))
+    (tmp_path / "f").mkdir()
+    for i in range(3):
+        Image.fromarray(wide[:, 100 - 4 * i : 500 - 4 * i]).save(tmp_path / f"f/{i}.png")
+    flow = np.load(prepare.compute_flow(tmp_path / "f", 0, 3, tmp_path / "flow.npy")).astype(float)
+    assert np.median(flow[32:96, 50:150, 0]) == pytest.approx(2, abs=0.1)
+    assert np.median(flow[32:96, 50:150, 1]) == pytest.approx(0, abs=0.1)
+
+
+def snapshot(folder):
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != "broken.csv"}
+
+
+def test_prepare_goes_on_after_a_kill(copied, capsys):
+    """Killed at a moment of its work it leaves whole clips alone; again, it makes the rest and touches none of them."""
+    root, _ = copied("cremad")
+    command = [sys.executable, ROOT / "data.py", "prepare", "cremad", "--root", root, "--workers", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    while not list(root.glob("prepared/video/*/00010.jpg")):
+        assert process.poll() is None
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = [clip for clip in (root / "prepared/video").iterdir() if not clip.name.startswith(".part-")]
+    assert 1 <= len(done) <= 6 and all(len(list(clip.iterdir())) == 10 for clip in done)
+    before = {p: t for clip in done for p, t in snapshot(clip).items()}
+    write(root / "prepared/video/.part-1-x/00001.jpg", b"half a picture")
+    subprocess.run(command, check=True, capture_output=True)
+    after = snapshot(root / "prepared")
+    assert len(after) == 60 and before.items() <= after.items()
+    assert prepare.main(["prepare", "cremad", "--root", str(root), "--workers", "1"]) == 0
+    assert "already there: 6" in capsys.readouterr().out
+    assert snapshot(root / "prepared") == after
+
+
+def test_frames_that_people_have_are_read_as_they_are(copied, capsys):
+    """Image-01-FPS/<id>/*.jpg, frame_0000N.jpg and <id>_<start>.mp4/: nothing to prepare."""
+    root, _ = copied("cremad")
+    shutil.rmtree(root / "VideoFlash")
+    for name in EMOTIONS:
+        make_jpg(root / f"Image-01-FPS/{name}/frame_00001.jpg")
+    root2, _ = copied("vggsound")
+    shutil.rmtree(root2 / "video")
+    for k, video in enumerate(VIDEOS):
+        make_jpg(root2 / f"train-videos/Image-01-FPS/{video}_{30 + k}.mp4/00001.jpg")
+        make_wav(root2 / f"train-audios/{video}_{30 + k}.wav")
+    for name, folder in [("cremad", root), ("vggsound", root2)]:
+        assert run(name, folder) == 0
+        assert prepare.main(["prepare", name, "--root", str(folder), "--workers", "1"]) == 0
+        assert "already there" in capsys.readouterr().out
+
+
+def test_a_part_of_the_data_trains_and_is_counted(copied, capsys):
+    """Missing, pointers, undecodable and without sound: each by its reason, in prepare's count and in training's."""
+    root, _ = copied("kinetics-sounds")
+    clips = sorted((root / "k400/train").iterdir())
+    write(root / "my_train.txt", (root / "my_train.txt").read_text() + "zzzzzzzzzz1_1_11,10,7\nzzzzzzzzzz2_1_11,10,7\n")
+    write(clips[1], LFS)
+    write(clips[2], clips[2].read_bytes()[:3000])
+    make_video(root / "k400/train/zzzzzzzzzz1_000001_000011.mp4", sound=False)
+    assert prepare.main(["prepare", "kinetics-sounds", "--root", str(root), "--workers", "1"]) == 0
+    printed = capsys.readouterr().out
+    for line in ("done: 2", "missing: 1", "git-lfs pointer: 1", "undecodable: 1", "no audio track: 1", "2 broken"):
+        assert line in printed
+    assert run("kinetics-sounds", root) == 0
+    said = "train: 2 of 6 found (paper: 15000); 1 git-lfs pointer, 1 missing, 1 no audio track, 1 undecodable"
+    assert said in capsys.readouterr().out
+
+
+def test_classes_do_not_hang_on_what_is_there(copied):
+    """The last clip keeps its label when all others are gone; rows in another order give each the same label."""
+    root, _ = copied("cremad")
+    lines = (root / "annotations/train.csv").read_text().splitlines(keepends=True)
+    expected = {names[0]: label for _, label, _, names, _ in data.list_cremad(data.index("cremad", root))}
+    assert sorted(expected.values()) == [0, 1, 2, 3, 4, 5] and expected["1003_DFA_NEU_XX"] == 0
+    write(root / "annotations/train.csv", "".join(lines[::-1]))
+    assert {names[0]: label for _, label, _, names, _ in data.list_cremad(data.index("cremad", root))} == expected
+
+
+def test_held_out_actors_are_in_one_part(copied):
+    """--val-fraction divides CREMA-D by actor; a set with a validation part of its own refuses it."""
+    root, _ = copied("cremad", prepared=True)
+    s = train.parse(["--dataset", "cremad", "--root", str(root), "--val-fraction", "0.3", "--encoders", "cnn"])
+    _, parts, *_ = train.prepare(s)
+    actors = {split: {path.split("/")[-1][:4] for path in parts[split].sources[0]} for split in ("train", "val")}
+    assert len(parts["val"]) == 2 and not actors["train"] & actors["val"]
+
+
+def test_the_target_stands_in_its_sentence(copied):
+    """$T$ is put back; quotes are characters like any other."""
+    root, _ = copied("twitter2015")
+    *_, (_, sentence) = next(data.list_twitter2015(data.index("twitter2015", root)))
+    assert sentence == 'RT @ dog : the cat is "fine'
+
+
+def test_a_long_list_costs_its_rows(tmp_path, capsys):
+    """Twice the rows, twice the memory and no more: less than 2 kB a row, whatever the media weigh."""
+    peaks = []
+    for n in (5000, 10000):
+        rows = (f"{i:011d},{i % 600},label {i % 309},{'train' if i % 10 else 'test'}\n" for i in range(n))
+        write(tmp_path / "vggsound.csv", "".join(rows))
+        tracemalloc.start()
+        with pytest.raises(FileNotFoundError):
+            data.gather("vggsound", tmp_path, lambda m: ["cnn"] * m)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 2.3 * peaks[0] and peaks[1] < 2000 * 10000
+
+
+# --- damage ---
+
+
+def cut(path, fraction=0.5):
+    write(path, path.read_bytes()[: int(fraction * path.stat().st_size)])
+
+
+def folder_for(path):
+    path.unlink()
+    path.mkdir()
+
+
+CLIP = EMOTIONS[0]
+WAV, FLV, LIST = f"AudioWAV/{CLIP}.wav", f"VideoFlash/{CLIP}.flv", "annotations/train.csv"
+MP4, TRAIN = f"k400/train/{VIDEOS[0]}_000058_000068.mp4", "my_train.txt"
+AVI, LST = "Video_data/class_01/subject3_r0/sk_depth.avi", "nvgesture_train_correct_cvpr2016_v2.lst"
+JPG = "dataset_image/8400061606609800.jpg"
+FLOW = "Video_data/flow_data/train/0.npy"
+
+
+def append(text):
+    return lambda path: write(path, path.read_bytes() + (text if isinstance(text, bytes) else text.encode()))
+
+
+def floats(path, values, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, values, **options)
+
+
+LINES = [  # damage to annotation files: training and preparing stop with this sentence
+    ("cremad", LIST, append("1001_IOM_JOY_XX,JOY\n"), "line 7: unknown label 'JOY', expected one of ['NEU'"),
+    ("cremad", LIST, append("1001_IOM_ANG_XX\n"), "line 7 has 1 columns, expected 2: name, label"),
+    ("cremad", LIST, append("1001_IOM_ANG_XX,ANG,1\n"), "line 7 has 3 columns, expected 2"),
+    ("cremad", LIST, append(b"\xff\xfe1\x00,\x00"), "is not UTF-8 text"),
+    ("cremad", LIST, append('"1001_IOM_ANG_XX,ANG\n'), "line 7 is no line of a csv file"),
+    ("cremad", LIST, lambda p: write(p, "name,emotion\nx,ANG\n"), "is a header without ['label']"),
+    ("cremad", LIST, lambda p: p.unlink(), "has no train.csv; README, Data, cremad"),
+    ("cremad", LIST, folder_for, "has no train.csv"),
+    ("cremad", LIST, lambda p: write(p, ""), "its list is empty"),
+    ("kinetics-sounds", TRAIN, append("--4-0ihtnBU_000058_000068,10,31\n"), "line 5: unknown label '31'"),
+    ("kinetics-sounds", TRAIN, append("abc,10,3\n"), "line 5 is 'abc' from '', expected a YouTube id"),
+    ("vggsound", "vggsound.csv", append("--4-0ihtnBU,x,people marching,train\n"), "from 'x', expected a YouTube id"),
+    ("vggsound", "vggsound.csv", append("--4-0ihtnBU,3,people marching,dev\n"), "unknown split 'dev'"),
+    ("sarcasm", "text/train.txt", append("['1', 'text'\n"), "line 6 is not ['tweet id', 'text', label 0 or 1]"),
+    ("sarcasm", "text/train.txt", append("__import__('os').mkdir('owned')\n"), "line 6 is not ['tweet id'"),
+    ("sarcasm", "text/train.txt", append("['1', 'text', 2]\n"), "line 6 is not ['tweet id'"),
+    ("sarcasm", "text/train.txt", append("[" * 5000 + "\n"), "line 6 is not ['tweet id'"),
+    ("sarcasm", "text/train.txt", append(b"['1', 't\xe9xt', 1]\n"), "is not UTF-8 text (invalid"),
+    ("twitter2015", "train.tsv", append("5\t1\tx.jpg\ta $T$\n"), "line 6 is not index, sentiment 0 to 2, image"),
+    ("twitter2015", "train.tsv", append("5\t-1\tx.jpg\ta $T$\tdog\n"), "line 6 is not index, sentiment"),
+    ("nvgesture", LST, append("path:./x depth:sk_depth:1:2 label:1\n"), "line 5 is not path:.. depth"),
+    ("nvgesture", LST, append("path:./a/b depth:d:1:2 color:c:1:2 x label:26\n"), "line 5 is not path:.. depth"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, file, damage, said", LINES)
+def test_a_damaged_list_is_one_sentence(name, file, damage, said, copied, capsys):
+    """Status 2, from training and from prepare, and nothing of a line is ever evaluated."""
+    root, flags = copied(name)
+    damage(root / file)
+    results = [("train.py", run(name, root, flags), capsys.readouterr().err)]
+    if said != "its list is empty":  # where there is nothing to prepare, that is no error
+        status = prepare.main(["prepare", name, "--root", str(root), "--workers", "1"])
+        results.append(("data.py", status, capsys.readouterr().err))
+    for program, status, err in results:
+        (line,) = [x for x in err.splitlines() if x.startswith(program)]
+        assert status == 2 and said in line
+    assert not Path("owned").exists()
+
+
+def test_a_list_with_a_header_bom_and_crlf_is_read(copied):
+    """As some tools write it."""
+    root, _ = copied("cremad")
+    rows = (root / LIST).read_bytes()
+    write(root / LIST, b"\xef\xbb\xbfname,label\r\n" + rows)
+    assert listed("cremad", root)[0] == {"train": 6, "test": 3}
+
+
+MEDIA = [  # damage to media: prepare counts it by this reason, training leaves it out
+    ("cremad", WAV, cut, "undecodable", "cut off"),
+    ("cremad", WAV, lambda p: write(p, ""), "undecodable", "the file is empty"),
+    ("cremad", WAV, lambda p: write(p, b"RIFF"), "undecodable", "cannot be read"),
+    ("cremad", WAV, lambda p: write(p, "<html>404</html>"), "undecodable", "cannot be read"),
+    ("cremad", WAV, lambda p: write(p, LFS), "git-lfs pointer", None),
+    ("cremad", WAV, lambda p: p.unlink(), "no audio track", "has no audio track"),
+    ("cremad", WAV, folder_for, "no audio track", "has no audio track"),
+    ("cremad", WAV, lambda p: soundfile.write(p, [np.nan] * 99, 8000, subtype="FLOAT"), "undecodable", "not finite"),
+    ("cremad", FLV, lambda p: cut(p, 0.6), "undecodable", "cut off"),
+    ("cremad", FLV, lambda p: write(p, ""), "undecodable", "the file is empty"),
+    ("cremad", FLV, lambda p: write(p, LFS), "git-lfs pointer", None),
+    ("cremad", FLV, lambda p: p.unlink(), "missing", None),
+    ("cremad", FLV, lambda p: write(p, bytes(2000)), "undecodable", "cannot be read"),
+    ("kinetics-sounds", MP4, cut, "undecodable", "cannot be read"),
+    ("kinetics-sounds", MP4, lambda p: write(p, ""), "undecodable", "the file is empty"),
+    ("kinetics-sounds", MP4, lambda p: make_wav(p.with_suffix(".wav")) or p.with_suffix(".wav").rename(p),
+     "no video track", "has no video track"),
+    ("nvgesture", AVI, cut, "undecodable", "cut off"),
+    ("nvgesture", AVI, lambda p: make_video(p, frames=20, sound=False), "too few frames", "expected at least 85"),
+    ("nvgesture", AVI, lambda p: write(p, b"RIFF"), "undecodable", "cannot be read"),
+    ("nvgesture", FLOW, lambda p: floats(p, np.zeros((4, 4, 2))), "undecodable", "expected numbers (H, W, 2, T)"),
+    ("nvgesture", FLOW, lambda p: floats(p, np.array([{}]), allow_pickle=True), "undecodable", "cannot be read"),
+    ("nvgesture", FLOW, lambda p: floats(p, np.full((4, 4, 2, 9), np.inf)), "undecodable", "not finite"),
+    ("nvgesture", FLOW, lambda p: floats(p, np.zeros((9, 9, 2, 9))) or cut(p), "undecodable", "cannot be read"),
+    ("nvgesture", FLOW, lambda p: write(p, ""), "undecodable", "the file is empty"),
+    ("sarcasm", JPG, cut, "undecodable", "cannot be read"),
+    ("sarcasm", JPG, lambda p: write(p, ""), "undecodable", "the file is empty"),
+    ("sarcasm", JPG, lambda p: write(p, "<html>"), "undecodable", "cannot be read"),
+    ("sarcasm", JPG, lambda p: write(p, LFS), "git-lfs pointer", None),
+    ("sarcasm", JPG, lambda p: p.unlink(), "missing", None),
+    ("sarcasm", JPG, folder_for, "missing", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, file, damage, reason, what", MEDIA)
+def test_damaged_media_are_counted_and_left_out(name, file, damage, reason, what, copied, capsys):
+    """By prepare with the details in its list, and by training with its reason; the rest is there."""
+    root, flags = copied(name, prepared=True)
+    for sample in (CLIP, f"{VIDEOS[0]}_000058", "class_01-subject3_r0"):
+        for made in root.glob(f"prepared/*/{sample}*"):
+            prepare.remove(made)
+    damage(root / file)
+    assert prepare.main(["prepare", name, "--root", str(root), "--workers", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{reason}: 1" in printed and "already there" in printed
+    listed = (root / "prepared/broken.csv").read_text().splitlines()[1:]
+    assert len(listed) == (what is not None) and (what is None or what in listed[0])
+    encoders = train.encoder_names(flags[1] if flags else "cnn", len(data.SETS[name]["modalities"]))
+    found = data.gather(name, root, lambda m: encoders)
+    assert f"1 {reason}" in capsys.readouterr().out
+    for x in (found["train"][i] for i in range(len(found["train"]))):
+        assert len(x) == len(encoders) + 1
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("file", [WAV, f"prepared/video/{CLIP}/00005.jpg"])
+def test_damage_that_training_meets_first_stops_it(file, workers, copied, capsys):
+    """Unprepared, in the main process and in a worker: status 1 or 2, one sentence with the path, no traceback."""
+    root, _ = copied("cremad", prepared=True)
+    cut(root / file)
+    assert run("cremad", root, ["--workers", workers, "--epochs", "30"]) in (1, 2)
+    (said,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("train.py: ")]
+    assert str(root / file) in said and "cannot be read" in said
+
+
+def test_a_folder_without_frames_is_said(copied, capsys):
+    """What listing cannot see, reading names."""
+    root, _ = copied("cremad", prepared=True)
+    for frame in (root / f"prepared/video/{CLIP}").iterdir():
+        frame.rename(frame.with_name("picture.jpg"))
+        break
+    for frame in (root / f"prepared/video/{CLIP}").glob("0*.jpg"):
+        frame.unlink()
+    assert run("cremad", root) in (1, 2)
+    assert "holds no numbered pictures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--encoders", "bert"], "encoder 'bert' cannot encode audio"),
+    (["--encoders", "cnn,cnn,cnn"], "names 3 encoders, expected 1 or 2"),
+    (["--encoders", "cnn:x"], "encoder 'cnn' takes no source"),
+    (["--root", "nowhere"], "nowhere is no folder; expected the folder of cremad (README, Data, cremad"),
+    (["--root", ""], "cremad needs --root"),
+    (["--workers", "-1"], "--workers is -1, expected 0 or more"),
+    (["--optimizer", "lbfgs"], "unknown optimizer 'lbfgs'"),
+])  # fmt: skip
+def test_what_does_not_fit_is_one_sentence(flags, said, copied, capsys):
+    """Status 2."""
+    root, _ = copied("cremad", prepared=True)
+    assert run("cremad", root, flags) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("which", ["bert", "clip", "nowhere", "other"])
+def test_a_text_model_that_cannot_be_loaded_is_one_sentence(which, copied, capsys, tiny_bert, tiny_clip, tmp_path):
+    """Weights cut in half, a folder that is not there, another kind of model."""
+    root, _ = copied("sarcasm")
+    broken = {"nowhere": tmp_path / "nowhere", "other": tiny_bert}.get(which, tmp_path / "model")
+    if which in ("bert", "clip"):
+        shutil.copytree(tiny_bert if which == "bert" else tiny_clip, broken)
+        cut(broken / "model.safetensors")
+    encoders = f"clip:{broken}" if which in ("clip", "other") else f"cnn,bert:{broken}"
+    assert run("sarcasm", root, ["--encoders", encoders]) == 2
+    (said,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("train.py: ")]
+    assert str(broken) in said
+
+
+# --- the order of training ---
+
+
+def test_each_pass_sees_every_sample_once():
+    """Two passes are two permutations with seeds of their own; what is left over is dropped."""
+    batches = list(itertools.islice(iter(data.Batches(10, 3, seed=5)), 6))
+    keys = [key for batch in batches for key in batch]
+    for part in (keys[:9], keys[9:]):
+        assert len({i for i, _ in part}) == 9
+    assert keys[:9] != keys[9:] and len({seed for _, seed in keys}) == 18
+    assert len(data.Batches(10, 3, 5)) == 3 and len(data.Batches(2, 3, 5)) == 1
+
+
+@pytest.mark.parametrize("first", [0, 1, 3, 4, 7])
+def test_the_order_goes_on_from_any_batch(first):
+    """Leaving out the first batches gives what comes after them."""
+    all_of_them = list(itertools.islice(iter(data.Batches(10, 3, seed=5)), 12))
+    assert list(itertools.islice(iter(data.Batches(10, 3, 5, first)), 12 - first)) == all_of_them[first:]
+    assert list(itertools.islice(iter(data.Batches(10, 3, seed=6)), 12)) != all_of_them

@@ -2,21 +2,123 @@
 
 import pytest
 import torch
+import torchvision
+from transformers import AutoTokenizer
 
-from losses import classification_loss
-from model import ENCODERS, FUSIONS, Model, Unimodal
+import media
+from bilevel import evaluating, grad, hessian_product, hypergradient, total_gradient
+from losses import classification_loss, modality_matching_loss, total_loss
+from model import ENCODERS, FUSIONS, Model, Unimodal, encoder_names
 
 
 def features(m, B=5, d=64):
     return [torch.randn(B, d, generator=torch.Generator().manual_seed(j)) for j in range(m)]
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("encoder", ["cnn", "resnet18", "resnet50"])
 @pytest.mark.parametrize("channels", [1, 2, 3])
-def test_every_encoder_takes_any_number_of_channels(encoder, channels):
+def test_every_picture_encoder_takes_any_number_of_channels(encoder, channels):
     """(B, channels, H, W) -> (B, d), also for a picture that is not square."""
     phi, d = ENCODERS[encoder](channels)
     assert phi(torch.zeros(2, channels, 40, 24)).shape == (2, d)
+
+
+def test_a_clip_is_the_mean_over_its_frames():
+    """(B, F, C, H, W): each frame is encoded like a picture."""
+    phi, d = ENCODERS["resnet18"](3)
+    phi.eval()
+    x = torch.randn(2, 3, 3, 40, 24)
+    expected = torch.stack([phi(x[:, f]) for f in range(3)]).mean(0)
+    assert phi(x).shape == (2, d) and torch.allclose(phi(x), expected, atol=1e-5)
+
+
+def test_features_of_several_widths_are_mapped_to_the_smallest():
+    """cnn gives 64 numbers and ResNet18 512: z^(j) has 64 each, and L_MM can compare them."""
+    model = Model([1, 3], 5, "cnn,resnet18")
+    z = model([torch.randn(2, 1, 20, 20), torch.randn(2, 3, 40, 40)])
+    assert [z_j.shape for z_j in z] == [(2, 64)] * 2 and model.logits(z).shape == (2, 5)
+    assert isinstance(model.phi[1][1], torch.nn.Linear)
+
+
+def test_pretrained_weights_are_torchvisions(monkeypatch):
+    """Asked for by name; a stem of other channels starts from the mean over RGB."""
+    real, asked = torchvision.models.get_model, []
+
+    def get_model(name, weights):
+        asked.append((name, weights))
+        return real(name, weights=None)
+
+    monkeypatch.setattr(torchvision.models, "get_model", get_model)
+    model = Model([1, 3], 5, "resnet18", pretrained=True)
+    assert asked == [("resnet18", "DEFAULT")] * 2
+    assert model.phi[0].net.conv1.weight.shape == (64, 1, 7, 7) and model.phi[1].net.conv1.weight.shape == (64, 3, 7, 7)
+    Model([1], 5, "resnet18")
+    assert asked[-1] == ("resnet18", None)
+
+
+@pytest.fixture(params=["bert", "clip"])
+def text_model(request, tiny_bert, tiny_clip):
+    """(encoders, an image batch, a text batch, d)."""
+    sentences = ["the dog is fine .", "a cat"]
+    kinds = {"bert": (f"cnn,bert:{tiny_bert}", tiny_bert, 32), "clip": (f"clip:{tiny_clip}", tiny_clip, 24)}
+    encoders, folder, d = kinds[request.param]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = torch.stack([media.text(x, tokenizer=tokenizer) for x in sentences])
+    return encoders, torch.randn(2, 3, 224, 224), texts, d
+
+
+def test_text_encoders_load_from_a_folder(text_model):
+    """By the call that loads the real ones; what is filled up behind a text does not matter."""
+    encoders, image, texts, d = text_model
+    model = Model([3, 0], 2, encoders).eval()
+    z = model([image, texts])
+    assert [z_j.shape for z_j in z] == [(2, d)] * 2
+    length = int(texts[:, 1].sum(1).max())
+    assert torch.allclose(z[1], model([image, texts[:, :, :length]])[1], atol=1e-5)
+    assert not torch.allclose(z[1][0], z[1][1], atol=1e-3)
+
+
+def test_attention_can_be_differentiated_twice(text_model):
+    """Eq. 3 through BERT and CLIP in evaluation mode equals the central difference of the gradient: H u, in float64."""
+    encoders, image, texts, _ = text_model
+    torch.manual_seed(0)
+    model = Model([3, 0], 2, encoders).double().eval()
+    params, image = list(model.parameters()), image.double()
+
+    def losses():
+        z = model([image, texts])
+        return classification_loss(model.logits(z), torch.tensor([0, 1])), modality_matching_loss(z, 0.5)
+
+    u, eps = [torch.randn_like(p) for p in params], 1e-5
+    for u_i, p in zip(u, params):
+        if any(p is q for q in model.phi[0].parameters()) and encoders.startswith("cnn"):
+            u_i.zero_()  # no difference across the kinks of the image encoder's ReLU
+    product = hessian_product(total_gradient(*losses(), 0.5, params), params, u)
+    sides = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for p, u_i in zip(params, u):
+                p += sign * eps * u_i
+        sides.append(grad(total_loss(*losses(), 0.5), params))
+        with torch.no_grad():
+            for p, u_i in zip(params, u):
+                p -= sign * eps * u_i
+    difference = [(a - b) / (2 * eps) for a, b in zip(*sides)]
+    error = sum((a - b).square().sum() for a, b in zip(product, difference)).sqrt()
+    assert error < 1e-4 * sum(a.square().sum() for a in product).sqrt()
+    with evaluating(model):
+        assert hypergradient(losses, params, 0.5, step=1e-3)[0] is not None
+
+
+@pytest.mark.parametrize("text, m, names", [
+    ("cnn", 3, ["cnn"] * 3),
+    ("resnet50,bert", 2, ["resnet50", "bert:bert-base-uncased"]),
+    ("resnet50,bert:a:b", 2, ["resnet50", "bert:a:b"]),
+    ("clip", 2, ["clip:openai/clip-vit-base-patch32"] * 2),
+])  # fmt: skip
+def test_encoder_names_are_filled_up(text, m, names):
+    """One for all or one each, with the source that is usual."""
+    assert encoder_names(text, m) == names
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -89,7 +191,7 @@ def test_a_joint_model_fits_its_fused_logits():
     assert torch.equal(fitted, model.logits(z))
 
 
-@pytest.mark.parametrize("names", [dict(encoder="vit"), dict(fusion="cat")])
+@pytest.mark.parametrize("names", [dict(encoders="vit"), dict(fusion="cat")])
 def test_an_unknown_name_lists_the_choices(names):
     """Encoders and fusions alike."""
     with pytest.raises(ValueError, match="choose from .*(cnn|affine)"):

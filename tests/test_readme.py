@@ -12,6 +12,7 @@ import pytest
 
 import figures
 import losses
+import prepare
 import train
 
 ROOT = Path(__file__).parents[1]
@@ -45,17 +46,20 @@ def test_the_main_job_runs(tmp_path):
     )
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "train.py" in c or "figures.py" in c])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if re.search(r"(train|figures|data)\.py", c)])
 def test_every_command_of_the_readme_parses(command, monkeypatch):
     """Flags and method names exist; shell variables stand for a seed or a method."""
     monkeypatch.setitem(losses.SCHEDULES, "linear", lambda t, T: 1 - t / T)  # the README's own omega(t)
     monkeypatch.setattr(train, "METHODS", [*train.METHODS, "linear"])
-    script, *arguments = re.search(r"(train|figures)\.py(.*?)(?=;|&&|$)", command).group().split()
+    script, *arguments = re.search(r"(train|figures|data)\.py(.*?)(?=;|&&|$)", command).group().split()
     values = {"$seed": "0", "$method": "heuristic", "$data": "keypad", "DIR": "."}
     arguments = [values.get(a.strip("'\""), a) for a in arguments]
     if script == "train.py":
         s = train.parse([a for a in arguments if not a.startswith("$")])
         train.check(s)
+    elif script == "data.py":
+        monkeypatch.setattr(prepare, "prepare", lambda *_: None)
+        assert prepare.main(arguments) == 0
     else:
         monkeypatch.setattr(figures, "table", lambda runs: "")
         monkeypatch.setattr(figures, "curves", lambda runs, out: None)

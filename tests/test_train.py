@@ -183,8 +183,8 @@ def test_evaluate_is_in_eval_mode_and_measures_the_gap(tiny_data):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and model.training
     assert result["perf_gap"] == abs(result["image"]["acc"] - result["sound"]["acc"])
     model.eval()
-    *x, y = data["test"].tensors
-    z = model(x)
+    y = data["test"].y
+    z = model(data["test"].sources)
     assert result["fused"] == train.scores(model.logits(z).detach(), y.numpy())
     assert result["sound"] == train.scores(model.score(z, 1).detach(), y.numpy())
 
@@ -192,19 +192,31 @@ def test_evaluate_is_in_eval_mode_and_measures_the_gap(tiny_data):
 def test_hold_out_keeps_groups_together(tiny_data):
     """No group on both sides, nothing lost, about the fraction asked for; at least one group."""
     data = tiny_data()
+    data["train"].sources[0] = torch.arange(48)
     for fraction, expected in [(0.25, 12), (0.001, 2)]:
         rest, held_out = train.hold_out(data["train"], data["groups"], fraction, 0)
-        assert (
-            sorted([*rest.indices, *held_out.indices]) == list(range(48))
-            and len(held_out) == expected
-        )
-        assert not set(data["groups"][rest.indices]) & set(data["groups"][held_out.indices])
+        i, j = rest.sources[0].tolist(), held_out.sources[0].tolist()
+        assert sorted(i + j) == list(range(48)) and len(held_out) == expected
+        assert not set(data["groups"][i]) & set(data["groups"][j])
+        assert held_out.y.tolist() == data["train"].y[j].tolist()
 
 
-def test_with_a_validation_part_the_log_has_its_scores(tiny_data):
-    """Epochs are scored on it, the last line is still the test split's."""
+def test_with_a_validation_part_its_best_epoch_is_tested(tiny_data, monkeypatch, capsys):
+    """Epochs are scored on it; the first epoch with its highest ACC is the one whose parameters are tested."""
+    kept, real = [], train.evaluate
+
+    def evaluate(model, dataset, *rest):
+        if len(dataset) == 12:
+            kept.append([p.clone() for p in model.parameters()])
+            return real(model, dataset, *rest) | {"fused": {"acc": [50.0, 70.0, 70.0][len(kept) - 1]}}
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), kept[1]))
+        return real(model, dataset, *rest)
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    monkeypatch.setattr(train, "line", lambda *_: "")
     first, epochs, _ = run(method="heuristic", val_fraction=0.25)
     assert first["samples"] == {"train": 36, "val": 12, "test": 15} and epochs[0]["split"] == "val"
+    assert log_of("run")[-1]["t"] == 2 and "epoch 2, the best on the validation part" in capsys.readouterr().out
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_data, monkeypatch, capsys):

@@ -1,0 +1,225 @@
+"""From files to tensors: what a sample is, and how sound, pictures, clips, flow and text are read (Sec. 4.1).
+
+reader    x^(j)
+as_is     a tensor that is there already
+sound     log-spectrogram, (1, 257, 299) for 3 s, (1, 257, 1004) for 10 s
+picture   an image, (3, 224, 224)
+clip      F frames of a video, (F, C, 224, 224)
+flow      F frames of optical flow, (F, 2, 224, 224)
+text      token ids and attention mask, (2, L) int
+
+A reader is called as read(source, seed). Without a seed it gives the sample as it is tested; with one, its
+augmentation is drawn from the seed alone, so that neither the number of loader workers nor a restart changes it.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # mean and std of the channels, where white is 1
+CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+
+
+class Samples(Dataset):
+    """Samples (x^(1), ..., x^(m), y) of one split.
+
+    sources: for each modality a sequence of n things that its reader reads; y: n class indices; readers: one per
+    modality. samples[i] is the i-th as it is tested, samples[i, seed] as it is trained, augmented by that seed.
+    """
+
+    def __init__(self, sources, y, readers):
+        self.sources, self.y, self.readers = sources, y, readers
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, key):
+        i, seed = key if isinstance(key, tuple) else (key, None)
+        return *(read(source[i], seed) for read, source in zip(self.readers, self.sources)), self.y[i]
+
+    def subset(self, chosen):
+        """The samples at the positions `chosen`."""
+        take = lambda things: things[chosen] if torch.is_tensor(things) else [things[i] for i in chosen]  # noqa: E731
+        return Samples([take(source) for source in self.sources], take(self.y), self.readers)
+
+
+class Broken(ValueError):
+    """A file that is there and of no use. Its message is one sentence; `reason` says in few words what is counted."""
+
+    def __init__(self, message, reason="undecodable"):
+        super().__init__(message)
+        self.reason = reason
+
+
+def is_pointer(path):
+    """Whether the file is not the media but a git-lfs pointer to it."""
+    with open(path, "rb") as file:
+        return file.read(30).startswith(b"version https://git-lfs")
+
+
+def broken(path, error):
+    """The Broken that says why `path` could not be read."""
+    path = Path(path)
+    if not path.exists():
+        return Broken(f"{path} is missing; get it anew", "missing")
+    if path.is_dir():
+        return Broken(f"{path} is a folder, expected a file; get it anew")
+    if is_pointer(path):
+        return Broken(f"{path} is a git-lfs pointer, not media; run `git lfs pull` in its folder", "git-lfs pointer")
+    what = " ".join(str(error).split()) if path.stat().st_size else "the file is empty"
+    return Broken(f"{path} cannot be read ({what}); get it anew, or remove it to do without it")
+
+
+def as_is(x, seed=None):
+    return x
+
+
+def listen(path, rate):
+    """A recording as mono at `rate` Hz: (samples,) float32. Broken where it is cut off or not sound."""
+    import librosa
+    import soundfile
+
+    try:
+        wave, own_rate = soundfile.read(path, dtype="float32", always_2d=True)  # (samples, channels)
+        with open(path, "rb") as file:
+            riff, size = file.read(4), int.from_bytes(file.read(4), "little")
+    except (RuntimeError, OSError, ValueError) as error:
+        raise broken(path, error) from error
+    if riff == b"RIFF" and os.path.getsize(path) < size + 8 < 2**32 - 256:  # a stream's size is left 0 or all ones
+        raise broken(path, "it is cut off: shorter than its header says")
+    if not (wave.size and np.isfinite(wave).all()):
+        raise broken(path, "it holds no samples, or some that are not finite")
+    return librosa.resample(wave.mean(1), orig_sr=own_rate, target_sr=rate)
+
+
+def log_spectrogram(wave, window, hop):
+    """log(|STFT| + 1e-7), uncentred: (..., samples) -> (..., 1 + window / 2, frames)."""
+    import librosa
+
+    return np.log(np.abs(librosa.stft(wave, n_fft=window, hop_length=hop, center=False)) + 1e-7)
+
+
+def sound(path, seed=None, seconds=10):
+    """A recording's log-spectrogram: 16 kHz, repeated or cut to `seconds`, window 512, hop 159 (Sec. 4.1)."""
+    # Paper silent: how the spectrogram gets its printed sizes. 257 x 299 and 257 x 1004 are these numbers, uncentred.
+    wave = np.resize(listen(path, 16000), 16000 * seconds).clip(-1, 1)
+    return torch.from_numpy(log_spectrogram(wave, 512, 159))[None]
+
+
+def pixels(path, mode="RGB"):
+    """A picture file as (C, H, W) uint8: mode RGB has 3 channels, L one."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            values = torch.from_numpy(np.array(image.convert(mode)))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise broken(path, error) from error
+    return values.permute(2, 0, 1) if mode == "RGB" else values[None]
+
+
+def fit(pictures, seed, flip):
+    """(..., H, W) -> (..., 224, 224), all alike: with a seed a random crop, mirrored half of the time; else resized."""
+    from torchvision.transforms import v2
+
+    # Paper silent: the augmentation. Here: the usual one for ResNets.
+    if seed is None:
+        return v2.functional.resize(pictures, [224, 224])
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        pictures = v2.RandomResizedCrop(224)(pictures)
+        return v2.RandomHorizontalFlip()(pictures) if flip else pictures
+
+
+def standardised(pictures, statistics):
+    """(..., C, H, W) uint8 -> float, by the mean and std of each channel; one channel only becomes 0..1."""
+    pictures = pictures / 255
+    if pictures.shape[-3] == 1:
+        return pictures
+    mean, std = (torch.tensor(s).view(-1, 1, 1) for s in statistics)
+    return (pictures - mean) / std
+
+
+def picture(path, seed=None, statistics=IMAGENET):
+    """An image file: (3, 224, 224)."""
+    return standardised(fit(pixels(path), seed, flip=True), statistics)
+
+
+def spread(n, k, seed=None):
+    """k of the positions 0..n-1, one in each of k equal parts: its middle, or with a seed a random one."""
+    within = np.full(k, 0.5) if seed is None else np.random.default_rng(seed).uniform(size=k)
+    return ((np.arange(k) + within) * n / k).astype(int)
+
+
+def numbered(folder):
+    """A folder's pictures in the order of the number that ends their names."""
+    pattern = re.compile(r"(\d+)\.(?:jpe?g|png)$", re.I)
+    try:
+        names = [(int(match[1]), entry.path) for entry in os.scandir(folder) if (match := pattern.search(entry.name))]
+    except OSError as error:
+        raise broken(folder, error) from error
+    if not names:
+        raise Broken(f"{folder} holds no numbered pictures, expected a clip's frames; get it anew", "no frames")
+    return [path for _, path in sorted(names)]
+
+
+def in_window(folder, start, end):
+    """The pictures of a clip's frames start..end-1. A folder that has just so many holds these alone already."""
+    paths = numbered(folder)
+    if len(paths) == end - start:
+        return paths
+    if len(paths) < end:
+        raise Broken(f"{folder} has {len(paths)} frames, expected {end - start} or at least {end}; get it anew",
+                     "too few frames")  # fmt: skip
+    return paths[start:end]
+
+
+def clip(source, seed=None, frames=3, mode="RGB", flip=True, statistics=IMAGENET):
+    """Frames of a clip, one from each of `frames` equal parts, cropped alike: (frames, C, 224, 224).
+
+    source: a folder of numbered pictures, or (folder, start, end), see `in_window`.
+    """
+    folder, start, end = source if isinstance(source, tuple) else (source, 0, None)
+    paths = numbered(folder) if end is None else in_window(folder, start, end)
+    pictures = [pixels(paths[i], mode) for i in spread(len(paths), frames, seed)]
+    if len({p.shape for p in pictures}) > 1:
+        raise Broken(f"{folder} has frames of several sizes, expected one clip's; get it anew", "mixed frames")
+    return standardised(fit(torch.stack(pictures), seed, flip), statistics)
+
+
+def flow(path, seed=None, frames=8):
+    """Optical flow in pixels from a .npy of (H, W, 2, T) numbers: (frames, 2, 224, 224)."""
+    try:
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        if values.ndim != 4 or values.shape[2] != 2 or not values.size or values.dtype.kind not in "fiu":
+            raise ValueError(f"it holds {values.dtype} {values.shape}, expected numbers (H, W, 2, T)")
+    except (OSError, ValueError, EOFError) as error:
+        raise broken(path, error) from error
+    chosen = np.asarray(values[..., spread(values.shape[3], frames, seed)], np.float32)
+    if not np.isfinite(chosen).all():
+        raise broken(path, "it has values that are not finite")
+    return fit(torch.from_numpy(chosen).permute(3, 2, 0, 1), seed, flip=False)
+
+
+def text(sentence, seed=None, tokenizer=None, length=128):
+    """A sentence's token ids and attention mask, filled up to `length`: (2, length) int."""
+    length = min(length, tokenizer.model_max_length)
+    codes = tokenizer(sentence, truncation=True, max_length=length, padding="max_length")
+    return torch.tensor([codes["input_ids"], codes["attention_mask"]])
+
+
+def load_pretrained(kind, source, **options):
+    """kind.from_pretrained(source) of transformers: a name of its hub, or a local folder. OSError in one sentence."""
+    from transformers import logging
+
+    logging.set_verbosity_error()  # what matters of its reports, weights that are missing, is checked by the callers
+    try:
+        return kind.from_pretrained(source, **options)
+    except Exception as error:  # the library raises a dozen kinds, of several lines each
+        why = " ".join(str(error).split()).split(". ")[0][:200]
+        raise OSError(f"cannot load {source!r} ({why}); expected a model's name, which needs the network, or a local "
+                      f"folder that holds the files of a {kind.__name__}") from error  # fmt: skip

@@ -1,0 +1,234 @@
+"""`python data.py prepare NAME --root DIR`: decode every video once, look into every other file once (Sec. 4.1).
+
+    root/prepared/audio/NAME.wav    the sound, 16 kHz mono
+    root/prepared/video/NAME/       ten frames evenly spaced, JPEG, short side 256
+    root/prepared/rgb/NAME/         a gesture's frames; likewise depth/
+    root/prepared/flow/NAME.npy     DIS optical flow between them, (H, W, 2, T) in pixels, short side 128
+    root/prepared/broken.csv        the samples that cannot be used, with reasons: training leaves them out
+
+Whatever stands there is whole: each file is written under another name first.
+"""
+
+import argparse
+import csv
+import functools
+import itertools
+import os
+import shutil
+import signal
+import sys
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data import LOCATE, PREPARED, SETS, absence, index, original
+from media import Broken, broken, flow, in_window, listen, numbered, pixels, spread
+
+
+def look(modality, source):
+    """Read all of a file or folder of files; Broken if one cannot be read."""
+    if modality == "audio":
+        listen(source, 16000)
+    elif modality == "image":
+        pixels(source)
+    elif modality == "flow":
+        flow(source)
+    else:
+        for path in numbered(path_of(source)):
+            pixels(path)
+
+
+def path_of(source):
+    """The file or folder of a source: a gesture's comes with its window, (folder, start, end)."""
+    return source[0] if isinstance(source, tuple) else source
+
+
+def remove(path):
+    """Delete a file or a whole folder, if it is there."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+@contextmanager
+def written(target):
+    """A path beside `target` to write to; when the block ends well it becomes `target`, whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".part-{os.getpid()}-{target.name}")
+    try:
+        yield part
+        os.replace(part, target)
+    finally:
+        remove(part)
+
+
+@contextmanager
+def opened(path):
+    """A video opened by PyAV; inside, its errors become Broken."""
+    import av
+
+    try:
+        with av.open(str(path)) as video:
+            yield video
+    except (av.FFmpegError, IndexError) as error:
+        raise broken(path, error) from error
+
+
+def count_frames(path):
+    """The frames of a video, by its packets; Broken where it ends before its header says, or has none."""
+    with opened(path) as video:
+        if not video.streams.video:
+            raise Broken(f"{path} has no video track; get it anew", "no video track")
+        stream, n, end = video.streams.video[0], 0, 0.0
+        for packet in video.demux():
+            if packet.size:
+                n += packet.stream is stream
+                if packet.pts is not None:
+                    end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        start, length = (video.start_time or 0) / 1e6, (video.duration or 0) / 1e6  # s
+        if n < 0.95 * stream.frames or end - start < 0.9 * length:
+            raise broken(path, "it is cut off: shorter than its header says")
+        return n
+
+
+def extract_frames(path, target, choose):
+    """Decode a video's frames choose(n) of n into the folder `target`, as JPEG with the short side 256. Returns it."""
+    n = count_frames(path)
+    positions = [int(i) for i in choose(n)]
+    if not n or positions[-1] >= n:
+        raise Broken(f"{path} has {n} frames, expected at least {max(positions, default=0) + 1}; get it anew",
+                     "too few frames")  # fmt: skip
+    pictures = {}
+    with opened(path) as video:
+        video.streams.video[0].codec_context.thread_count = 1  # the clips are decoded side by side already
+        for i, frame in enumerate(video.decode(video=0)):
+            if i in positions:
+                scale = 256 / min(frame.width, frame.height)
+                pictures[i] = frame.to_image(width=round(scale * frame.width), height=round(scale * frame.height))
+            if i == positions[-1]:
+                break
+    if absent := set(positions) - set(pictures):
+        raise broken(path, f"{len(absent)} of its frames cannot be decoded")
+    with written(target) as part:
+        part.mkdir()
+        for number, i in enumerate(positions, 1):
+            pictures[i].save(part / f"{number:05d}.jpg", "JPEG", quality=90)
+    return target
+
+
+def extract_sound(path, target):
+    """Decode a video's sound into the wav file `target`, 16 kHz mono. Returns it."""
+    import av
+    import soundfile
+
+    with opened(path) as video:
+        if not video.streams.audio:
+            raise Broken(f"{path} has no audio track; remove it, or get it anew with its sound", "no audio track")
+        resampler = av.AudioResampler("s16", "mono", 16000)
+        frames = itertools.chain(video.decode(audio=0), [None])  # None: what the resampler still holds
+        parts = [part.to_ndarray()[0] for frame in frames for part in resampler.resample(frame)]
+    if not parts:
+        raise Broken(f"{path} has an empty audio track; get it anew", "no audio track")
+    with written(target) as part:
+        soundfile.write(part, np.concatenate(parts), 16000, format="WAV", subtype="PCM_16")
+    return target
+
+
+def compute_flow(folder, start, end, target):
+    """DIS optical flow between a gesture's frames, short side 128, into the .npy `target`: (H, W, 2, T). Returns it."""
+    import cv2
+
+    method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    pictures = [pixels(path, "L")[0].numpy() for path in in_window(folder, start, end)]
+    scale = 128 / min(pictures[0].shape)
+    pictures = [cv2.resize(p, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for p in pictures]
+    fields = [method.calc(a, b, None) for a, b in itertools.pairwise(pictures)]
+    with written(target) as part:
+        np.save(part, np.stack(fields, -1).astype(np.float16))
+    return target
+
+
+def make(modality, original, wanted, sources, target):
+    """Write a modality's file of one sample, and return it as a source."""
+    if modality == "audio":
+        return extract_sound(original, target.with_name(f"{target.name}.wav"))
+    if modality == "video":
+        return extract_frames(original, target, lambda n: spread(n, 10))
+    if modality == "flow":
+        return compute_flow(*sources[0], target.with_name(f"{target.name}.npy"))
+    start, end = wanted[3:]
+    return extract_frames(original, target, lambda n: range(start, end)), start, end
+
+
+def prepare_sample(modalities, into, job):
+    """Make what one sample lacks, look into what it has: (its name, "done", "already there" or a reason, details)."""
+    name, wanted, sources, originals = job
+    state = "already there"
+    try:
+        for j, modality in enumerate(modalities):
+            if sources[j] is None:
+                sources[j], state = make(modality, originals[j], wanted[j], sources, into / modality / name), "done"
+            elif modality != "text" and into not in Path(path_of(sources[j])).parents:
+                look(modality, sources[j])
+    except Broken as error:
+        return name, error.reason, str(error)
+    return name, state, ""
+
+
+def prepare(name, root, workers):
+    """Decode each video below root once, into root/prepared; look into every other file; count what came of it.
+
+    What is done stays done when it is stopped and started again. The samples that are broken are listed with their
+    reasons in root/prepared/broken.csv, and training leaves them out.
+    """
+    files, modalities, into = index(name, root), SETS[name]["modalities"], Path(root) / PREPARED
+    for part in into.glob("*/.part-*"):  # of a run that was killed
+        remove(part)
+    jobs, results = {}, {}
+    for _, _, _, names, wanted in SETS[name]["list"](files):
+        sources = [LOCATE[m](w, files) for m, w in zip(modalities, wanted)]
+        originals = [original(m, names, w, files) for m, w in zip(modalities, wanted)]
+        unmade = any(s is None and o is None and m != "flow" for m, s, o in zip(modalities, sources, originals))
+        if unmade or (None in sources and any(n in files["pointer"] for n in names)):
+            results[names[0]] = absence(names, originals, files), ""
+        else:
+            jobs[names[0]] = names[0], wanted, sources, originals
+    work = functools.partial(prepare_sample, modalities, into)
+    ignore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first process alone
+    pool = ProcessPoolExecutor(workers, initializer=ignore)
+    try:
+        for done, reason, what in tqdm(pool.map(work, jobs.values(), chunksize=4), name, len(jobs), unit="sample"):
+            results[done] = reason, what
+    finally:
+        pool.shutdown(cancel_futures=True)
+        broken = [[key, reason, what] for key, (reason, what) in results.items() if what]
+        with written(into / "broken.csv") as part, open(part, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([["name", "reason", "what"], *broken])
+    for reason, n in sorted(Counter(reason for reason, _ in results.values()).items()):
+        print(f"{reason}: {n}")
+    print(f"{len(broken)} broken, listed in {into / 'broken.csv'}")
+
+
+def main(arguments=None):
+    """Exit status 0; 2 for a command or a folder that is wrong, 1 for what failed, 130 for Ctrl-C: one sentence."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    command = parser.add_subparsers(dest="command", required=True).add_parser("prepare", help=prepare.__doc__)
+    command.add_argument("name", choices=list(SETS), metavar="NAME", help=f"one of {', '.join(SETS)}")
+    command.add_argument("--root", required=True, metavar="DIR", help="folder of the data set")
+    command.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes (all cores)")
+    options = parser.parse_args(arguments)
+    try:
+        prepare(options.name, options.root, max(1, options.workers))
+    except KeyboardInterrupt:
+        error, status = "stopped; what is done stays, the same command goes on from there", 130
+    except (ValueError, FileNotFoundError) as e:
+        error, status = e, 2
+    except (OSError, BrokenProcessPool) as e:
+        error, status = e, 1
+    else:
+        return 0
+    print(f"data.py: {error}", file=sys.stderr)
+    return status

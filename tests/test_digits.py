@@ -1,0 +1,220 @@
+"""digits.py: what is in the two sets, and what is said of files that are broken."""
+
+from pathlib import Path
+
+import librosa
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import digits
+import media
+
+FSDD = Path(__file__).parents[1] / "../shared/samples/fsdd"
+
+
+def tensors(split):
+    return [x.numpy() for x in (*split.sources, split.y)]
+
+
+def test_keypad_is_the_same_for_a_seed():
+    """Bit for bit; another seed gives other pairs."""
+    first, again, other = digits.keypad(), digits.keypad(), digits.keypad(seed=1)
+    for split in ("train", "test"):
+        assert all(
+            np.array_equal(a, b) for a, b in zip(tensors(first[split]), tensors(again[split]))
+        )
+        assert not np.array_equal(tensors(first[split])[0], tensors(other[split])[0])
+
+
+def test_keypad_has_the_promised_pairs():
+    """14,376 and 1,198 pairs of all ten digits, standardised, with groups that keep an image's copies together."""
+    pairs = digits.keypad()
+    image, sound, y = (torch.from_numpy(x) for x in tensors(pairs["train"]))
+    assert image.shape == (14376, 1, 20, 20) and sound.shape == (14376, 1, 65, 24)
+    assert len(pairs["test"]) == 1198 and set(y.tolist()) == set(range(10))
+    for x in (image, sound):
+        assert abs(x.mean()) < 1e-4 and abs(x.std() - 1) < 1e-3
+    groups = pairs["groups"]
+    assert len(groups) == 14376 and all(np.bincount(groups) == 12)
+    for group in range(5):
+        assert len(set(y[groups == group].tolist())) == 1
+
+
+def test_images_are_split_by_image():
+    """Every handwritten digit is in one split only."""
+    splits = digits.handwritten_digits(np.random.default_rng(0))
+    seen = [{image.tobytes() for image in splits[split][0]} for split in ("train", "test")]
+    assert len(seen[0]) + len(seen[1]) == 1797 and not seen[0] & seen[1]
+
+
+def test_the_canvas_shows_the_digit_at_its_column(monkeypatch):
+    """Without noise the ink is where the returned place says, unchanged."""
+    monkeypatch.setattr(digits, "IMAGE_NOISE", 0.0)
+    canvas, column = digits.place(np.ones((500, 8, 8)), np.random.default_rng(0))
+    for picture, place in zip(canvas[:, 0], column):
+        assert picture.sum() == 64
+        assert np.flatnonzero(picture.sum(0))[0] == round(place * (digits.CANVAS - 8))
+    assert set(np.round(column * (digits.CANVAS - 8))) == set(range(digits.CANVAS - 7))
+
+
+def test_a_key_sounds_its_two_tones_at_the_onset(monkeypatch):
+    """Silence before and after; between, the spectrum's two peaks are the key's frequencies of ITU-T Q.23."""
+    monkeypatch.setattr(digits, "TONE_NOISE", 0.0)
+    labels, onsets = np.arange(10), np.linspace(0, 1, 10)
+    for wave, digit, onset in zip(
+        digits.press(labels, onsets, np.random.default_rng(0)), labels, onsets
+    ):
+        heard = np.flatnonzero(wave) / digits.RATE
+        assert heard[0] == pytest.approx(onset * 0.35, abs=0.002) and np.ptp(
+            heard
+        ) == pytest.approx(0.15, abs=0.002)
+        spectrum = np.abs(np.fft.rfft(wave))
+        frequency = np.fft.rfftfreq(len(wave), 1 / digits.RATE)
+        low, high = (
+            frequency[band][spectrum[band].argmax()]
+            for band in (frequency < 1050, frequency > 1050)
+        )
+        assert (low, high) == pytest.approx(digits.TONES[digit], abs=4)
+
+
+def test_log_spectrogram_is_the_log_of_a_windowed_transform():
+    """Frame by frame with numpy: periodic Hann window of 128, hop 80, no padding."""
+    wave = np.random.default_rng(0).normal(size=2000)
+    window = np.sin(np.pi * np.arange(128) / 128) ** 2
+    frames = [
+        np.log(np.abs(np.fft.rfft(window * wave[i : i + 128])) + 1e-7)
+        for i in range(0, 2000 - 127, 80)
+    ]
+    assert np.allclose(media.log_spectrogram(wave, 128, 80), np.array(frames).T, atol=1e-4)
+
+
+def test_the_later_key_is_further_right(monkeypatch):
+    """In keypad the onset of the key is the column of the digit that it is paired with, and the key is that digit's."""
+    shown, heard = [], []
+    real_place, real_press = digits.place, digits.press
+
+    def place(images, rng):
+        shown.append(real_place(images, rng))
+        return shown[-1]
+
+    def press(labels, onsets, rng):
+        heard.append((labels, onsets))
+        return real_press(labels, onsets, rng)
+
+    monkeypatch.setattr(digits, "place", place)
+    monkeypatch.setattr(digits, "press", press)
+    pairs = digits.keypad()
+    for split, (_, column), (labels, onsets) in zip(("train", "test"), shown, heard):
+        assert np.array_equal(column, onsets) and np.array_equal(labels, tensors(pairs[split])[2])
+
+
+def clone(folder, **replaced):
+    """A small FSDD in the original layout: 10 digits, one speaker, index 0 and 5; replaced: file stem -> bytes."""
+    (folder / "recordings").mkdir(parents=True)
+    for digit in range(10):
+        for index in (0, 5):
+            wave = 0.3 * np.sin(2 * np.pi * (300 + 50 * digit) * np.arange(3000) / 8000)
+            soundfile.write(folder / f"recordings/{digit}_theo_{index}.wav", wave, 8000)
+    for stem, content in replaced.items():
+        (folder / f"recordings/{stem[1:]}.wav").write_bytes(content)
+    return folder
+
+
+def test_spoken_digits_reads_a_clone(tmp_path):
+    """Index 0-4 is the test split, the rest train; the label is the file name's digit; copies are as promised."""
+    pairs = digits.spoken_digits(clone(tmp_path))
+    for split, copies in [("train", 5), ("test", 4)]:
+        assert tensors(pairs[split])[2].tolist() == np.repeat(np.arange(10), copies).tolist()
+        assert tensors(pairs[split])[1].shape == (10 * copies, 1, 65, 24)
+    assert not np.array_equal(*tensors(pairs["train"])[0][:2])  # another image, or another place
+
+
+def test_a_recording_is_resampled_and_repeated(tmp_path):
+    """3,000 samples at 8 kHz are 1,500 at 4 kHz; 0.5 s holds them once and a third, with peak 1."""
+    path = clone(tmp_path) / "recordings/3_theo_0.wav"
+    wave = digits.spoken(path)
+    expected = librosa.resample(soundfile.read(path)[0], orig_sr=8000, target_sr=4000)
+    assert wave.shape == (2000,) and np.abs(wave).max() == pytest.approx(1)
+    assert np.allclose(
+        wave, np.concatenate([expected, expected[:500]]) / np.abs(expected).max(), atol=1e-4
+    )
+
+
+@pytest.mark.skipif(
+    not FSDD.is_dir(), reason="the real recordings, ../shared/samples/fsdd, are not here"
+)
+def test_spoken_digits_pairs_the_real_recordings(monkeypatch):
+    """2,700 and 300 recordings, 5 and 4 times, of one class and split; no group shares an image or a recording."""
+    seen = {}
+    monkeypatch.setattr(
+        digits, "place", lambda images, rng: (seen.setdefault(len(images), images)[:, None], None)
+    )
+    monkeypatch.setattr(digits, "SPEECH_NOISE", 0.0)
+    pairs = digits.spoken_digits(FSDD)
+    shown = digits.handwritten_digits(np.random.default_rng(0))
+    for split, each in [("train", 1350), ("test", 120)]:
+        _, sounds, y = tensors(pairs[split])
+        assert np.bincount(y).tolist() == [each] * 10
+        images, classes = shown[split]
+        class_of = {image.tobytes(): k for image, k in zip(images, classes)}
+        assert [class_of[image.tobytes()] for image in seen[len(y)]] == y.tolist()
+    groups, y = pairs["groups"], tensors(pairs["train"])[2]
+    assert all(set(y[groups == k]) == set(range(10)) for k in range(10)) and len(np.unique(groups)) == 10
+    for things in (seen[13500], tensors(pairs["train"])[1]):
+        groups_of = {}
+        for thing, group in zip(things, groups):
+            groups_of.setdefault(thing.tobytes(), set()).add(group)
+        assert all(len(g) == 1 for g in groups_of.values())
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"", "the file is empty"),
+        (b"RIFF", "cannot be read"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git-lfs pointer"),
+        ("silence", "is silent|holds no samples"),
+        ("no samples", "is silent|holds no samples"),
+        ("not finite", "is silent|holds no samples"),
+        ("a folder", "is a folder, expected a file"),
+        ("half a header", "cannot be read"),
+        ("half of it", "is cut off"),
+    ],
+)
+def test_a_broken_recording_is_named(tmp_path, content, said):
+    """One ValueError with the path, what is wrong and what to do."""
+    path = clone(tmp_path) / "recordings/0_theo_0.wav"
+    if content in ("silence", "no samples"):
+        soundfile.write(path, np.zeros(100 if content == "silence" else 0), 8000)
+    elif content == "not finite":
+        soundfile.write(path, np.full(100, np.nan), 8000, subtype="FLOAT")
+    elif content == "a folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        halves = {"half a header": 20, "half of it": 3000}
+        path.write_bytes(path.read_bytes()[: halves[content]] if content in halves else content)
+    with pytest.raises(ValueError, match=said) as error:
+        digits.spoken_digits(tmp_path)
+    assert str(path) in str(error.value)
+
+
+def test_a_folder_that_is_no_clone_says_what_is_expected(tmp_path):
+    """No --root, a wrong one, and one with a single split."""
+    with pytest.raises(ValueError, match="needs --root; expected a clone"):
+        digits.spoken_digits("")
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(FileNotFoundError, match="has no train recordings of the digits .*README"):
+            digits.spoken_digits(folder)
+    for path in clone(tmp_path).glob("recordings/*_5.wav"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no train recordings of the digits \[0, 1"):
+        digits.spoken_digits(tmp_path)
+
+
+def test_a_root_for_keypad_is_refused():
+    """It would be ignored in silence."""
+    with pytest.raises(ValueError, match="takes no --root"):
+        digits.keypad("somewhere")

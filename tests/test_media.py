@@ -1,0 +1,136 @@
+"""media.py: what a file becomes, and that its augmentation hangs on the seed alone."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import make_jpg, make_wav
+from PIL import Image
+
+import media
+from media import Samples, as_is
+
+
+def test_samples_read_by_position_and_seed():
+    """samples[i] reads without a seed, samples[i, seed] with it; a subset keeps the pairs together."""
+    samples = Samples([["a", "b", "c"], torch.arange(3)], [7, 8, 9], [lambda s, seed: (s, seed), as_is])
+    assert samples[1] == (("b", None), 1, 8) and samples[1, 5] == (("b", 5), 1, 8)
+    part = samples.subset(np.array([2, 0]))
+    assert len(part) == 2 and part[0] == (("c", None), 2, 9) and part[1] == (("a", None), 0, 7)
+
+
+@pytest.mark.parametrize("seconds, frames", [(3, 299), (10, 1004)])
+def test_spectrograms_have_the_papers_sizes(tmp_path, seconds, frames):
+    """257 x 299 and 257 x 1004 (Sec. 4.1), for a recording that is shorter and one that is longer."""
+    for length in (1.3, 12.0):
+        make_wav(tmp_path / "a.wav", length)
+        assert media.sound(tmp_path / "a.wav", seconds=seconds).shape == (1, 257, frames)
+
+
+def test_sound_is_the_log_of_a_windowed_transform(tmp_path):
+    """16 kHz, repeated to 3 s, periodic Hann window of 512, hop 159, no padding: written out for a few frames."""
+    wave = np.random.default_rng(0).uniform(-0.5, 0.5, 20000)
+    soundfile.write(tmp_path / "a.wav", wave, 16000, subtype="FLOAT")
+    result, long = media.sound(tmp_path / "a.wav", seconds=3)[0].numpy(), np.tile(wave, 3)[:48000]
+    window = np.sin(np.pi * np.arange(512) / 512) ** 2
+    for n in (0, 1, 130, 298):
+        expected = np.log(np.abs(np.fft.rfft(window * long[159 * n : 159 * n + 512])) + 1e-7)
+        assert np.allclose(result[:, n], expected, atol=2e-3)
+
+
+def test_sound_is_mono_at_16_khz(tmp_path):
+    """Channels are averaged, and another rate is resampled: a tone stays at its pitch."""
+    t = np.arange(44100) / 44100
+    soundfile.write(tmp_path / "a.wav", np.stack([np.sin(2 * np.pi * 1000 * t), 0 * t], 1), 44100)
+    wave = media.listen(tmp_path / "a.wav", 16000)
+    assert len(wave) == 16000 and np.abs(wave[1000:-1000]).max() == pytest.approx(0.5, abs=0.02)
+    assert np.abs(np.fft.rfft(wave)).argmax() == 1000
+
+
+def test_spread_takes_one_position_of_each_part():
+    """The middles without a seed; with one a random one within each part; short clips repeat."""
+    assert media.spread(10, 3).tolist() == [1, 5, 8]
+    seen = np.array([media.spread(9, 3, seed) for seed in range(200)])
+    assert all(set(seen[:, part]) == {3 * part, 3 * part + 1, 3 * part + 2} for part in range(3))
+    assert media.spread(1, 3, 5).tolist() == [0, 0, 0] and media.spread(2, 3).tolist() == [0, 1, 1]
+
+
+def numbered_frames(folder, n, first=1, size=(64, 48)):
+    """frame_1.jpg, frame_2.jpg, ... whose grey level is 10 times their number."""
+    for i in range(first, first + n):
+        make_jpg(folder / f"frame_{i}.jpg", size, (10 * i, 10 * i, 10 * i))
+    return folder
+
+
+def levels(x):
+    """The grey level of each frame of a clip in steps of 10."""
+    mean, std = (torch.tensor(s).view(3, 1, 1) for s in media.IMAGENET)
+    return ((x * std + mean).mean((1, 2, 3)) * 25.5).round().int().tolist()
+
+
+def test_a_clip_is_sorted_by_number(tmp_path):
+    """frame_2 comes before frame_10; three frames, 224 x 224, by ImageNet's mean and std."""
+    x = media.clip(numbered_frames(tmp_path, 10))
+    assert x.shape == (3, 3, 224, 224) and levels(x) == [2, 6, 9]
+
+
+def test_a_gesture_is_read_within_its_window(tmp_path):
+    """Frames start to end - 1 of a whole clip, or all of a folder that holds just so many; fewer are an error."""
+    whole, cut = numbered_frames(tmp_path / "whole", 20), numbered_frames(tmp_path / "cut", 4, first=11)
+    for folder in (whole, cut):
+        assert levels(media.clip((folder, 10, 14), frames=4)) == [11, 12, 13, 14]
+    with pytest.raises(media.Broken, match="has 4 frames, expected 5 or at least 15"):
+        media.clip((cut, 10, 15))
+
+
+def test_augmentation_is_drawn_from_the_seed(tmp_path):
+    """The same for a seed, another for another, whatever was drawn before; the global random state stays."""
+    noise = np.random.default_rng(0).integers(256, size=(90, 120, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "1.png")
+    state = torch.get_rng_state()
+    a, b, c = (media.picture(tmp_path / "1.png", seed) for seed in (3, 3, 4))
+    assert torch.equal(state, torch.get_rng_state())
+    torch.rand(5)
+    assert torch.equal(a, b) and torch.equal(a, media.picture(tmp_path / "1.png", 3)) and not torch.equal(a, c)
+    assert torch.equal(media.picture(tmp_path / "1.png"), media.picture(tmp_path / "1.png"))
+
+
+def test_the_frames_of_a_clip_are_cropped_alike(tmp_path):
+    """The same picture three times stays the same three times, also mirrored."""
+    noise = np.random.default_rng(0).integers(256, size=(90, 120, 3), dtype=np.uint8)
+    for i in range(3):
+        Image.fromarray(noise).save(tmp_path / f"{i}.png")
+    x = media.clip(tmp_path, seed=1)
+    assert torch.equal(x[0], x[1]) and torch.equal(x[0], x[2])
+
+
+def test_a_direction_is_not_mirrored():
+    """flip=False never swaps left and right; flip=True does so half of the time."""
+    ramp = torch.arange(64.0).expand(1, 1, 48, 64)
+    for flip in (False, True):
+        rising = [bool((media.fit(ramp, seed, flip)[0, 0, 0].diff() >= -1e-3).all()) for seed in range(40)]
+        assert (0 < sum(rising) < 40) if flip else all(rising)
+
+
+def test_depth_has_one_channel_from_0_to_1(tmp_path):
+    """Mode L, divided by 255 alone."""
+    x = media.clip(numbered_frames(tmp_path, 3), mode="L")
+    grey = [10 / 255, 20 / 255, 30 / 255]
+    assert x.shape == (3, 1, 224, 224) and x[:, 0, 0, 0].tolist() == pytest.approx(grey, abs=0.01)
+
+
+def test_flow_is_read_from_h_w_2_t(tmp_path):
+    """(H, W, 2, T) -> (frames, 2, 224, 224), the frames spread over T, values as they are."""
+    np.save(tmp_path / "a.npy", np.broadcast_to(np.arange(16.0), (20, 30, 2, 16)).astype(np.float16))
+    x = media.flow(tmp_path / "a.npy", frames=8)
+    assert x.shape == (8, 2, 224, 224) and x[:, 0, 5, 5].tolist() == [1, 3, 5, 7, 9, 11, 13, 15]
+
+
+def test_text_is_ids_and_mask(tiny_bert, tiny_clip):
+    """[CLS] words [SEP], filled up to 128, the mask 1 for what is text; cut where the encoder reads less."""
+    from transformers import AutoTokenizer
+
+    x = media.text("The dog", tokenizer=AutoTokenizer.from_pretrained(tiny_bert))
+    assert x.shape == (2, 128) and x[0, :5].tolist() == [2, 5, 7, 3, 0] and x[1].sum() == 4
+    assert media.text("a " * 300, tokenizer=AutoTokenizer.from_pretrained(tiny_bert))[1].sum() == 128
+    assert media.text("a " * 300, tokenizer=AutoTokenizer.from_pretrained(tiny_clip)).shape == (2, 16)
