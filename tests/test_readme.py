@@ -52,7 +52,7 @@ def test_every_command_of_the_readme_parses(command, monkeypatch):
     monkeypatch.setitem(losses.SCHEDULES, "linear", lambda t, T: 1 - t / T)  # the README's own omega(t)
     monkeypatch.setattr(train, "METHODS", [*train.METHODS, "linear"])
     script, *arguments = re.search(r"(train|figures|data)\.py(.*?)(?=;|&&|$)", command).group().split()
-    values = {"$seed": "0", "$method": "heuristic", "$data": "keypad", "DIR": "."}
+    values = {"$seed": "0", "$method": "heuristic", "$data": "keypad", "$decay": "0.1", "DIR": "."}
     arguments = [values.get(a.strip("'\""), a) for a in arguments]
     if script == "train.py":
         s = train.parse([a for a in arguments if not a.startswith("$")])

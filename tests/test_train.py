@@ -179,7 +179,7 @@ def test_evaluate_is_in_eval_mode_and_measures_the_gap(tiny_data):
     data, model = tiny_data(), Model([1, 2], 3)
     model.train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    result = train.evaluate(model, data["test"], data["modalities"], 4, "cpu")
+    result = train.evaluate(model, data["test"], data["modalities"], train.Settings(batch_size=4), "cpu")
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and model.training
     assert result["perf_gap"] == abs(result["image"]["acc"] - result["sound"]["acc"])
     model.eval()
@@ -245,13 +245,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_data, monkeypatch, capsys)
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        ("--dataset cremat", "unknown dataset 'cremat'; choose from ['keypad'"),
+        ("--dataset cremat", "unknown dataset 'cremat'; choose from ['cremad', 'keypad'"),
         ("--method heuristics", "unknown method 'heuristics'; choose from ['constant'"),
         ("--method constant", "'constant:p'"),
         ("--method heuristic:2", "not of the form 'heuristic'"),
         ("--method unimodal:1", "unknown method 'unimodal:1'; choose from"),
         ("--fusion cat", "unknown fusion 'cat'; choose from ['affine'"),
-        ("--encoder vit", "unknown encoder 'vit'"),
+        ("--encoders vit", "unknown encoder 'vit'"),
         ("--solver exact", "unknown solver 'exact'"),
         ("--outer test", "unknown outer 'test'; choose from ['held-out', 'train']"),
         ("--device tpu", "device 'tpu' is not here; choose from ['auto'"),
@@ -322,6 +322,39 @@ def test_the_command_line_is_the_settings():
         "x",
     ]
     assert dataclasses.asdict(train.parse(arguments)) == given
+
+
+def test_a_set_brings_its_settings_and_a_flag_wins():
+    """Sec. 4.1's: SGD at 1e-2 in batches of 256 for audio-video, Adam at 1e-4 in batches of 128 for image-text."""
+    s = train.parse(["--dataset", "cremad"])
+    assert (s.optimizer, s.lr, s.momentum, s.batch_size, s.encoders) == ("sgd", 1e-2, 0.9, 256, "resnet18")
+    s = train.parse(["--dataset", "sarcasm", "--lr", "0.02", "--batch-size", "64"])
+    assert (s.optimizer, s.lr, s.batch_size, s.encoders) == ("adam", 0.02, 64, "resnet50,bert")
+    for name in ("cremad", "sarcasm"):
+        s = train.parse(["--dataset", name])
+        assert s.step * s.lr == pytest.approx(0.005)
+
+
+def test_the_optimiser_is_the_one_that_is_asked_for(tiny_data):
+    """Adam or SGD with momentum, both with the weight decay; on a plateau the learning rate falls to a tenth."""
+    params = [torch.nn.Parameter(torch.ones(2))]
+    for name, kind in [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam)]:
+        s = train.Settings(optimizer=name, lr=0.1, weight_decay=0.3, plateau=1)
+        optimizer, plateau = train.optimizer_of(s, params)
+        assert type(optimizer) is kind and optimizer.defaults["weight_decay"] == 0.3
+        for loss in (1.0, 1.0, 1.0):
+            plateau.step(loss)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+def test_the_step_of_the_series_follows_the_learning_rate(tiny_data, monkeypatch):
+    """step is in units of theta's learning rate of that epoch, also after a plateau."""
+    steps = []
+    monkeypatch.setattr(train, "hypergradient", lambda *a: steps.append(a[6]) or (0.0, {"note": ""}))
+    monkeypatch.setattr(train, "mean_losses", lambda *_: {"l_total": 1.0, "l_cls": 1.0, "l_mm": 1.0})  # a plateau
+    _, epochs, _ = run(lr=0.5, step=0.25, plateau=1, epochs=6)
+    assert [r["lr"] for r in epochs] == pytest.approx([0.5, 0.5, 0.5, 0.05, 0.05, 0.005])
+    assert steps == [0.25 * r["lr"] for r in epochs]
 
 
 def test_ctrl_c_is_one_sentence(tiny_data, monkeypatch, capsys):
