@@ -14,7 +14,6 @@ import csv
 import functools
 import itertools
 import os
-import shutil
 import signal
 import sys
 from collections import Counter
@@ -26,6 +25,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from checkpoint import remove, written
 from data import LOCATE, PREPARED, SETS, absence, index, original
 from media import Broken, broken, flow, in_window, listen, numbered, pixels, spread
 
@@ -46,23 +46,6 @@ def look(modality, source):
 def path_of(source):
     """The file or folder of a source: a gesture's comes with its window, (folder, start, end)."""
     return source[0] if isinstance(source, tuple) else source
-
-
-def remove(path):
-    """Delete a file or a whole folder, if it is there."""
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-@contextmanager
-def written(target):
-    """A path beside `target` to write to; when the block ends well it becomes `target`, whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".part-{os.getpid()}-{target.name}")
-    try:
-        yield part
-        os.replace(part, target)
-    finally:
-        remove(part)
 
 
 @contextmanager

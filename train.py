@@ -3,18 +3,20 @@
     python train.py                                     keypad, learning-based
     python train.py --method heuristic --seed 1
     python train.py --dataset spoken-digits --root DIR  real recordings
+    python train.py --resume runs/RUN                   go on with a run that was stopped
+    python train.py --eval runs/RUN --split val         score a run's model on any split
     python train.py --help                              every setting with its default
 
-A run writes OUT/log.jsonl: first line the settings, one line an epoch, last line the test scores.
+A run writes OUT/log.jsonl: first line the settings, one line an epoch, last line the test scores; and checkpoints.
 """
 
 import argparse
-import copy
 import dataclasses
 import functools
 import json
 import math
 import platform
+import signal
 import sys
 import time
 from dataclasses import dataclass, field
@@ -26,6 +28,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+import checkpoint
 from bilevel import SOLVERS, evaluating, hypergradient
 from data import DATASETS, Batches, defaults
 from losses import SCHEDULES, classification_loss, modality_matching_loss, schedule, total_loss
@@ -33,6 +36,10 @@ from media import Broken
 from model import ENCODERS, FUSIONS, Model, Unimodal, encoder_names, known
 
 METHODS = ["learning-based", "unimodal", *SCHEDULES]
+
+
+# What may differ between a run and its continuation; none of it changes a number on one machine.
+OUTSIDE = {"out", "overwrite", "resume", "eval", "split", "keep", "root", "workers", "device"}
 
 
 def setting(default, text):
@@ -49,6 +56,10 @@ class Settings:
     root: str = setting("", "folder of the data set; keypad needs none")
     out: str = setting("", "folder of the run (default runs/DATASET-METHOD-seedN)")
     overwrite: bool = setting(False, "start over in a folder that holds a run already")
+    resume: str = setting("", "folder of a run to go on with; its settings are the run's")
+    eval: str = setting("", "folder of a run whose model is scored, nothing is trained")
+    split: str = setting("test", "with --eval: train, val or test")
+    keep: int = setting(1, "checkpoints to keep besides the last and the best on the validation part")
     # Paper silent: T and Inner_Iters.
     epochs: int = setting(10, "T of Alg. 1")
     inner_iters: int = setting(0, "Inner_Iters of Alg. 1, in batches; 0 is one pass over the training data")
@@ -95,13 +106,14 @@ def optimizer_of(s, params):
     return optimizer, torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=patience)
 
 
-def endless(dataset, batch_size, seed, device, workers=0):
-    """Training batches (x, y) on the device, pass after pass, each pass in a new order.
+def endless(dataset, batch_size, seed, device, workers=0, first=0):
+    """Training batches (x, y) on the device from number `first` on, pass after pass, each pass in a new order.
 
-    What else draws random numbers does not change their order.
+    What else draws random numbers does not change their order, and they draw none of the global ones.
     """
-    loader = DataLoader(dataset, batch_sampler=Batches(len(dataset), batch_size, seed), num_workers=workers,
-                        pin_memory=device.type == "cuda")  # fmt: skip
+    order = Batches(len(dataset), batch_size, seed, first)
+    loader = DataLoader(dataset, batch_sampler=order, num_workers=workers, pin_memory=device.type == "cuda",
+                        generator=torch.Generator())  # fmt: skip
     for *x, y in loader:
         yield [x_j.to(device, non_blocking=True) for x_j in x], y.to(device, non_blocking=True)
 
@@ -128,7 +140,7 @@ def evaluate(model, dataset, modalities, s, device):
     """
     logits, labels = [], []
     with evaluating(model):
-        for *x, y in DataLoader(dataset, s.batch_size, num_workers=s.workers):
+        for *x, y in DataLoader(dataset, s.batch_size, num_workers=s.workers, generator=torch.Generator()):
             z = model([x_j.to(device) for x_j in x])
             logits.append(torch.stack([model.logits(z), *(model.score(z, j) for j in range(len(z)))]).cpu())
             labels.append(y)
@@ -151,46 +163,73 @@ def mean_losses(steps, t):
     return dict(zip(names, steps.mean(0).tolist()))
 
 
-def outer_problem(s, data, model):
-    """Eq. 3 on the batches that the settings name, as a function (alpha, lr) -> (hypergradient or None, report)."""
+def outer_problem(s, data, model, done):
+    """Eq. 3 on the batches that the settings name, as a function (alpha, lr) -> (hypergradient or None, report).
+
+    done: the updates of alpha before.
+    """
     device = next(model.parameters()).device
     held_out, few = s.outer == "held-out", min(s.workers, 1)  # a batch an epoch
-    train_batches = endless(data["train"], s.batch_size, s.seed + 2**32, device, few)
-    held_out_batches = endless(data["val"], s.batch_size, s.seed + 2**33, device, few) if held_out else None
+    each = s.terms if s.solver == "randomised" else 1  # batches of an update
+    train_batches = endless(data["train"], s.batch_size, s.seed + 2**32, device, few, done * each)
+    held_out_batches = endless(data["val"], s.batch_size, s.seed + 2**33, device, few, done) if held_out else None
     generator = torch.Generator().manual_seed(s.seed)
+    for _ in range(done):
+        torch.randint(s.terms, (), generator=generator)  # an update draws one number, p
 
     # Paper silent: the batches of Eq. 3. Here: one fresh training batch for both levels, or a held-out outer one.
-    def inner():
-        return losses(model, *next(train_batches), s.tau)
-
     def outer():
         return losses(model, *next(held_out_batches), s.tau)[0]
 
     def alpha_gradient(alpha, lr):
+        fresh = iter([next(train_batches) for _ in range(each)])
         with evaluating(model):
             return hypergradient(
-                inner, model.parameters(), alpha, outer if held_out else None, s.solver, s.terms, s.step * lr,
-                s.damping + s.weight_decay, generator,
+                lambda: losses(model, *next(fresh), s.tau), model.parameters(), alpha, outer if held_out else None,
+                s.solver, s.terms, s.step * lr, s.damping + s.weight_decay, generator,
             )  # fmt: skip
 
     return alpha_gradient
 
 
-def train(s, data, model, omega, log):
+def state_of(t, alpha, model, optimizer, plateau):
+    """All that continues a run after epoch t."""
+    parts = {"model": model, "optimizer": optimizer, "plateau": plateau}
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    random = {"cpu": torch.get_rng_state(), "cuda": cuda}
+    return {"t": t, "alpha": alpha, "random": random} | {name: part.state_dict() for name, part in parts.items()}
+
+
+def restore(state, model, optimizer, plateau):
+    """Put back what state_of gave: (t, alpha). Broken where it is of another model."""
+    try:
+        for name, part in {"model": model, "optimizer": optimizer, "plateau": plateau}.items():
+            part.load_state_dict(state[name])
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise Broken("the checkpoint is of another model or data set; nothing was written") from error
+    torch.set_rng_state(state["random"]["cpu"])
+    if state["random"]["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["random"]["cuda"])
+    return state["t"], state["alpha"]
+
+
+def train(s, data, model, omega, log, state=None):
     """Algorithm 1. s: Settings; data: an entry of DATASETS, called; omega: (t, T) -> alpha, None for learning-based.
 
-    log is called with one dict an epoch. Raises FloatingPointError where a loss is not finite.
+    log is called once an epoch, with a dict of its numbers and the state that continues after it; state: such a one,
+    to go on from. Raises FloatingPointError where a loss is not finite.
     """
     device = next(model.parameters()).device
     optimizer, plateau = optimizer_of(s, model.parameters())
-    batches = endless(data["train"], s.batch_size, s.seed, device, s.workers)
+    T, split = s.epochs, "val" if "val" in data else "test"
+    done, alpha = 0, s.alpha_0 if omega is None else omega(1, T)
+    if state:
+        done, alpha = restore(state, model, optimizer, plateau)
     inner_iters = s.inner_iters or max(1, len(data["train"]) // s.batch_size)
-    alpha_gradient = outer_problem(s, data, model)
-    split = "val" if "val" in data else "test"
-    T = s.epochs
-    alpha = s.alpha_0 if omega is None else omega(1, T)
+    batches = endless(data["train"], s.batch_size, s.seed, device, s.workers, done * inner_iters)
+    alpha_gradient = outer_problem(s, data, model, done)
 
-    for t in range(1, T + 1):
+    for t in range(done + 1, T + 1):
         # updating neural network parameters theta
         model.train()
         steps = []
@@ -215,7 +254,8 @@ def train(s, data, model, omega, log):
             # value not given. Sec. 3.3 has alpha_t = omega(t): epoch t trains with omega(t), this is the next one's.
             alpha = omega(min(t + 1, T), T)
         plateau.step(record["l_total"])
-        log(record | evaluate(model, data[split], data["modalities"], s, device))
+        record |= evaluate(model, data[split], data["modalities"], s, device)
+        log(record, state_of(t, alpha, model, optimizer, plateau))
 
 
 def check(s):
@@ -226,13 +266,14 @@ def check(s):
     for encoder in s.encoders.split(","):
         encoder_names(encoder, 1)
     name = s.method.split(":")[0]
+    known("split", s.split, ["train", "val", "test"])
     known("method", name if name in SCHEDULES else s.method, METHODS)
     ranges = {
         "2 or more": (lambda v: v >= 2, ["batch_size"]),  # batch norm and L_MM need a partner
         "more than 0": (lambda v: 0 < v < math.inf, ["epochs", "lr", "tau", "terms", "step"]),
         "0 or more": (
             lambda v: 0 <= v < math.inf,
-            ["inner_iters", "momentum", "weight_decay", "plateau", "eta_alpha", "damping", "workers"],
+            ["inner_iters", "momentum", "weight_decay", "plateau", "eta_alpha", "damping", "workers", "keep"],
         ),
         "0 to 1": (lambda v: 0 <= v <= 1, ["alpha_0", "val_fraction"]),
         "0 to 4294967295": (lambda v: 0 <= v < 2**32, ["seed"]),
@@ -253,13 +294,20 @@ def hold_out(dataset, groups, fraction, seed):
     return dataset.subset(np.flatnonzero(~held_out)), dataset.subset(np.flatnonzero(held_out))
 
 
+def folder_of(s):
+    """The run's folder; FileExistsError where it holds a run that is not to be gone on with or written over."""
+    name = f"{s.dataset}-{s.method.replace(':', '')}{'-held-out' * (s.outer == 'held-out')}-seed{s.seed}"
+    folder = Path(s.resume or s.eval or s.out or f"runs/{name}")
+    if (folder / "log.jsonl").exists() and not (s.overwrite or s.resume or s.eval):
+        raise FileExistsError(f"{folder} holds a run already; go on with it by --resume {folder}, choose another "
+                              "--out, or --overwrite to start over")  # fmt: skip
+    return folder
+
+
 def prepare(s):
     """(folder, data, model, omega) of a run; ValueError or OSError, in one sentence, where they cannot be had."""
     check(s)
-    name = f"{s.dataset}-{s.method.replace(':', '')}{'-held-out' * (s.outer == 'held-out')}-seed{s.seed}"
-    folder = Path(s.out or f"runs/{name}")
-    if (folder / "log.jsonl").exists() and not s.overwrite:
-        raise FileExistsError(f"{folder} holds a run already; choose another --out, or --overwrite to start over")
+    folder = folder_of(s)
     if s.outer == "held-out" and s.method != "learning-based":
         raise ValueError(f"--outer held-out is for learning-based; with {s.method} use --val-fraction 0.1")
     data = DATASETS[s.dataset](s.root, functools.partial(encoder_names, s.encoders))
@@ -269,6 +317,8 @@ def prepare(s):
         s.val_fraction = s.val_fraction or 0.1
     if s.val_fraction:
         data["train"], data["val"] = hold_out(data["train"], data["groups"], s.val_fraction, s.seed)
+    if s.eval and s.split not in data:
+        raise ValueError(f"{s.eval} has no validation part; choose --split train or test")
     torch.manual_seed(s.seed)
     channels = [x_j.shape[-3] if x_j.is_floating_point() else 0 for x_j in data["train"][0][:-1]]  # 0: text
     kind = Unimodal if s.method == "unimodal" else Model
@@ -289,9 +339,9 @@ def pick_device(name):
     return name
 
 
-def table(result, modalities):
+def table(result, modalities, split):
     """The scores of `evaluate` as lines of text."""
-    lines = [f"{'test split':12}{'ACC %':>8}{'MAP %':>8}{'macro-F1 %':>12}"]
+    lines = [f"{split + ' split':12}{'ACC %':>8}{'MAP %':>8}{'macro-F1 %':>12}"]
     for name in ["fused", *modalities]:
         lines.append("{:12}{acc:8.2f}{map:8.2f}{f1:12.2f}".format(name, **result[name]))
     return "\n".join([*lines, f"perf_gap {result['perf_gap']:.2f} points of ACC"])
@@ -307,37 +357,69 @@ def line(record, modalities, T):
     return "  ".join(filter(None, parts))
 
 
-def run(s, folder, data, model, omega):
-    """One whole run, from what `prepare` gave: Algorithm 1, the log, the table. Returns the test scores."""
-    names, path, best = data["modalities"], folder / "log.jsonl", {"acc": -1.0}
-    kept = {k: v for k, v in dataclasses.asdict(s).items() if k not in ("out", "overwrite")}
-    device = next(model.parameters()).device
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
+def chosen(records):
+    """The epoch that is tested: the first of the highest fused ACC on the validation part, without one the last."""
+    epochs = [r for r in records if "alpha" in r]
+    if epochs[-1]["split"] != "val":
+        return epochs[-1]["t"]
+    return max(epochs, key=lambda r: r["fused"]["acc"])["t"]
+
+
+def first_line(s, data, device):
+    """What a log begins with: settings, versions, numbers of samples."""
     counts = {split: len(data[split]) for split in ("train", "val", "test") if split in data}
-    print(f"{s.dataset}, {s.method}, seed {s.seed}, {device}: {counts} samples of {' + '.join(names)}; writing {path}")
-    with open(path, "w", buffering=1) as file:
-        def write(record):
-            file.write(json.dumps(record) + "\n")
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    kept = {k: v for k, v in dataclasses.asdict(s).items() if k not in OUTSIDE - {"root", "workers", "device"}}
+    return {"settings": kept, "modalities": data["modalities"], "samples": counts, "device": str(device),
+            "versions": versions}  # fmt: skip
 
-        def log(record):
-            write(record)
+
+def run(s, folder, data, model, omega):
+    """One whole run, from what `prepare` gave: Algorithm 1, log and checkpoints, the table. Returns the test scores."""
+    names, path, device = data["modalities"], folder / "log.jsonl", next(model.parameters()).device
+    with checkpoint.locked(folder):
+        state = checkpoint.load(folder) if s.resume else None
+        records = checkpoint.lines(state) if state else [first_line(s, data, device)]
+        for t in [] if state else checkpoint.epochs(folder):
+            checkpoint.name(folder, t).unlink()  # of the run that is written over
+        print(f"{s.dataset}, {s.method}, seed {s.seed}, {device}: {records[0]['samples']} samples of "
+              f"{' + '.join(names)}; writing {path}")  # fmt: skip
+
+        def write():
+            text = "".join(json.dumps(record) + "\n" for record in records)
+            checkpoint.write_bytes(path, text.encode())
+            return text
+
+        def log(record, state):
+            records.append(record)
+            state |= {"log": write(), "settings": records[0]["settings"]}
             tqdm.write(line(record, names, s.epochs))
-            if "val" in data and record["fused"]["acc"] > best["acc"]:
-                best.update(t=record["t"], acc=record["fused"]["acc"], model=copy.deepcopy(model.state_dict()))
+            checkpoint.save(folder, state, {chosen(records), *range(record["t"] - s.keep, record["t"])})
 
-        write({"settings": kept, "modalities": names, "samples": counts, "device": str(device), "versions": versions})
+        if not state:
+            write()
         start = time.perf_counter()
-        train(s, data, model, omega, log)
+        train(s, data, model, omega, log, state)
         print(f"trained in {time.perf_counter() - start:.0f} s")
-        if "val" in data:
-            model.load_state_dict(best["model"])
-        chosen = best.get("t", s.epochs)
+        t = chosen(records)
+        model.load_state_dict(checkpoint.load(folder, t)["model"])
         result = evaluate(model, data["test"], names, s, device)
-        write({"test": result, "t": chosen})
-    print(f"epoch {chosen}, {'the best on the validation part' if 'val' in data else 'the last'}:")
-    print(table(result, names))
+        records.append({"test": result, "t": t})
+        write()
+    print(f"epoch {t}, {'the best on the validation part' if 'val' in data else 'the last'}:")
+    print(table(result, names, "test"))
     print(f"to see it: python figures.py curves {folder}")
     return result
+
+
+def score(s, folder, data, model, omega):
+    """--eval: the scores of the run's tested epoch on a split, as a table. Nothing is written."""
+    state = checkpoint.load(folder)
+    t = chosen(checkpoint.lines(state))
+    model.load_state_dict(checkpoint.load(folder, t)["model"])
+    print(f"{folder}, epoch {t}:")
+    result = evaluate(model, data[s.split], data["modalities"], s, next(model.parameters()).device)
+    print(table(result, data["modalities"], s.split))
 
 
 def parse(arguments=None):
@@ -353,19 +435,48 @@ def parse(arguments=None):
             kind, metavar = type(f.default), {str: "NAME", int: "N", float: "X"}[type(f.default)]
             parser.add_argument(flag, type=kind, help=text + shown, metavar=metavar)
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    if folder := given.get("resume") or given.get("eval"):
+        return Settings(**continued(folder, given))
     return Settings(**defaults(given.get("dataset")) | given)
 
 
+def continued(folder, given):
+    """The settings of a run to go on with or to score; ValueError for a flag that would make it another run.
+
+    Broken where the folder's checkpoint and log do not belong together, or not to this program.
+    """
+    state, names = checkpoint.load(folder), {f.name for f in dataclasses.fields(Settings)}
+    settings, log = state["settings"], Path(folder) / "log.jsonl"
+    if not log.is_file() or json.loads(log.read_text().split("\n")[0] or "{}").get("settings") != settings:
+        raise Broken(f"the checkpoint in {folder} is not of the run that {log} begins with; nothing was written")
+    if unknown := set(settings) - names:
+        raise Broken(f"{folder} has settings that this train.py does not know, {sorted(unknown)}; use its own version")
+    for name, value in given.items():
+        if name not in OUTSIDE and value != settings.get(name):
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} {value} would make another run of {folder}, which has {settings.get(name)}; "
+                             "leave it out, or start a run of its own with --out")  # fmt: skip
+    return settings | given
+
+
+def stop(number, frame):
+    raise KeyboardInterrupt(number)
+
+
 def main(arguments=None):
-    """Exit status 0; 2 for settings or data that are wrong, 1 for a run that failed, 130 for Ctrl-C: one sentence."""
-    s = parse(arguments)
-    status = 2
+    """Exit status 0; 2 for settings or data that are wrong, 1 for a run that failed, 130 and 143 for Ctrl-C and
+    SIGTERM: one sentence."""
+    status, folder = 2, None
+    signal.signal(signal.SIGTERM, stop)
     try:
-        prepared = prepare(s)
+        s = parse(arguments)
+        folder, *prepared = prepare(s)
         status = 1
-        run(s, *prepared)
-    except KeyboardInterrupt:
-        error, status = "stopped; the epochs so far are in the log", 130
+        (score if s.eval else run)(s, folder, *prepared)
+    except KeyboardInterrupt as e:
+        status = 128 + (e.args[0] if e.args else signal.SIGINT)
+        there = folder and checkpoint.epochs(folder)
+        error = f"stopped; go on with: python train.py --resume {folder}" if there else "stopped before an epoch ended"
     except (FloatingPointError, OSError, Broken) as e:
         error = str(e).strip().splitlines()[-1].removeprefix("media.Broken: ")  # a worker's comes with its traceback
     except ValueError as e:

@@ -131,7 +131,7 @@ def test_the_optimiser_minimises_the_total_loss(tiny_data):
         s = train.Settings(**QUICK, method=method, weight_decay=0.0)
         _, data, model, omega = train.prepare(s)
         before = model.classifier.weight.clone()
-        train.train(s, data, model, omega, lambda record: None)
+        train.train(s, data, model, omega, lambda *_: None)
         assert torch.equal(before, model.classifier.weight) != moved
 
 
@@ -300,7 +300,7 @@ def test_a_run_is_not_written_over(tiny_data, capsys):
     capsys.readouterr()
     assert train.main(["--dataset", "tiny", "--out", "run"]) == 2
     message = sentence(capsys)
-    assert "holds a run already" in message and "--overwrite" in message
+    assert "holds a run already" in message and "--overwrite" in message and "--resume run" in message
     assert Path("run/log.jsonl").read_bytes() == before
     assert train.main(["--dataset", "tiny", "--out", "run", "--epochs", "1", "--overwrite"]) == 0
 
@@ -361,7 +361,7 @@ def test_ctrl_c_is_one_sentence(tiny_data, monkeypatch, capsys):
     """Exit status 130."""
     monkeypatch.setattr(train, "hypergradient", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert train.main(["--dataset", "tiny"]) == 130
-    assert "the epochs so far are in the log" in sentence(capsys)
+    assert "stopped before an epoch ended" in sentence(capsys)
 
 
 def test_a_fault_of_the_code_is_not_dressed_up_as_bad_input(tiny_data, monkeypatch):

@@ -1,0 +1,252 @@
+"""Stopping, going on, and what is refused: checkpoint.py and train.py's --resume and --eval."""
+
+import errno
+import hashlib
+import io
+import json
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpoint
+import train
+
+ROOT = Path(__file__).parents[1]
+TINY = ["--dataset", "tiny", "--epochs", "4", "--batch-size", "16"]
+
+
+def said(capsys):
+    """The sentence on stderr."""
+    (line,) = [x.split("\r")[-1] for x in capsys.readouterr().err.splitlines() if "train.py: " in x]
+    return line.removeprefix("train.py: ")
+
+
+def start(out, *flags):
+    return train.main([*TINY, "--out", out, *flags])
+
+
+def stop_at(monkeypatch, n):
+    """The next run is stopped in its n-th step."""
+    real, calls = torch.optim.SGD.step, []
+
+    def step(self):
+        calls.append(1)
+        if len(calls) == n:
+            monkeypatch.setattr(torch.optim.SGD, "step", real)
+            raise KeyboardInterrupt
+        real(self)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+
+
+@pytest.mark.parametrize("flags", [
+    ["--method", "heuristic"], ["--method", "unimodal"], ["--eta-alpha", "5"],
+    ["--solver", "randomised", "--damping", "30"],
+    ["--outer", "held-out"], ["--method", "stepwise:0.05", "--val-fraction", "0.2"], ["--inner-iters", "2"],
+])  # fmt: skip
+@pytest.mark.parametrize("t", [1, 3])
+def test_a_resumed_run_is_the_uninterrupted_one(tiny_data, monkeypatch, capsys, flags, t):
+    """The same log, byte for byte, and the same parameters; the sentence says how to go on."""
+    assert start("whole", *flags) == 0
+    assert checkpoint.load("whole")["t"] == 4
+    steps = json.loads(Path("whole/log.jsonl").read_text().split("\n")[0])["samples"]["train"] // 16
+    stop_at(monkeypatch, t * (2 if "--inner-iters" in flags else steps) + 2)
+    assert start("cut", *flags) == 130 and checkpoint.load("cut")["t"] == t
+    assert said(capsys) == "stopped; go on with: python train.py --resume cut"
+    assert train.main(["--resume", "cut"]) == 0
+    assert Path("cut/log.jsonl").read_bytes() == Path("whole/log.jsonl").read_bytes()
+    a, b = (checkpoint.load(folder) for folder in ("cut", "whole"))
+    assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"]) and a["alpha"] == b["alpha"]
+    assert train.main(["--resume", "cut"]) == 0  # a run that has ended ends the same again
+    assert Path("cut/log.jsonl").read_bytes() == Path("whole/log.jsonl").read_bytes()
+
+
+def test_a_killed_process_goes_on(tmp_path):
+    """kill -9 at a random moment of keypad, then --resume, ends in the uninterrupted log; every checkpoint is whole."""
+    flags = ["--epochs", "6", "--inner-iters", "2", "--batch-size", "8"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def run(*arguments, wait=None):
+        process = subprocess.Popen([sys.executable, ROOT / "train.py", *arguments], cwd=tmp_path, env=env,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        if wait is not None:
+            while process.poll() is None and not list(tmp_path.glob("cut/t*.pt")):
+                time.sleep(0.01)
+            time.sleep(wait)
+            process.kill()
+        return process.wait()
+
+    assert run(*flags, "--out", "whole") == 0
+    run(*flags, "--out", "cut", wait=random.uniform(0, 0.5))
+    assert run("--resume", "cut") == 0
+    assert (tmp_path / "cut/log.jsonl").read_bytes() == (tmp_path / "whole/log.jsonl").read_bytes()
+    for path in checkpoint.epochs(tmp_path / "cut"):
+        checkpoint.load(tmp_path / "cut", path)
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_stop_with_their_status(tiny_data, monkeypatch, capsys, number, status):
+    """Also while a checkpoint is written: then after it."""
+    real = os.fsync
+
+    def fsync(file):
+        if checkpoint.epochs("run"):
+            os.kill(os.getpid(), number)
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    handler = signal.getsignal(signal.SIGINT)
+    assert start("run") == status
+    assert said(capsys) == "stopped; go on with: python train.py --resume run"
+    monkeypatch.setattr(os, "fsync", real)
+    assert signal.getsignal(signal.SIGINT) is handler and checkpoint.load("run")
+    assert not list(Path("run").glob(".part*"))
+
+
+def test_no_room_leaves_the_checkpoint_before(tiny_data, monkeypatch, capsys):
+    """One sentence, status 1; with room again it goes on to the uninterrupted log."""
+    assert start("whole", "--method", "heuristic") == 0
+    real = os.fsync
+
+    def fsync(file):
+        if checkpoint.epochs("cut") == [1, 2]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert start("cut", "--method", "heuristic") == 1
+    assert "No space left" in said(capsys) and checkpoint.load("cut")["t"] == 2
+    assert not list(Path("cut").glob(".part*"))
+    monkeypatch.setattr(os, "fsync", real)
+    assert train.main(["--resume", "cut"]) == 0
+    assert Path("cut/log.jsonl").read_bytes() == Path("whole/log.jsonl").read_bytes()
+
+
+def test_what_is_kept(tiny_data, monkeypatch):
+    """The last, the best on validation, and as many before the last as asked for."""
+    accs = iter([10.0, 60.0, 20.0, 60.0])
+    real = train.evaluate
+
+    def evaluate(model, dataset, *rest):
+        result = real(model, dataset, *rest)
+        return result | {"fused": result["fused"] | {"acc": next(accs)}} if len(dataset) == 12 else result
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    start("best", "--val-fraction", "0.25", "--keep", "0", "--method", "heuristic")
+    assert checkpoint.epochs("best") == [2, 4]
+    start("last", "--keep", "0", "--method", "heuristic")
+    assert checkpoint.epochs("last") == [4]
+    start("all", "--keep", "9", "--method", "heuristic")
+    assert checkpoint.epochs("all") == [1, 2, 3, 4]
+    start("all", "--keep", "0", "--method", "heuristic", "--overwrite", "--epochs", "2")
+    assert checkpoint.epochs("all") == [2]
+
+
+def test_eval_scores_the_tested_epoch_and_writes_nothing(tiny_data, capsys):
+    """On the test split the run's own table; on another split that split's."""
+    start("run", "--val-fraction", "0.25", "--method", "heuristic")
+    table = capsys.readouterr().out.split("validation part:\n")[1].split("to see")[0]
+    before = {p: p.read_bytes() for p in Path("run").iterdir()}
+    assert train.main(["--eval", "run"]) == 0
+    assert table in capsys.readouterr().out
+    assert train.main(["--eval", "run", "--split", "val"]) == 0
+    best = max(map(json.loads, before[Path("run/log.jsonl")].splitlines()[1:-1]), key=lambda r: r["fused"]["acc"])
+    assert f"val split {'':2}" in (out := capsys.readouterr().out) and f"{best['fused']['acc']:.2f}" in out
+    assert before == {p: p.read_bytes() for p in Path("run").iterdir()}
+    start("no-val", "--method", "heuristic")
+    assert train.main(["--eval", "no-val", "--split", "val"]) == 2
+    assert "has no validation part" in said(capsys)
+
+
+@pytest.mark.parametrize("flags, name", [(["--lr", "0.5"], "--lr 0.5"), (["--method", "cubic"], "--method cubic"),
+                                         (["--epochs", "9"], "--epochs 9")])  # fmt: skip
+def test_another_setting_is_refused_by_name(tiny_data, capsys, flags, name):
+    """It would be another run; the settings that change no number may differ."""
+    start("run")
+    before = {p: p.read_bytes() for p in Path("run").iterdir()}
+    capsys.readouterr()
+    assert train.main(["--resume", "run", *flags]) == 2
+    assert f"{name} would make another run of run" in said(capsys)
+    assert before == {p: p.read_bytes() for p in Path("run").iterdir()}
+    assert train.main(["--resume", "run", "--keep", "3", "--device", "cpu"]) == 0
+
+
+def rewritten(path, state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    path.write_bytes(buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("owned",)
+
+
+def test_what_is_no_checkpoint_of_this_run_is_refused(tiny_data, capsys):
+    """Cut at 20 places, one byte flipped at 20, another run's, another model's, a pickle that runs code: one sentence
+    each, nothing executed, nothing overwritten."""
+    start("run", "--method", "heuristic")
+    start("other", "--method", "heuristic", "--seed", "1")
+    path, other = Path("run/t0004.pt"), Path("other/t0004.pt").read_bytes()
+    good = path.read_bytes()
+    log = Path("run/log.jsonl").read_bytes()
+    places = [len(good) * i // 20 for i in range(20)]
+    damaged = [good[:n] for n in places]
+    damaged += [good[:n] + bytes([good[n] ^ 1]) + good[n + 1 :] for n in places]
+    evil = pickle.dumps(Evil())
+    damaged += [other, b"", evil, evil + hashlib.sha256(evil).digest()]
+    state = checkpoint.load("run")
+    buffer = io.BytesIO()
+    torch.save(state | {"alpha": Evil()}, buffer)
+    damaged.append(buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
+    for content in damaged:
+        path.write_bytes(content)
+        capsys.readouterr()
+        assert train.main(["--resume", "run"]) in (1, 2)
+        assert said(capsys) and path.read_bytes() == content and Path("run/log.jsonl").read_bytes() == log
+    for change in ({"model": {}}, {"settings": state["settings"] | {"lost": 1}}):
+        rewritten(path, state | change)
+        assert train.main(["--resume", "run"]) in (1, 2)
+        assert said(capsys) and Path("run/log.jsonl").read_bytes() == log
+    assert not Path("owned").exists()
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--eval"])
+def test_a_folder_without_a_checkpoint_is_said(tiny_data, capsys, flag):
+    """Neither a folder that is not there nor an empty one is made into a run."""
+    assert train.main([flag, "nowhere"]) == 2
+    assert "nowhere has no checkpoint" in said(capsys) and not Path("nowhere").exists()
+
+
+def test_two_runs_in_one_folder_are_refused(tiny_data, capsys):
+    """The second, whether it starts over or goes on."""
+    start("run", "--method", "heuristic")
+    before = {p: p.read_bytes() for p in Path("run").iterdir()}
+    capsys.readouterr()
+    with checkpoint.locked("run"):
+        for arguments in (["--resume", "run"], [*TINY, "--out", "run", "--overwrite"]):
+            assert train.main(arguments) == 1
+            assert "another process writes into run" in said(capsys)
+    assert before == {p: p.read_bytes() for p in Path("run").iterdir()}
+    assert train.main(["--resume", "run"]) == 0
+
+
+def test_the_global_random_state_is_part_of_it(tiny_data):
+    """What dropout draws goes on where it stopped."""
+    s = train.Settings(dataset="tiny", out="run", epochs=1)
+    _, data, model, omega = train.prepare(s)
+    states = []
+    train.train(s, data, model, omega, lambda record, state: states.append(state))
+    expected = torch.rand(3)
+    torch.manual_seed(99)
+    optimizer, plateau = train.optimizer_of(s, model.parameters())
+    train.restore(states[0], model, optimizer, plateau)
+    assert torch.equal(torch.rand(3), expected)
