@@ -15,8 +15,10 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import platform
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
@@ -86,6 +88,7 @@ class Settings:
     val_fraction: float = setting(0.0, "part of the training split held out (0.1 for --outer held-out)")
     seed: int = setting(0, "seed of the weights and of the order of the batches")
     workers: int = setting(0, "processes that read the data; 0: none besides the main one")
+    deterministic: bool = setting(False, "cuda: only kernels that give the same bits every time; slower")
     device: str = setting("auto", "cpu, cuda, mps, or auto: cuda where there is one, else cpu")
 
 
@@ -319,6 +322,9 @@ def prepare(s):
         data["train"], data["val"] = hold_out(data["train"], data["groups"], s.val_fraction, s.seed)
     if s.eval and s.split not in data:
         raise ValueError(f"{s.eval} has no validation part; choose --split train or test")
+    if s.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
     torch.manual_seed(s.seed)
     channels = [x_j.shape[-3] if x_j.is_floating_point() else 0 for x_j in data["train"][0][:-1]]  # 0: text
     kind = Unimodal if s.method == "unimodal" else Model
@@ -366,9 +372,14 @@ def chosen(records):
 
 
 def first_line(s, data, device):
-    """What a log begins with: settings, versions, numbers of samples."""
+    """What a log begins with: settings, versions, the code's git revision where there is one, numbers of samples."""
     counts = {split: len(data[split]) for split in ("train", "val", "test") if split in data}
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    here = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        revision = subprocess.run(here, capture_output=True, text=True).stdout.strip()
+    except OSError:  # no git on this machine
+        revision = ""
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "git": revision}
     kept = {k: v for k, v in dataclasses.asdict(s).items() if k not in OUTSIDE - {"root", "workers", "device"}}
     return {"settings": kept, "modalities": data["modalities"], "samples": counts, "device": str(device),
             "versions": versions}  # fmt: skip

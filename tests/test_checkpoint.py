@@ -1,5 +1,7 @@
 """Stopping, going on, and what is refused: checkpoint.py and train.py's --resume and --eval."""
 
+import contextlib
+import dataclasses
 import errno
 import hashlib
 import io
@@ -15,8 +17,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import checkpoint
+import losses
 import train
 
 ROOT = Path(__file__).parents[1]
@@ -250,3 +255,65 @@ def test_the_global_random_state_is_part_of_it(tiny_data):
     optimizer, plateau = train.optimizer_of(s, model.parameters())
     train.restore(states[0], model, optimizer, plateau)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_loader_workers_change_no_number(tiny_data):
+    """The order and the augmentation hang on seed and position alone: 0 and 2 workers, the same epochs."""
+    logs = []
+    for workers in ("0", "2"):
+        start(workers, "--workers", workers, "--val-fraction", "0.2")
+        logs.append(Path(workers, "log.jsonl").read_text().splitlines()[1:])
+    assert logs[0] == logs[1] and len(logs[0]) == 5
+
+
+def test_the_log_begins_with_what_made_it(tiny_data):
+    """Settings, versions, device, numbers of samples, and the code's revision if it is in git."""
+    start("run")
+    first = json.loads(Path("run/log.jsonl").read_text().splitlines()[0])
+    assert first["settings"]["batch_size"] == 16 and first["device"] == "cpu" and first["samples"]["train"] == 48
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    assert first["versions"]["torch"] == torch.__version__
+    assert first["versions"]["git"].startswith(done.stdout.strip())
+
+
+def test_deterministic_asks_torch_for_it(tiny_data):
+    """On the CPU it changes no number."""
+    try:
+        start("a", "--deterministic")
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    start("b")
+    assert Path("a/log.jsonl").read_text().splitlines()[1:] == Path("b/log.jsonl").read_text().splitlines()[1:]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.one_of(
+    st.sampled_from([f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(train.Settings)]),
+    st.sampled_from([*train.METHODS, "constant:", "cubic:nan", "tiny", "cnn", "0", "-1", "1e999", "nan", "train"]),
+    st.text(max_size=8),
+), max_size=6))  # fmt: skip
+def test_no_command_line_gives_a_traceback(arguments):
+    """Settings, or an exit with a status, or a ValueError or OSError of one sentence: never another error."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            s = train.parse(arguments)
+            train.check(s)
+    except SystemExit as error:
+        assert error.code in (0, 2)
+    except (ValueError, OSError) as error:
+        assert "\n" not in str(error)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.one_of(st.text(max_size=12), st.builds(
+    lambda name, numbers: ":".join([name, *map(str, numbers)]), st.sampled_from(list(losses.SCHEDULES)),
+    st.lists(st.one_of(st.floats(), st.integers(), st.text(max_size=3)), max_size=2),
+)), st.integers(1, 10**6), st.integers(1, 10**6))  # fmt: skip
+def test_a_schedule_is_one_or_says_why_not(text, t, T):
+    """Every accepted text gives a number in [0, 1] for all t up to T."""
+    try:
+        alpha = losses.schedule(text)
+    except ValueError:
+        return
+    assert 0 <= alpha(min(t, T), T) <= 1
