@@ -54,11 +54,17 @@ def undisturbed():
 
 
 def write_bytes(path, content):
-    """Replace a file by these bytes, so that a kill at any instant leaves the old file or the new one."""
-    with written(path) as part, open(part, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    """Replace a file by these bytes, so that a kill at any instant leaves the old file or the new one.
+
+    OSError in one sentence where there is no room, or no leave to write.
+    """
+    try:
+        with written(path) as part, open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(f"{path} cannot be written ({error.strerror}); what was there before is whole") from error
 
 
 def name(folder, t):

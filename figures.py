@@ -1,17 +1,20 @@
 """Pictures and tables from what training wrote (Fig. 3, Tables 3 and 4). Reads RUN/log.jsonl, nothing imports it.
 
     python figures.py curves runs/keypad-constant0-seed0 runs/keypad-learning-based-seed0 --out curves.png
+    python figures.py alpha runs/*-learning-based-seed0 --out alpha.png
     python figures.py table runs/keypad-*
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from losses import schedule
 from train import Settings
 
 COLOURS = ["#000000", "#0072B2", "#D55E00", "#009E73"]  # Okabe and Ito: fused, then the modalities
@@ -112,21 +115,49 @@ def curves(folders, out):
     plt.close(figure)
 
 
+def alpha(folders, out):
+    """alpha over t/T of any runs, with omega(t) of the longest for comparison (Fig. 3)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    longest = 0
+    for folder, colour in zip(folders, itertools.cycle(COLOURS[1:] + ["#CC79A7", "#E69F00", "#56B4E9"])):
+        first, epochs, _ = read(folder)
+        if not epochs:
+            raise ValueError(f"{folder} has no finished epoch to draw")
+        T = first["settings"]["epochs"]
+        longest = max(longest, T)
+        name = f"{first['settings']['dataset']}, {label(first['settings'])}, seed {first['settings']['seed']}"
+        axis.plot([r["t"] / T for r in epochs], [r["alpha"] for r in epochs], color=colour, lw=2, label=name)
+    t = range(1, longest + 1)
+    omega = schedule("heuristic")
+    axis.plot([i / longest for i in t], [omega(i, longest) for i in t], "k--", lw=1.5, label=f"ω(t), T = {longest}")
+    axis.set(xlabel="t / T", ylabel=r"$\alpha$", xlim=(0, 1), ylim=(-0.02, 1.02), title="α over the course of training")
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=8, frameon=False)
+    figure.savefig(out, dpi=150)
+    plt.close(figure)
+
+
 def main(arguments=None):
     """Exit status 0, or 2 and one sentence."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, function in [("curves", curves), ("table", table)]:
+    for name, function in [("curves", curves), ("alpha", alpha), ("table", table)]:
         command = commands.add_parser(name, help=function.__doc__)
         command.add_argument("runs", nargs="+", metavar="RUN", help="folder that train.py wrote")
-        if name == "curves":
-            command.add_argument("--out", default="curves.png", help="picture to write (default curves.png)")
+        if name != "table":
+            command.add_argument("--out", default=f"{name}.png", help="picture to write; its ending says the format")
     options = parser.parse_args(arguments)
     try:
         if options.command == "table":
             print(table(options.runs))
         else:
-            curves(options.runs, options.out)
+            {"curves": curves, "alpha": alpha}[options.command](options.runs, options.out)
             print(f"wrote {options.out}")
     except (ValueError, OSError) as error:
         print(f"figures.py: {error}", file=sys.stderr)

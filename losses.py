@@ -2,7 +2,7 @@
 
 paper                                   here
 s(x_i^(j), x_k^(l))      Sec. 3.2       similarity
-L_CLS                    Sec. 3.1       classification_loss
+L_CLS                    Sec. 3.1       classification_loss; L_S, L_U of Fig. 1 by its smoothing
 L_MM                     Sec. 3.2       modality_matching_loss
 L_Total                  Eq. 1          total_loss
 omega(t), h(p), ...      Sec. 3.3, 4.4  SCHEDULES, by name: schedule("heuristic"), schedule("stepwise:0.05")
@@ -26,12 +26,13 @@ def similarity(z_j, z_l):
     return F.normalize(z_j, dim=1) @ F.normalize(z_l, dim=1).T
 
 
-def classification_loss(logits, y):
-    """L_CLS = -1/n sum_i y_i^T log softmax(logits_i) (Sec. 3.1).
+def classification_loss(logits, y, smoothing=0.0):
+    """L_CLS = -1/n sum_i y_i^T log softmax(logits_i) (Sec. 3.1); smoothed: (1 - e) L_S + e L_U (Fig. 1).
 
-    logits (B, c); y (B,) class indices, or (B, c) rows that sum to 1. Returns a scalar, in nats.
+    logits (B, c); y (B,) class indices, or (B, c) rows that sum to 1; smoothing: e, the weight of uniform labels 1/c.
+    Returns a scalar, in nats.
     """
-    return F.cross_entropy(logits, y)
+    return F.cross_entropy(logits, y, label_smoothing=smoothing)
 
 
 def modality_matching_loss(z, tau):

@@ -78,6 +78,7 @@ class Settings:
     fusion: str = setting("concat", f"one of {', '.join(FUSIONS)}")
     # Paper silent: tau, and all of the hypergradient's settings. Chosen on a validation part, see the README.
     tau: float = setting(0.1, "temperature of L_MM")
+    smoothing: float = setting(0.0, "weight of uniform labels in L_CLS; Fig. 1 has 0.3")
     alpha_0: float = setting(0.95, "learning-based: alpha of the first epoch")
     eta_alpha: float = setting(0.5, "learning-based: learning rate of alpha")
     solver: str = setting("neumann", f"learning-based: inverse of the Hessian, one of {', '.join(SOLVERS)}")
@@ -92,10 +93,11 @@ class Settings:
     device: str = setting("auto", "cpu, cuda, mps, or auto: cuda where there is one, else cpu")
 
 
-def losses(model, x, y, tau):
-    """(L_CLS, L_MM) of one batch."""
+def losses(model, x, y, s):
+    """(L_CLS, L_MM) of one batch, with the settings' smoothing and tau."""
     z = model(x)
-    return sum(classification_loss(logits, y) for logits in model.fitted(z)), modality_matching_loss(z, tau)
+    l_cls = sum(classification_loss(logits, y, s.smoothing) for logits in model.fitted(z))
+    return l_cls, modality_matching_loss(z, s.tau)
 
 
 def optimizer_of(s, params):
@@ -182,13 +184,13 @@ def outer_problem(s, data, model, done):
 
     # Paper silent: the batches of Eq. 3. Here: one fresh training batch for both levels, or a held-out outer one.
     def outer():
-        return losses(model, *next(held_out_batches), s.tau)[0]
+        return losses(model, *next(held_out_batches), s)[0]
 
     def alpha_gradient(alpha, lr):
         fresh = iter([next(train_batches) for _ in range(each)])
         with evaluating(model):
             return hypergradient(
-                lambda: losses(model, *next(fresh), s.tau), model.parameters(), alpha, outer if held_out else None,
+                lambda: losses(model, *next(fresh), s), model.parameters(), alpha, outer if held_out else None,
                 s.solver, s.terms, s.step * lr, s.damping + s.weight_decay, generator,
             )  # fmt: skip
 
@@ -238,7 +240,7 @@ def train(s, data, model, omega, log, state=None):
         steps = []
         for _ in tqdm(range(inner_iters), f"epoch {t}/{T}", leave=False, unit="batch", disable=None):
             x, y = next(batches)
-            l_cls, l_mm = losses(model, x, y, s.tau)
+            l_cls, l_mm = losses(model, x, y, s)
             l_total = total_loss(l_cls, l_mm, alpha)
             optimizer.zero_grad()
             l_total.backward()
@@ -278,7 +280,7 @@ def check(s):
             lambda v: 0 <= v < math.inf,
             ["inner_iters", "momentum", "weight_decay", "plateau", "eta_alpha", "damping", "workers", "keep"],
         ),
-        "0 to 1": (lambda v: 0 <= v <= 1, ["alpha_0", "val_fraction"]),
+        "0 to 1": (lambda v: 0 <= v <= 1, ["alpha_0", "smoothing", "val_fraction"]),
         "0 to 4294967295": (lambda v: 0 <= v < 2**32, ["seed"]),
     }
     for expected, (fits, names) in ranges.items():

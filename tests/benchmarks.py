@@ -35,12 +35,12 @@ def main(rounds=15):
     def step():
         model.train()
         optimizer.zero_grad()
-        total_loss(*train.losses(model, *next(batches), s.tau), 0.5).backward()
+        total_loss(*train.losses(model, *next(batches), s), 0.5).backward()
         optimizer.step()
 
     def update(terms):
         with evaluating(model):
-            inner = lambda: train.losses(model, *next(batches), s.tau)  # noqa: E731
+            inner = lambda: train.losses(model, *next(batches), s)  # noqa: E731
             _, report = hypergradient(inner, theta, 0.5, terms=terms, step=1e-4, damping=100.0)
         assert report["terms"] == terms, report  # a series that was cut costs less
 

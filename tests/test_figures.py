@@ -20,7 +20,7 @@ def write(folder, method="heuristic", seed=0, acc=50.0, test=True, **settings):
         "perf_gap": 10.0,
     }
     first = {
-        "settings": {"dataset": "keypad", "method": method, "seed": seed, **settings},
+        "settings": {"dataset": "keypad", "method": method, "seed": seed, "epochs": 10, **settings},
         "modalities": ["image", "sound"],
     }
     lines = [first, *({"t": t, "alpha": 0.5, "split": "test", **result} for t in (1, 2))] + [
@@ -68,11 +68,12 @@ def test_figures_read_a_real_run(tiny_data, tmp_path, capsys):
     capsys.readouterr()
     assert figures.main(["table", *runs]) == 0
     assert "| learning-based --epochs 2 | 1 |" in capsys.readouterr().out
-    assert figures.main(["curves", *runs, "--out", "a.png"]) == 0
-    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    for command in ("curves", "alpha"):
+        assert figures.main([command, *runs, "--out", f"{command}.png"]) == 0
+        assert (tmp_path / f"{command}.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("command", ["table", "curves"])
+@pytest.mark.parametrize("command", ["table", "curves", "alpha"])
 def test_a_folder_that_is_no_run_is_one_sentence(tmp_path, capsys, command):
     """No folder, no log, a broken line, an unfinished run: exit status 2 and what is wrong."""
     write(tmp_path / "torn")
@@ -88,7 +89,7 @@ def test_a_folder_that_is_no_run_is_one_sentence(tmp_path, capsys, command):
         assert (
             figures.main(
                 [command, str(tmp_path / folder), "--out", str(tmp_path / "x.png")][
-                    : 2 + 2 * (command == "curves")
+                    : 2 + 2 * (command != "table")
                 ]
             )
             == 2
@@ -105,3 +106,9 @@ def test_a_folder_that_is_no_run_is_one_sentence(tmp_path, capsys, command):
         twice = [write(tmp_path / "a"), write(tmp_path / "b")]
         assert figures.main(["table", *twice]) == 2
         assert "repeats seed 0 of 'heuristic'" in capsys.readouterr().err
+
+
+def test_a_format_that_matplotlib_does_not_know_is_said(tmp_path, capsys):
+    """One sentence, status 2."""
+    assert figures.main(["alpha", write(tmp_path / "a", epochs=2), "--out", str(tmp_path / "a.xyz")]) == 2
+    assert "xyz" in capsys.readouterr().err

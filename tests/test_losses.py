@@ -41,6 +41,13 @@ def test_classification_loss_is_the_mean_of_y_log_softmax():
     assert classification_loss(logits, one_hot).item() == pytest.approx(expected, abs=1e-14)
 
 
+def test_smoothed_labels_mix_one_hot_and_uniform():
+    """Fig. 1's 0.7 L_S + 0.3 L_U, L_U being the loss of the labels 1/c."""
+    logits, y = features(6, 4), torch.tensor([0, 1, 2, 3, 1, 1])
+    l_s, l_u = classification_loss(logits, y), classification_loss(logits, torch.full((6, 4), 0.25, dtype=torch.float64))
+    assert classification_loss(logits, y, 0.3).item() == pytest.approx((0.7 * l_s + 0.3 * l_u).item(), abs=1e-14)
+
+
 def literal_l_mm(z_j, z_l, tau):
     """The formula of Sec. 3.2, symbol by symbol."""
 

@@ -63,7 +63,8 @@ def test_every_command_of_the_readme_parses(command, monkeypatch):
         assert prepare.main(arguments) == 0
     else:
         monkeypatch.setattr(figures, "table", lambda runs: "")
-        monkeypatch.setattr(figures, "curves", lambda runs, out: None)
+        for picture in ("curves", "alpha"):
+            monkeypatch.setattr(figures, picture, lambda runs, out: None)
         assert figures.main(arguments) == 0
 
 
