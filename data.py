@@ -187,7 +187,8 @@ def list_cremad(files):
     classes = numbers(CREMAD)
     for split in ("train", "test"):
         for place, name, label in table(annotation(files, f"{split}.csv"), "name", "label"):
-            yield split, class_index(place, label, classes), name[:4], [name], [[name], [name]]
+            names = [name.removesuffix(".wav").removesuffix(".flv")]
+            yield split, class_index(place, label, classes), name[:4], names, [names, names]
 
 
 def list_kinetics_sounds(files):
@@ -416,6 +417,7 @@ def check_found(name, root, split, count):
                   "depth": "<clip>/sk_depth/*.jpg", "flow": f"{PREPARED}/flow/<clip>.npy"}  # fmt: skip
         files = " and ".join(looked[m] for m in SETS[name]["modalities"] if m in looked)
         help = f"; run python data.py prepare {name} --root {root}" * ("not prepared" in count)
+        help += "; run `git lfs pull` in the clone" * ("git-lfs pointer" in count)
         raise FileNotFoundError(f"no {split} sample of {name} is below {root} ({lost or 'its list is empty'}): "
                                 f"looked for {files}{help}; README, Data, {name}, says how to get them")  # fmt: skip
 

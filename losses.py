@@ -122,14 +122,18 @@ def schedule(text):
         if not (all(abs(x) <= 1e6 for x in numbers) and 0 <= given.get("p", 0) <= 1):
             raise ValueError
     except (ValueError, TypeError):
-        usage = ":".join([name, *list(inspect.signature(function).parameters)[2:]])
-        wanted = f"schedule {text!r} is not of the form {usage!r} with numbers (p from 0 to 1)"
-        raise ValueError(wanted) from None
+        parameters = list(inspect.signature(function).parameters)
+        usage = ":".join([name, *parameters[2:]]) + " with numbers (p from 0 to 1)" * (len(parameters) > 2)
+        wanted = "a function of (t, T, ...)" if len(parameters) < 2 else f"of the form {usage}"
+        raise ValueError(f"schedule {text!r} is not {wanted}") from None
 
     def alpha(t, T):
-        value = function(t, T, *numbers)
-        if math.isnan(value):
-            raise FloatingPointError(f"schedule {text!r} is not a number at t = {t} of T = {T}")
+        try:
+            value = float(function(t, T, *numbers))
+            if math.isnan(value):
+                raise ValueError("nan")
+        except (ArithmeticError, ValueError, TypeError) as error:
+            raise FloatingPointError(f"schedule {text!r} is not a number at t = {t} of T = {T} ({error})") from error
         return min(1.0, max(0.0, value))
 
     return alpha

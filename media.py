@@ -70,7 +70,8 @@ def broken(path, error):
         return Broken(f"{path} is a folder, expected a file; get it anew")
     if is_pointer(path):
         return Broken(f"{path} is a git-lfs pointer, not media; run `git lfs pull` in its folder", "git-lfs pointer")
-    what = " ".join(str(error).split()) if path.stat().st_size else "the file is empty"
+    what = getattr(error, "strerror", None) or " ".join(str(error).split())
+    what = what if path.stat().st_size else "the file is empty"
     return Broken(f"{path} cannot be read ({what}); get it anew, or remove it to do without it")
 
 

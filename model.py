@@ -129,7 +129,7 @@ class Concat(nn.Module):
 
 
 class Sum(nn.Module):
-    """z = z^(1) + ... + z^(m): (B, d)."""
+    """z = z^(1) + ... + z^(m): (B, d). Sums features; Table 1's Sum adds the modalities' predictions."""
 
     def __init__(self, m, d):
         super().__init__()

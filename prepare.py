@@ -5,6 +5,7 @@
     root/prepared/rgb/NAME/         a gesture's frames; likewise depth/
     root/prepared/flow/NAME.npy     DIS optical flow between them, (H, W, 2, T) in pixels, short side 128
     root/prepared/broken.csv        the samples that cannot be used, with reasons: training leaves them out
+    root/prepared/absent.csv        those whose files are not there
 
 Whatever stands there is whole: each file is written under another name first.
 """
@@ -109,7 +110,8 @@ def extract_sound(path, target):
 
     with opened(path) as video:
         if not video.streams.audio:
-            raise Broken(f"{path} has no audio track; remove it, or get it anew with its sound", "no audio track")
+            raise Broken(f"{path} has no audio track, and no wav goes by its name; add that, or get the video anew",
+                         "no audio track")  # fmt: skip
         resampler = av.AudioResampler("s16", "mono", 16000)
         frames = itertools.chain(video.decode(audio=0), [None])  # None: what the resampler still holds
         parts = [part.to_ndarray()[0] for frame in frames for part in resampler.resample(frame)]
@@ -136,6 +138,8 @@ def compute_flow(folder, start, end, target):
 
 def make(modality, original, wanted, sources, target):
     """Write a modality's file of one sample, and return it as a source."""
+    if original is None and modality != "flow":
+        raise Broken(f"{target} was damaged, and the video it was made from is gone; get that anew")
     if modality == "audio":
         return extract_sound(original, target.with_name(f"{target.name}.wav"))
     if modality == "video":
@@ -146,16 +150,29 @@ def make(modality, original, wanted, sources, target):
     return extract_frames(original, target, lambda n: range(start, end)), start, end
 
 
+def looked_into(modality, source, into):
+    """The source, if it can be read; None for one of our own making that was damaged since: it is removed."""
+    try:
+        look(modality, source)
+    except Broken:
+        path = Path(path_of(source))
+        if into not in path.parents:
+            raise
+        remove(path)
+        return None
+    return source
+
+
 def prepare_sample(modalities, into, job):
     """Make what one sample lacks, look into what it has: (its name, "done", "already there" or a reason, details)."""
     name, wanted, sources, originals = job
     state = "already there"
     try:
         for j, modality in enumerate(modalities):
+            if sources[j] is not None and modality != "text":
+                sources[j] = looked_into(modality, sources[j], into)
             if sources[j] is None:
                 sources[j], state = make(modality, originals[j], wanted[j], sources, into / modality / name), "done"
-            elif modality != "text" and into not in Path(path_of(sources[j])).parents:
-                look(modality, sources[j])
     except Broken as error:
         return name, error.reason, str(error)
     return name, state, ""
@@ -187,12 +204,14 @@ def prepare(name, root, workers):
             results[done] = reason, what
     finally:
         pool.shutdown(cancel_futures=True)
-        broken = [[key, reason, what] for key, (reason, what) in results.items() if what]
-        with written(into / "broken.csv") as part, open(part, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([["name", "reason", "what"], *broken])
+        lost = [[key, *why] for key, why in results.items() if why[0] not in ("done", "already there")]
+        lists = {"broken": [row for row in lost if row[2]], "absent": [row for row in lost if not row[2]]}
+        for kind, rows in lists.items():
+            with written(into / f"{kind}.csv") as part, open(part, "w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([["name", "reason", "what"], *rows])
     for reason, n in sorted(Counter(reason for reason, _ in results.values()).items()):
         print(f"{reason}: {n}")
-    print(f"{len(broken)} broken, listed in {into / 'broken.csv'}")
+    print("; ".join(f"{len(rows)} {kind}, listed in {into / kind}.csv" for kind, rows in lists.items()))
 
 
 def main(arguments=None):

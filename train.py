@@ -32,11 +32,12 @@ from tqdm import tqdm
 
 import checkpoint
 from bilevel import SOLVERS, evaluating, hypergradient
-from data import DATASETS, Batches, defaults
+from data import DATASETS, SETS, Batches, defaults
 from losses import SCHEDULES, classification_loss, modality_matching_loss, schedule, total_loss
 from media import Broken
 from model import ENCODERS, FUSIONS, Model, Unimodal, encoder_names, known
 
+PYTHON = min(sys.executable, os.path.relpath(sys.executable), key=len)  # as a command shown to the user begins
 METHODS = ["learning-based", "unimodal", *SCHEDULES]
 
 
@@ -127,7 +128,8 @@ def scores(logits, y):
     """ACC, MAP and macro-F1 in percent (Sec. 4.1, Evaluation Metrics): logits (n, c), y (n,)."""
     if not logits.isfinite().all():
         raise FloatingPointError("the model's scores are not finite; try a smaller --lr")
-    present = np.unique(y)  # the average precision of a class that no sample has is not defined
+    # Paper silent: MAP where a class has no sample, whose average precision is not defined. Here: not counted.
+    present = np.unique(y)
     precisions = [average_precision_score(y == k, logits.softmax(1)[:, k]) for k in present]
     predicted = logits.argmax(1)
     return {
@@ -303,7 +305,9 @@ def folder_of(s):
     """The run's folder; FileExistsError where it holds a run that is not to be gone on with or written over."""
     name = f"{s.dataset}-{s.method.replace(':', '')}{'-held-out' * (s.outer == 'held-out')}-seed{s.seed}"
     folder = Path(s.resume or s.eval or s.out or f"runs/{name}")
-    if (folder / "log.jsonl").exists() and not (s.overwrite or s.resume or s.eval):
+    log = folder / "log.jsonl"
+    holds = checkpoint.epochs(folder) or (log.is_file() and len(log.read_bytes().splitlines()) > 1)
+    if holds and not (s.overwrite or s.resume or s.eval):
         raise FileExistsError(f"{folder} holds a run already; go on with it by --resume {folder}, choose another "
                               "--out, or --overwrite to start over")  # fmt: skip
     return folder
@@ -327,6 +331,8 @@ def prepare(s):
     if s.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    if len(data["train"]) < 2:
+        raise ValueError(f"{s.dataset} has {len(data['train'])} training sample here, expected 2 or more")
     torch.manual_seed(s.seed)
     channels = [x_j.shape[-3] if x_j.is_floating_point() else 0 for x_j in data["train"][0][:-1]]  # 0: text
     kind = Unimodal if s.method == "unimodal" else Model
@@ -421,7 +427,7 @@ def run(s, folder, data, model, omega):
         write()
     print(f"epoch {t}, {'the best on the validation part' if 'val' in data else 'the last'}:")
     print(table(result, names, "test"))
-    print(f"to see it: python figures.py curves {folder}")
+    print(f"to see it: {PYTHON} figures.py curves {folder}")
     return result
 
 
@@ -489,9 +495,12 @@ def main(arguments=None):
     except KeyboardInterrupt as e:
         status = 128 + (e.args[0] if e.args else signal.SIGINT)
         there = folder and checkpoint.epochs(folder)
-        error = f"stopped; go on with: python train.py --resume {folder}" if there else "stopped before an epoch ended"
+        go_on = f"; go on with: {PYTHON} train.py --resume {folder}"
+        error = "stopped" + (go_on if there else " before an epoch ended")
     except (FloatingPointError, OSError, Broken) as e:
         error = str(e).strip().splitlines()[-1].removeprefix("media.Broken: ")  # a worker's comes with its traceback
+        if folder and s.dataset in SETS and isinstance(e, Broken):
+            error += f"; {PYTHON} data.py prepare {s.dataset} --root {s.root} finds all such files and leaves them out"
     except ValueError as e:
         if status == 1:
             raise  # a fault of ours, not of the input

@@ -65,7 +65,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tiny_data, monkeypatch, capsys, 
     steps = json.loads(Path("whole/log.jsonl").read_text().split("\n")[0])["samples"]["train"] // 16
     stop_at(monkeypatch, t * (2 if "--inner-iters" in flags else steps) + 2)
     assert start("cut", *flags) == 130 and checkpoint.load("cut")["t"] == t
-    assert said(capsys) == "stopped; go on with: python train.py --resume cut"
+    assert said(capsys) == f"stopped; go on with: {train.PYTHON} train.py --resume cut"
     assert train.main(["--resume", "cut"]) == 0
     assert Path("cut/log.jsonl").read_bytes() == Path("whole/log.jsonl").read_bytes()
     a, b = (checkpoint.load(folder) for folder in ("cut", "whole"))
@@ -110,7 +110,7 @@ def test_signals_stop_with_their_status(tiny_data, monkeypatch, capsys, number, 
     monkeypatch.setattr(os, "fsync", fsync)
     handler = signal.getsignal(signal.SIGINT)
     assert start("run") == status
-    assert said(capsys) == "stopped; go on with: python train.py --resume run"
+    assert said(capsys) == f"stopped; go on with: {train.PYTHON} train.py --resume run"
     monkeypatch.setattr(os, "fsync", real)
     assert signal.getsignal(signal.SIGINT) is handler and checkpoint.load("run")
     assert not list(Path("run").glob(".part*"))

@@ -295,7 +295,7 @@ def test_prepare_goes_on_after_a_kill(copied, capsys):
     root, _ = copied("cremad")
     command = [sys.executable, ROOT / "data.py", "prepare", "cremad", "--root", root, "--workers", "1"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
-    while not list(root.glob("prepared/video/*/00010.jpg")):
+    while not list(root.glob("prepared/video/[!.]*/00010.jpg")):
         assert process.poll() is None
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
@@ -528,6 +528,42 @@ def test_damage_that_training_meets_first_stops_it(file, workers, copied, capsys
     assert run("cremad", root, ["--workers", workers, "--epochs", "30"]) in (1, 2)
     (said,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("train.py: ")]
     assert str(root / file) in said and "cannot be read" in said
+
+
+def test_prepare_mends_what_it_made(copied, capsys):
+    """A prepared frame that was damaged since is made anew from its video; without the video that is said."""
+    root, _ = copied("cremad", prepared=True)
+    frame = root / f"prepared/video/{CLIP}/00005.jpg"
+    for video_there in (True, False):
+        write(frame, "")
+        if not video_there:
+            (root / FLV).unlink()
+        assert prepare.main(["prepare", "cremad", "--root", str(root), "--workers", "1"]) == 0
+        printed = capsys.readouterr().out
+        assert ("done: 1" in printed) == video_there and ("undecodable: 1" in printed) != video_there
+        assert frame.is_file() == video_there and (not video_there or frame.stat().st_size > 0)
+
+
+def test_prepare_lists_what_is_not_there(copied):
+    """By name, with the reason; training does not hang on this list, so that what is added later is found."""
+    root, _ = copied("cremad", prepared=True)
+    (root / WAV).unlink()
+    (root / FLV).unlink()
+    prepare.remove(root / f"prepared/video/{CLIP}")
+    prepare.prepare("cremad", root, 1)
+    assert (root / "prepared/absent.csv").read_text().splitlines()[1] == f"{CLIP},missing,"
+    make_wav(root / WAV)
+    make_jpg(root / f"Image-01-FPS/{CLIP}/1.jpg")
+    assert len(data.gather("cremad", root, lambda m: ["cnn"] * m)["train"]) == 6
+
+
+def test_one_sample_is_not_enough(copied, capsys):
+    """L_MM needs a partner."""
+    root, _ = copied("cremad", prepared=True)
+    for name in EMOTIONS[1:]:
+        (root / f"AudioWAV/{name}.wav").unlink()
+    assert run("cremad", root) == 2
+    assert "has 1 training sample here, expected 2 or more" in capsys.readouterr().err
 
 
 def test_a_folder_without_frames_is_said(copied, capsys):

@@ -44,7 +44,8 @@ def test_classification_loss_is_the_mean_of_y_log_softmax():
 def test_smoothed_labels_mix_one_hot_and_uniform():
     """Fig. 1's 0.7 L_S + 0.3 L_U, L_U being the loss of the labels 1/c."""
     logits, y = features(6, 4), torch.tensor([0, 1, 2, 3, 1, 1])
-    l_s, l_u = classification_loss(logits, y), classification_loss(logits, torch.full((6, 4), 0.25, dtype=torch.float64))
+    uniform = torch.full((6, 4), 0.25, dtype=torch.float64)
+    l_s, l_u = classification_loss(logits, y), classification_loss(logits, uniform)
     assert classification_loss(logits, y, 0.3).item() == pytest.approx((0.7 * l_s + 0.3 * l_u).item(), abs=1e-14)
 
 
@@ -136,15 +137,18 @@ def test_schedules_have_the_papers_values(text, t, T, expected):
 
 @pytest.mark.parametrize("text", ["heuristics", "", "constant", "constant:", "constant:a", "constant:nan",
                                   "constant:0.1:0.2", "heuristic:1", "stepwise", "constant:5", "stepwise:-1",
-                                  "cubic:1e200"])  # fmt: skip
-def test_a_schedule_that_is_none_is_named(text):
+                                  "cubic:1e200", "lacks_T"])  # fmt: skip
+def test_a_schedule_that_is_none_is_named(text, monkeypatch):
     """An unknown name lists the choices, a wrong argument shows the form."""
-    with pytest.raises(ValueError, match="choose from|is not of the form"):
+    monkeypatch.setitem(SCHEDULES, "lacks_T", lambda t: 0.5)
+    with pytest.raises(ValueError, match="choose from|is not of the form|is not a function of \\(t, T"):
         schedule(text)
 
 
-def test_a_schedule_that_is_not_a_number_is_said(monkeypatch):
-    """nan is no alpha, and clipping must not hide it."""
-    monkeypatch.setitem(SCHEDULES, "broken", lambda t, T: math.nan)
+@pytest.mark.parametrize("broken", [lambda t, T: math.nan, lambda t, T: None, lambda t, T: 1 / (t - 2),
+                                    lambda t, T: math.exp(1000 * t), lambda t, T: math.sqrt(1 - t)])  # fmt: skip
+def test_a_schedule_that_is_not_a_number_is_said(monkeypatch, broken):
+    """nan, a forgotten return, a division by zero, ...: none is an alpha, and clipping must not hide it."""
+    monkeypatch.setitem(SCHEDULES, "broken", broken)
     with pytest.raises(FloatingPointError, match="'broken' is not a number at t = 2 of T = 5"):
         schedule("broken")(2, 5)

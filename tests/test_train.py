@@ -247,8 +247,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_data, monkeypatch, capsys)
     [
         ("--dataset cremat", "unknown dataset 'cremat'; choose from ['cremad', 'keypad'"),
         ("--method heuristics", "unknown method 'heuristics'; choose from ['constant'"),
-        ("--method constant", "'constant:p'"),
-        ("--method heuristic:2", "not of the form 'heuristic'"),
+        ("--method constant", "constant:p with numbers"),
+        ("--method heuristic:2", "not of the form heuristic"),
         ("--method unimodal:1", "unknown method 'unimodal:1'; choose from"),
         ("--fusion cat", "unknown fusion 'cat'; choose from ['affine'"),
         ("--encoders vit", "unknown encoder 'vit'"),
@@ -262,7 +262,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_data, monkeypatch, capsys)
         ),
         ("--epochs 0", "--epochs is 0, expected more than 0"),
         ("--batch-size 1", "--batch-size is 1, expected 2 or more"),
-        ("--method constant:5", "not of the form 'constant:p'"),
+        ("--method constant:5", "not of the form constant:p"),
         ("--method heuristic --outer held-out", "--outer held-out is for learning-based"),
         ("--dataset keypad --root x", "keypad is built in and takes no --root"),
         ("--tau nan", "--tau is nan, expected more than 0"),
@@ -355,6 +355,15 @@ def test_the_step_of_the_series_follows_the_learning_rate(tiny_data, monkeypatch
     _, epochs, _ = run(lr=0.5, step=0.25, plateau=1, epochs=6)
     assert [r["lr"] for r in epochs] == pytest.approx([0.5, 0.5, 0.5, 0.05, 0.05, 0.005])
     assert steps == [0.25 * r["lr"] for r in epochs]
+
+
+def test_a_run_without_an_epoch_blocks_nothing(tiny_data, monkeypatch, capsys):
+    """Its log has only its settings: the same command starts it again."""
+    monkeypatch.setattr(train, "evaluate", lambda *_: (_ for _ in ()).throw(FloatingPointError("not finite")))
+    assert train.main(["--dataset", "tiny"]) == 1
+    monkeypatch.undo()
+    monkeypatch.setitem(train.DATASETS, "tiny", tiny_data)
+    assert train.main(["--dataset", "tiny", "--epochs", "1", "--out", "runs/tiny-learning-based-seed0"]) == 0
 
 
 def test_ctrl_c_is_one_sentence(tiny_data, monkeypatch, capsys):
