@@ -399,6 +399,9 @@ def run(s, folder, data, model, omega):
     with checkpoint.locked(folder):
         state = checkpoint.load(folder) if s.resume else None
         records = checkpoint.lines(state) if state else [first_line(s, data, device)]
+        now = first_line(s, data, device)["samples"]
+        if records[0]["samples"] != now:
+            raise Broken(f"{folder} was begun with {records[0]['samples']} samples, here are {now}; get the same data")
         for t in [] if state else checkpoint.epochs(folder):
             checkpoint.name(folder, t).unlink()  # of the run that is written over
         print(f"{s.dataset}, {s.method}, seed {s.seed}, {device}: {records[0]['samples']} samples of "

@@ -244,6 +244,17 @@ def test_two_runs_in_one_folder_are_refused(tiny_data, capsys):
     assert train.main(["--resume", "run"]) == 0
 
 
+def test_other_data_are_refused(tiny_data, monkeypatch, capsys):
+    """Fewer samples than the run was begun with would make another run in silence."""
+    start("run", "--method", "heuristic")
+    log = Path("run/log.jsonl").read_bytes()
+    monkeypatch.setitem(train.DATASETS, "tiny", lambda *_: tiny_data(n=46))
+    capsys.readouterr()
+    assert train.main(["--resume", "run"]) == 1
+    assert "was begun with {'train': 48, 'test': 15} samples, here are {'train': 46" in said(capsys)
+    assert Path("run/log.jsonl").read_bytes() == log
+
+
 def test_the_global_random_state_is_part_of_it(tiny_data):
     """What dropout draws goes on where it stopped."""
     s = train.Settings(dataset="tiny", out="run", epochs=1)
