@@ -122,7 +122,7 @@ def alpha(folders, out):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(6, 5), layout="constrained")
     longest = 0
     for folder, colour in zip(folders, itertools.cycle(COLOURS[1:] + ["#CC79A7", "#E69F00", "#56B4E9"])):
         first, epochs, _ = read(folder)
@@ -138,7 +138,7 @@ def alpha(folders, out):
     axis.set(xlabel="t / T", ylabel=r"$\alpha$", xlim=(0, 1), ylim=(-0.02, 1.02), title="α over the course of training")
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, frameon=False)
+    figure.legend(loc="outside lower center", fontsize=8, frameon=False)
     figure.savefig(out, dpi=150)
     plt.close(figure)
 
