@@ -359,11 +359,11 @@ def test_the_step_of_the_series_follows_the_learning_rate(tiny_data, monkeypatch
 
 def test_a_run_without_an_epoch_blocks_nothing(tiny_data, monkeypatch, capsys):
     """Its log has only its settings: the same command starts it again."""
-    monkeypatch.setattr(train, "evaluate", lambda *_: (_ for _ in ()).throw(FloatingPointError("not finite")))
-    assert train.main(["--dataset", "tiny"]) == 1
-    monkeypatch.undo()
-    monkeypatch.setitem(train.DATASETS, "tiny", tiny_data)
-    assert train.main(["--dataset", "tiny", "--epochs", "1", "--out", "runs/tiny-learning-based-seed0"]) == 0
+    with monkeypatch.context() as broken:
+        broken.setattr(train, "evaluate", lambda *_: (_ for _ in ()).throw(FloatingPointError("not finite")))
+        assert train.main(["--dataset", "tiny"]) == 1
+    assert len(log_of("runs/tiny-learning-based-seed0")) == 1
+    assert train.main(["--dataset", "tiny", "--epochs", "1"]) == 0
 
 
 def test_ctrl_c_is_one_sentence(tiny_data, monkeypatch, capsys):
