@@ -19,7 +19,9 @@ from pathlib import Path
 
 import torch
 
-from media import Broken
+
+class Unfit(ValueError):
+    """A run's folder that cannot be gone on with or scored, in one sentence."""
 
 
 def remove(path):
@@ -98,7 +100,7 @@ def lines(state):
 
 
 def load(folder, t=None):
-    """The checkpoint after epoch t, or the last one. Broken or FileNotFoundError in one sentence, nothing run."""
+    """The checkpoint after epoch t, or the last one. Unfit or FileNotFoundError in one sentence, nothing run."""
     there = epochs(folder)
     if not there or t not in (None, *there):
         what = f"epochs {there}" if there else "none"
@@ -107,12 +109,12 @@ def load(folder, t=None):
     path = name(folder, there[-1] if t is None else t)
     content = path.read_bytes()
     if hashlib.sha256(content[:-32]).digest() != content[-32:]:
-        raise Broken(f"{path} is damaged: its checksum differs; remove it to go on from the one before")
+        raise Unfit(f"{path} is damaged: its checksum differs; remove it to go on from the one before")
     try:
         state = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
         state["t"], state["settings"]["seed"], state["model"], lines(state)[0]["settings"]
     except Exception as error:  # weights_only refuses in many ways
-        raise Broken(f"{path} is no checkpoint of train.py; nothing of it was run") from error
+        raise Unfit(f"{path} is no checkpoint of train.py; nothing of it was run") from error
     return state
 
 

@@ -1,6 +1,6 @@
 """The data sets: listing what is there, and preparing it (Sec. 4.1).
 
-    python data.py prepare NAME --root DIR     decode each video once, look into every other file once
+    python data.py prepare NAME --root DIR     decode each video once, look into every file
 
 here               the paper's set
 keypad             none: built in (digits.py)
@@ -319,6 +319,7 @@ SETS = {  # paper: the numbers of samples that it prints
                   "paper": {"train": 1050, "test": 482}},
 }  # fmt: skip
 
+
 def defaults(name):
     """The settings of train.py that a set brings with it (Sec. 4.1); a flag given by hand wins."""
     if name not in SETS:
@@ -366,7 +367,8 @@ def reported(root):
 def original(modality, names, wanted, files):
     """The video that `prepare` would make a modality's files from, or None."""
     if modality in ("rgb", "depth"):
-        return next(filter(os.path.isfile, [f"{wanted[2]}.avi"]), None)
+        path = f"{wanted[2]}.avi"
+        return path if os.path.isfile(path) else None
     return named("video")(names, files)
 
 

@@ -157,5 +157,3 @@ def spoken_digits(root, encoders=None, seed=0):
         waves = waves[i] + rng.normal(0, SPEECH_NOISE, (len(i), waves.shape[1]))
         splits[split] = canvas, spectrograms(waves), digits
     return paired(splits, groups["train"])
-
-

@@ -35,6 +35,24 @@ def read(folder):
         raise ValueError(f"{path} is not a log of train.py ({error}); its run may have been cut off") from error
 
 
+def drawn(folder):
+    """A run's (first line, list of epochs), to be drawn; ValueError where there is no epoch."""
+    first, epochs, _ = read(folder)
+    if not epochs:
+        raise ValueError(f"{folder} has no finished epoch to draw")
+    return first, epochs
+
+
+def pyplot():
+    """matplotlib's pyplot, imported only where something is drawn, and without a screen."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
 def label(settings):
     """The run's method and every setting that is not the default, as on the command line."""
     usual = dataclasses.asdict(Settings())
@@ -86,17 +104,11 @@ def cell(values):
 
 def curves(folders, out):
     """ACC of the fused model and of each modality over the epochs, and alpha below: one column per run."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     figure, axes = plt.subplots(2, len(folders), figsize=(4.5 * len(folders), 4.5), sharex="col", sharey="row",
                                 squeeze=False, height_ratios=[3, 1], layout="constrained")  # fmt: skip
     for (above, below), folder in zip(axes.T, folders):
-        first, epochs, _ = read(folder)
-        if not epochs:
-            raise ValueError(f"{folder} has no finished epoch to draw")
+        first, epochs = drawn(folder)
         t = [r["t"] for r in epochs]
         for name, colour in zip(["fused", *first["modalities"]], COLOURS):
             acc = [r[name]["acc"] for r in epochs]
@@ -117,17 +129,11 @@ def curves(folders, out):
 
 def alpha(folders, out):
     """alpha over t/T of any runs, with omega(t) of the longest for comparison (Fig. 3)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     figure, axis = plt.subplots(figsize=(6, 5), layout="constrained")
     longest = 0
     for folder, colour in zip(folders, itertools.cycle(COLOURS[1:] + ["#CC79A7", "#E69F00", "#56B4E9"])):
-        first, epochs, _ = read(folder)
-        if not epochs:
-            raise ValueError(f"{folder} has no finished epoch to draw")
+        first, epochs = drawn(folder)
         T = first["settings"]["epochs"]
         longest = max(longest, T)
         name = f"{first['settings']['dataset']}, {label(first['settings'])}, seed {first['settings']['seed']}"
@@ -145,19 +151,20 @@ def alpha(folders, out):
 
 def main(arguments=None):
     """Exit status 0, or 2 and one sentence."""
+    pictures = {"curves": curves, "alpha": alpha}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, function in [("curves", curves), ("alpha", alpha), ("table", table)]:
+    for name, function in [*pictures.items(), ("table", table)]:
         command = commands.add_parser(name, help=function.__doc__)
         command.add_argument("runs", nargs="+", metavar="RUN", help="folder that train.py wrote")
-        if name != "table":
+        if name in pictures:
             command.add_argument("--out", default=f"{name}.png", help="picture to write; its ending says the format")
     options = parser.parse_args(arguments)
     try:
         if options.command == "table":
             print(table(options.runs))
         else:
-            {"curves": curves, "alpha": alpha}[options.command](options.runs, options.out)
+            pictures[options.command](options.runs, options.out)
             print(f"wrote {options.out}")
     except (ValueError, OSError) as error:
         print(f"figures.py: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`python data.py prepare NAME --root DIR`: decode every video once, look into every other file once (Sec. 4.1).
+"""`python data.py prepare NAME --root DIR`: decode every video once, look into every file (Sec. 4.1).
 
     root/prepared/audio/NAME.wav    the sound, 16 kHz mono
     root/prepared/video/NAME/       ten frames evenly spaced, JPEG, short side 256
@@ -179,7 +179,7 @@ def prepare_sample(modalities, into, job):
 
 
 def prepare(name, root, workers):
-    """Decode each video below root once, into root/prepared; look into every other file; count what came of it.
+    """Decode each video below root once, into root/prepared; look into every file; count what came of it.
 
     What is done stays done when it is stopped and started again. The samples that are broken are listed with their
     reasons in root/prepared/broken.csv, and training leaves them out.

@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 import checkpoint
 from bilevel import SOLVERS, evaluating, hypergradient
+from checkpoint import Unfit
 from data import DATASETS, SETS, Batches, defaults
 from losses import SCHEDULES, classification_loss, modality_matching_loss, schedule, total_loss
 from media import Broken
@@ -208,12 +209,12 @@ def state_of(t, alpha, model, optimizer, plateau):
 
 
 def restore(state, model, optimizer, plateau):
-    """Put back what state_of gave: (t, alpha). Broken where it is of another model."""
+    """Put back what state_of gave: (t, alpha). Unfit where it is of another model."""
     try:
         for name, part in {"model": model, "optimizer": optimizer, "plateau": plateau}.items():
             part.load_state_dict(state[name])
     except (RuntimeError, KeyError, ValueError) as error:
-        raise Broken("the checkpoint is of another model or data set; nothing was written") from error
+        raise Unfit("the checkpoint is of another model or data set; nothing was written") from error
     torch.set_rng_state(state["random"]["cpu"])
     if state["random"]["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["random"]["cuda"])
@@ -398,13 +399,14 @@ def run(s, folder, data, model, omega):
     names, path, device = data["modalities"], folder / "log.jsonl", next(model.parameters()).device
     with checkpoint.locked(folder):
         state = checkpoint.load(folder) if s.resume else None
-        records = checkpoint.lines(state) if state else [first_line(s, data, device)]
-        now = first_line(s, data, device)["samples"]
-        if records[0]["samples"] != now:
-            raise Broken(f"{folder} was begun with {records[0]['samples']} samples, here are {now}; get the same data")
+        first = first_line(s, data, device)
+        records = checkpoint.lines(state) if state else [first]
+        if records[0]["samples"] != first["samples"]:
+            raise Unfit(f"{folder} was begun with {records[0]['samples']} samples, here are {first['samples']}; "
+                        "get the same data")  # fmt: skip
         for t in [] if state else checkpoint.epochs(folder):
             checkpoint.name(folder, t).unlink()  # of the run that is written over
-        print(f"{s.dataset}, {s.method}, seed {s.seed}, {device}: {records[0]['samples']} samples of "
+        print(f"{s.dataset}, {s.method}, seed {s.seed}, {device}: {first['samples']} samples of "
               f"{' + '.join(names)}; writing {path}")  # fmt: skip
 
         def write():
@@ -438,7 +440,7 @@ def score(s, folder, data, model, omega):
     """--eval: the scores of the run's tested epoch on a split, as a table. Nothing is written."""
     state = checkpoint.load(folder)
     t = chosen(checkpoint.lines(state))
-    model.load_state_dict(checkpoint.load(folder, t)["model"])
+    model.load_state_dict((state if t == state["t"] else checkpoint.load(folder, t))["model"])
     print(f"{folder}, epoch {t}:")
     result = evaluate(model, data[s.split], data["modalities"], s, next(model.parameters()).device)
     print(table(result, data["modalities"], s.split))
@@ -465,14 +467,14 @@ def parse(arguments=None):
 def continued(folder, given):
     """The settings of a run to go on with or to score; ValueError for a flag that would make it another run.
 
-    Broken where the folder's checkpoint and log do not belong together, or not to this program.
+    Unfit where the folder's checkpoint and log do not belong together, or not to this program.
     """
     state, names = checkpoint.load(folder), {f.name for f in dataclasses.fields(Settings)}
     settings, log = state["settings"], Path(folder) / "log.jsonl"
     if not log.is_file() or json.loads(log.read_text().split("\n")[0] or "{}").get("settings") != settings:
-        raise Broken(f"the checkpoint in {folder} is not of the run that {log} begins with; nothing was written")
+        raise Unfit(f"the checkpoint in {folder} is not of the run that {log} begins with; nothing was written")
     if unknown := set(settings) - names:
-        raise Broken(f"{folder} has settings that this train.py does not know, {sorted(unknown)}; use its own version")
+        raise Unfit(f"{folder} has settings that this train.py does not know, {sorted(unknown)}; use its own version")
     for name, value in given.items():
         if name not in OUTSIDE and value != settings.get(name):
             flag = "--" + name.replace("_", "-")
@@ -500,7 +502,7 @@ def main(arguments=None):
         there = folder and checkpoint.epochs(folder)
         go_on = f"; go on with: {PYTHON} train.py --resume {folder}"
         error = "stopped" + (go_on if there else " before an epoch ended")
-    except (FloatingPointError, OSError, Broken) as e:
+    except (FloatingPointError, OSError, Broken, Unfit) as e:
         error = str(e).strip().splitlines()[-1].removeprefix("media.Broken: ")  # a worker's comes with its traceback
         if folder and s.dataset in SETS and isinstance(e, Broken):
             error += f"; {PYTHON} data.py prepare {s.dataset} --root {s.root} finds all such files and leaves them out"

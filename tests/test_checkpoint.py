@@ -249,9 +249,12 @@ def test_other_data_are_refused(tiny_data, monkeypatch, capsys):
     start("run", "--method", "heuristic")
     log = Path("run/log.jsonl").read_bytes()
     monkeypatch.setitem(train.DATASETS, "tiny", lambda *_: tiny_data(n=46))
+    monkeypatch.setitem(train.SETS, "tiny", {})  # a set with `prepare`, which cannot help here
     capsys.readouterr()
     assert train.main(["--resume", "run"]) == 1
-    assert "was begun with {'train': 48, 'test': 15} samples, here are {'train': 46" in said(capsys)
+    message = said(capsys)
+    assert "was begun with {'train': 48, 'test': 15} samples, here are {'train': 46" in message
+    assert message.endswith("get the same data")
     assert Path("run/log.jsonl").read_bytes() == log
 
 

@@ -213,6 +213,13 @@ def test_every_set_goes_from_its_originals_to_the_table(name, copied, capsys):
     assert printed.count(f"{name} train: ") == 2 and "macro-F1" in printed and "missing" not in printed
 
 
+def copy_writable(source, target):
+    """A copy that may be changed, of a folder that may not."""
+    shutil.copytree(source, target)
+    for path in [target, *target.rglob("*")]:
+        path.chmod(path.stat().st_mode | 0o200)
+
+
 @needs_shared
 @pytest.mark.parametrize("name", ["cremad", "vggsound", "nvgesture"])
 def test_real_media_go_from_the_original_to_the_table(name, tmp_path, monkeypatch):
@@ -220,8 +227,7 @@ def test_real_media_go_from_the_original_to_the_table(name, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     root = tmp_path / name
     if name == "cremad":
-        shutil.copytree(SHARED / "cremad", root)
-        os.system(f"chmod -R u+w {root}")
+        copy_writable(SHARED / "cremad", root)
         for wav in (root / "AudioWAV").glob("*.wav"):
             make_video(root / f"VideoFlash/{wav.stem}.flv", sound=False, video="flv")
         names = sorted(wav.stem for wav in (root / "AudioWAV").glob("*.wav"))
@@ -229,14 +235,12 @@ def test_real_media_go_from_the_original_to_the_table(name, tmp_path, monkeypatc
         write(root / "annotations/test.csv", "".join(rows[:2]))
         write(root / "annotations/train.csv", "".join(rows[2:]))
     elif name == "vggsound":
-        shutil.copytree(SHARED / "vggsound/video", root)
-        os.system(f"chmod -R u+w {root}")
+        copy_writable(SHARED / "vggsound/video", root)
         starts = [(clip.name[:11], int(clip.stem[12:].split("_")[0].removesuffix("000"))) for clip in root.iterdir()]
         rows = (f"{video},{t},{i},{'test' if i > 4 else 'train'}\n" for i, (video, t) in enumerate(starts))
         write(root / "vggsound.csv", "".join(rows))
     else:
-        shutil.copytree(SHARED / "nvgesture", root)
-        os.system(f"chmod -R u+w {root}")
+        copy_writable(SHARED / "nvgesture", root)
         lines = (root / "nvgesture_train_correct_cvpr2016_v2.lst").read_text().splitlines(keepends=True)
         here = [x for x in lines if (root / x.split()[0].removeprefix("path:")).is_dir()]
         for part, split in [(here[:3], "train"), (here[3:], "test")]:
