@@ -118,6 +118,15 @@ def load(folder, t=None):
     return state
 
 
+def fill(state, **parts):
+    """Put a checkpoint's contents into the parts of those names, model=... ; Unfit where they are of another run."""
+    try:
+        for part_name, part in parts.items():
+            part.load_state_dict(state[part_name])
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise Unfit("the checkpoint is of another model or data set; nothing was written") from error
+
+
 @contextmanager
 def locked(folder):
     """Hold RUN/.lock, which a killed process lets go of; BlockingIOError in one sentence where another holds it."""
@@ -127,4 +136,6 @@ def locked(folder):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BlockingIOError(f"another process writes into {folder}; choose another --out") from error
+        for part in Path(folder).glob(".part-*"):  # of a process that was killed
+            remove(part)
         yield

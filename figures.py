@@ -1,23 +1,45 @@
-"""Pictures and tables from what training wrote (Fig. 3, Tables 3 and 4). Reads RUN/log.jsonl, nothing imports it.
+"""Pictures and tables from what training wrote (Fig. 1 to 4, Tables 1, 3 and 4). A leaf: nothing imports it.
 
-    python figures.py curves runs/keypad-constant0-seed0 runs/keypad-learning-based-seed0 --out curves.png
-    python figures.py alpha runs/*-learning-based-seed0 --out alpha.png
-    python figures.py table runs/keypad-*
+    python figures.py curves runs/keypad-constant0-seed0 runs/keypad-learning-based-seed0
+    python figures.py alpha runs/*-learning-based-seed0 --out alpha.pdf
+    python figures.py gap runs/keypad-constant0-seed0 runs/keypad-learning-based-seed0
+    python figures.py gradcam RUN RUN --modality sound        of two runs that were trained with --keep 9
+    python figures.py table runs/keypad-* --metric map
+
+here       the paper
+curves     losses and scores over the epochs
+alpha      Fig. 3
+gap        Fig. 2
+gradcam    Fig. 4
+table      Tables 1, 3, 4; with runs of --smoothing 0.3 Fig. 1
+
+curves, alpha and table read RUN/log.jsonl alone; gap and gradcam also the checkpoints and the data.
 """
 
 import argparse
 import dataclasses
+import inspect
 import itertools
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
 
+import checkpoint
+import train
+from bilevel import evaluating
+from data import defaults
 from losses import schedule
-from train import Settings
+from model import known
 
-COLOURS = ["#000000", "#0072B2", "#D55E00", "#009E73"]  # Okabe and Ito: fused, then the modalities
+# Okabe and Ito's colours, which the colour-blind can tell apart.
+BLACK, BLUE, RED, GREEN, PINK, ORANGE, SKY = COLOURS = [
+    "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]  # fmt: skip
+METRICS = {"acc": "ACC", "map": "MAP", "f1": "macro-F1"}
 
 
 def read(folder):
@@ -25,8 +47,8 @@ def read(folder):
     path = Path(folder) / "log.jsonl"
     if not path.is_file():
         raise ValueError(f"{folder} holds no run: {path} is missing; give a folder that train.py wrote")
-    lines = path.read_text().splitlines()
     try:
+        lines = path.read_text().splitlines()
         first, *rest = map(json.loads, lines)
         epochs = [r for r in rest if "alpha" in r]
         first["settings"]["seed"], first["modalities"]
@@ -43,6 +65,13 @@ def drawn(folder):
     return first, epochs
 
 
+def opened(folder):
+    """A run's (data, model without its weights, name), to look into its checkpoints; ValueError where it has none."""
+    first, _ = drawn(folder)
+    _, data, model, _ = train.prepare(train.parse(["--eval", folder]))
+    return data, model, label(first["settings"])
+
+
 def pyplot():
     """matplotlib's pyplot, imported only where something is drawn, and without a screen."""
     import matplotlib
@@ -53,18 +82,28 @@ def pyplot():
     return plt
 
 
+def save(figure, out):
+    """Write the picture, in the format that its name's ending says, and forget it."""
+    figure.savefig(out, dpi=150)
+    pyplot().close(figure)
+
+
 def label(settings):
-    """The run's method and every setting that is not the default, as on the command line."""
-    usual = dataclasses.asdict(Settings())
+    """The run's method and every setting that is not the data set's default, as on the command line."""
+    usual = dataclasses.asdict(train.Settings()) | defaults(settings["dataset"])
     apart = [f"--{k.replace('_', '-')} {v}" for k, v in settings.items()
-             if k not in ("dataset", "method", "root", "seed", "device") and v != usual.get(k)]  # fmt: skip
+             if k not in train.OUTSIDE | {"dataset", "method", "seed"} and v != usual.get(k)]  # fmt: skip
     return " ".join([settings["method"], *apart])
 
 
-def table(folders):
-    """Mean and std over seeds of the test scores in percent, a Markdown row per setting, in the order given."""
+def table(runs, metric="acc"):
+    """Mean and std over seeds of the test scores in percent, a Markdown row per setting, in the order given.
+
+    metric: acc (Table 4), map or f1 (Table 3), that of the single modalities and of perf_gap.
+    """
+    known("metric", metric, METRICS)
     groups = {}
-    for folder in folders:
+    for folder in runs:
         first, _, test = read(folder)
         if test is None:
             raise ValueError(f"{folder} has no test scores; its run did not finish")
@@ -73,27 +112,26 @@ def table(folders):
         if seed in rows.setdefault(name, {}):
             raise ValueError(f"{folder} repeats seed {seed} of {name!r}; give each seed once")
         rows[name][seed] = test
-    return "\n\n".join(one_table(dataset, modalities, rows) for (dataset, *modalities), rows in groups.items())
+    return "\n\n".join(one_table(names, rows, metric) for names, rows in groups.items())
 
 
-def row(name, n, fused, single):
-    return f"| {name} | {n} | " + " | ".join([*fused, *single]) + " |"
-
-
-def one_table(dataset, modalities, rows):
-    """The Markdown table of one data set; rows: {label: {seed: test scores}}."""
-    lines = [f"| {dataset} | seeds | ACC | MAP | " + " | ".join(f"{m} ACC" for m in modalities) + " | perf_gap |"]
-    lines.append("|---" * (5 + len(modalities)) + "|")
+def one_table(names, rows, metric):
+    """The Markdown table of one data set; names: it and its modalities; rows: {label: {seed: test scores}}."""
+    dataset, *modalities = names
+    pair = ["acc", "f1" if metric == "f1" else "map"]  # the two of Table 1
+    head = [dataset, "seeds", *(METRICS[k] for k in pair), *(f"{m} {METRICS[metric]}" for m in modalities)]
+    lines = [[*head, "perf_gap" if metric == "acc" else f"perf_gap of {METRICS[metric]}"]]
+    lines.append(["---"] * len(lines[0]))
     for name, tests in rows.items():
-        tests = list(tests.values())
-        fused = [cell([t["fused"][key] for t in tests]) for key in ("acc", "map")]
-        single = [cell([t[m]["acc"] for t in tests]) for m in modalities] + [cell([t["perf_gap"] for t in tests])]
-        if name == "unimodal":  # nothing is fused: the summed logits have a row of their own
-            lines.append(row(name, len(tests), [""] * 2, single))
-            lines.append(row("unimodal, logits summed", len(tests), fused, [""] * len(single)))
+        single = [[test[m][metric] for m in modalities] for test in tests.values()]
+        fused = [cell([test["fused"][key] for test in tests.values()]) for key in pair]
+        single = [*map(cell, zip(*single)), cell([max(scores) - min(scores) for scores in single])]
+        if name.split()[0] == "unimodal":  # nothing is fused: the summed logits have a row of their own
+            lines.append([name, len(tests), "", "", *single])
+            lines.append([f"{name}, logits summed", len(tests), *fused, *[""] * len(single)])
         else:
-            lines.append(row(name, len(tests), fused, single))
-    return "\n".join(lines)
+            lines.append([name, len(tests), *fused, *single])
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines).replace("| --- ", "|---")
 
 
 def cell(values):
@@ -102,70 +140,209 @@ def cell(values):
     return f"{np.mean(values):.1f}{std}"
 
 
-def curves(folders, out):
-    """ACC of the fused model and of each modality over the epochs, and alpha below: one column per run."""
-    plt = pyplot()
-    figure, axes = plt.subplots(2, len(folders), figsize=(4.5 * len(folders), 4.5), sharex="col", sharey="row",
-                                squeeze=False, height_ratios=[3, 1], layout="constrained")  # fmt: skip
-    for (above, below), folder in zip(axes.T, folders):
-        first, epochs = drawn(folder)
-        t = [r["t"] for r in epochs]
-        for name, colour in zip(["fused", *first["modalities"]], COLOURS):
-            acc = [r[name]["acc"] for r in epochs]
-            above.plot(t, acc, color=colour, lw=2 if name == "fused" else 1.5)
-            above.annotate(name, (t[-1], acc[-1]), (4, 0), textcoords="offset points", color=colour, va="center")
+def plain(axis):
+    """Only the two axes that are read, over a faint grid."""
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def plot(axis, epochs, lines):
+    """Lines over t, {name: (value of an epoch's record, colour, style)}; returns where each ends, for `name_ends`."""
+    t, ends = [r["t"] for r in epochs], []
+    for name, (value, colour, style) in lines.items():
+        values = [value(r) for r in epochs]
+        axis.plot(t, values, style, color=colour, lw=2.5 if name == "fused" else 1.5)
+        ends.append((values[-1], t[-1], name, colour))
+    plain(axis)
+    return axis, ends
+
+
+def name_ends(axis, ends):
+    """Write each line's name at its right end, pushed up where it would stand on another."""
+    low, high = axis.get_ylim()
+    place = -np.inf
+    for value, t, name, colour in sorted(ends):
+        place = max(value, place + (high - low) / 12)
+        axis.annotate(name, (t, place), (4, 0), textcoords="offset points", color=colour, va="center", fontsize=9)
+
+
+def curves(runs, out="curves.png"):
+    """ACC of the fused model and of each modality, perf_gap, the losses and alpha over the epochs: a column per run."""
+    logs = [drawn(folder) for folder in runs]
+    figure, axes = pyplot().subplots(3, len(runs), figsize=(4.5 * len(runs), 7), sharex="col", sharey="row",
+                                     squeeze=False, height_ratios=[3, 2, 1], layout="constrained")  # fmt: skip
+    axes[0, 0].set(ylabel="ACC, %; perf_gap, points", ylim=(0, 100))
+    axes[1, 0].set_ylabel("losses of training, nats")
+    axes[2, 0].set(ylabel=r"$\alpha$", ylim=(-0.05, 1.05))
+    ends = []
+    for (above, middle, below), (first, epochs) in zip(axes.T, logs):
+        acc = {name: (lambda r, name=name: r[name]["acc"], colour, "-")
+               for name, colour in zip(["fused", *first["modalities"]], COLOURS)}  # fmt: skip
+        losses = {"L_CLS": (lambda r: r["l_cls"], ORANGE, "-"), "L_MM": (lambda r: r["l_mm"], SKY, "-"),
+                  "L_Total": (lambda r: r["l_total"], BLACK, ":")}  # fmt: skip
+        ends.append(plot(above, epochs, acc | {"perf_gap": (lambda r: r["perf_gap"], "#777777", "--")}))
+        ends.append(plot(middle, epochs, losses))
+        plot(below, epochs, {"alpha": (lambda r: r["alpha"], PINK, "-")})
+        below.set_xlabel("epoch t")
         title = f"{label(first['settings'])}\n{first['settings']['dataset']}, {epochs[0]['split']} split"
         above.set_title(title, fontsize=10)
-        below.plot(t, [r["alpha"] for r in epochs], color="#CC79A7", lw=2)
-        below.set(xlabel="epoch t", ylim=(-0.05, 1.05))
-        for axis in (above, below):
-            axis.grid(alpha=0.3)
-            axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set(ylabel="ACC, %", ylim=(0, 100))
-    axes[1, 0].set_ylabel(r"$\alpha$")
-    figure.savefig(out, dpi=150)
-    plt.close(figure)
+    for axis, named in ends:
+        name_ends(axis, named)
+    save(figure, out)
 
 
-def alpha(folders, out):
+def alpha(runs, out="alpha.png"):
     """alpha over t/T of any runs, with omega(t) of the longest for comparison (Fig. 3)."""
-    plt = pyplot()
-    figure, axis = plt.subplots(figsize=(6, 5), layout="constrained")
-    longest = 0
-    for folder, colour in zip(folders, itertools.cycle(COLOURS[1:] + ["#CC79A7", "#E69F00", "#56B4E9"])):
-        first, epochs = drawn(folder)
+    logs = [drawn(folder) for folder in runs]
+    figure, axis = pyplot().subplots(figsize=(6, 5), layout="constrained")
+    for (first, epochs), colour in zip(logs, itertools.cycle(COLOURS[1:])):
         T = first["settings"]["epochs"]
-        longest = max(longest, T)
         name = f"{first['settings']['dataset']}, {label(first['settings'])}, seed {first['settings']['seed']}"
         axis.plot([r["t"] / T for r in epochs], [r["alpha"] for r in epochs], color=colour, lw=2, label=name)
+    longest = max(first["settings"]["epochs"] for first, _ in logs)
     t = range(1, longest + 1)
     omega = schedule("heuristic")
     axis.plot([i / longest for i in t], [omega(i, longest) for i in t], "k--", lw=1.5, label=f"ω(t), T = {longest}")
     axis.set(xlabel="t / T", ylabel=r"$\alpha$", xlim=(0, 1), ylim=(-0.02, 1.02), title="α over the course of training")
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
+    plain(axis)
     figure.legend(loc="outside lower center", fontsize=8, frameon=False)
-    figure.savefig(out, dpi=150)
-    plt.close(figure)
+    save(figure, out)
+
+
+@torch.no_grad()
+def features(data, model):
+    """Every z^(j) of the test split on the unit sphere, where s(., .) sees them: an array (n, d) per modality."""
+    device = next(model.parameters()).device
+    with evaluating(model):
+        z = [model([x_j.to(device) for x_j in x]) for *x, _ in DataLoader(data["test"], 64)]
+    return [nn.functional.normalize(torch.cat(z_j), dim=1).cpu().numpy() for z_j in zip(*z)]
+
+
+def modality_gap(z):
+    """|mean of z^(j) - mean of z^(l)|, the mean over all pairs: z a list of m arrays (n, d) of unit rows, in 0..2.
+
+    Fig. 2, by the definition of the paper's [25].
+    """
+    return np.mean([np.linalg.norm(a.mean(0) - b.mean(0)) for a, b in itertools.combinations(z, 2)])
+
+
+def principal_plane(z):
+    """The rows of the m arrays (n, d) in the plane of their two largest variances (PCA by SVD): m arrays (n, 2)."""
+    everything = np.concatenate(z)
+    centre = everything.mean(0)
+    _, _, directions = np.linalg.svd(everything - centre, full_matrices=False)
+    return [(z_j - centre) @ directions[:2].T for z_j in z]
+
+
+def gap(runs, out="gap.png"):
+    """The modalities' features in the plane of PCA, with the modality gap (Fig. 2): a panel per run, test split."""
+    panels = []
+    for folder in runs:
+        data, model, name = opened(folder)
+        title = f"{name}, epoch {train.tested(folder, model)}"
+        panels.append((title, data["modalities"], features(data, model)))
+    figure, axes = pyplot().subplots(1, len(runs), figsize=(4.5 * len(runs), 5.3), sharex=True, sharey=True,
+                                     squeeze=False, layout="constrained")  # fmt: skip
+    for axis, (title, modalities, z) in zip(axes[0], panels):
+        for modality, points, colour, marker in zip(modalities, principal_plane(z), COLOURS[1:], "o^sDv"):
+            axis.scatter(*points[:1000].T, s=8, color=colour, marker=marker, alpha=0.4, lw=0)
+            axis.plot(*points.mean(0), marker, color=colour, ms=11, mec="black", label=f"{modality}; large: its mean")
+        axis.set_xlabel("first principal component")
+        axis.set_title(f"{title}\nmodality gap {modality_gap(z):.2f}", fontsize=10)
+        plain(axis)
+    axes[0, 0].set_ylabel("second principal component")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    save(figure, out)
+
+
+def grad_cam(model, x, j, k):
+    """Where phi^(j) sees class k in one sample: relu(sum_c w_c A_c), w_c the mean of d logit_k / d A_c (Fig. 4).
+
+    A: the maps that the encoder averages at its end; x: list of m inputs (1, ...). Returns (H, W) in 0..1, of a clip
+    for its middle frame. ValueError for an encoder without such maps.
+    """
+    pools = [module for module in model.phi[j].modules() if isinstance(module, nn.AdaptiveAvgPool2d)]
+    if not pools:
+        raise ValueError("gradcam needs cnn or a ResNet; this modality's encoder has no maps to look at")
+    seen = []
+    hook = pools[-1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with evaluating(model):
+        logit = model.logits(model(x))[0, k]
+    hook.remove()
+    A = seen[0]  # (F, C, h, w), a frame a row
+    w = torch.autograd.grad(logit, A)[0].mean((2, 3), keepdim=True)
+    cam = nn.functional.interpolate((w * A).sum(1, keepdim=True).relu(), x[j].shape[-2:], mode="bilinear")
+    cam = cam[len(cam) // 2, 0].detach()  # (H, W)
+    return cam / cam.max().clamp(min=1e-12)
+
+
+def shown(x_j):
+    """An input as a picture: (C, H, W), of a clip (F, C, H, W) the middle frame -> (H, W) or (H, W, 3) in 0..1."""
+    x_j = x_j[len(x_j) // 2] if x_j.dim() == 4 else x_j
+    x_j = x_j if len(x_j) == 3 else x_j.mean(0, keepdim=True)
+    x_j = (x_j - x_j.min()) / (x_j.max() - x_j.min()).clamp(min=1e-12)
+    return x_j.permute(1, 2, 0).squeeze(2).numpy()
+
+
+def looked(folder, modality, sample):
+    """(label of the run, name of the modality, its input, class, [(t, Grad-CAM) of three epochs]) of a test sample."""
+    data, model, name = opened(folder)
+    modality = known("modality", modality or data["modalities"][0], data["modalities"])
+    there, device = checkpoint.epochs(folder), next(model.parameters()).device
+    if len(there) < 3:
+        raise ValueError(f"{folder} has checkpoints of epochs {there}, gradcam needs three; train with --keep 9")
+    if not 0 <= sample < len(data["test"]):
+        raise ValueError(f"--sample is {sample}, expected 0 to {len(data['test']) - 1}, one of the test split")
+    *x, k = data["test"][sample]
+    j, maps = data["modalities"].index(modality), []
+    for t in [there[0], there[len(there) // 2], there[-1]]:
+        checkpoint.fill(checkpoint.load(folder, t), model=model)
+        maps.append((t, grad_cam(model, [x_j[None].to(device) for x_j in x], j, int(k)).cpu().numpy()))
+    return name, modality, shown(x[j]), int(k), maps
+
+
+def gradcam(runs, out="gradcam.png", modality="", sample=0):
+    """Where an encoder looks for a test sample's class, after the first, a middle and the last epoch (Fig. 4).
+
+    A row per run, each with three checkpoints or more; modality: the first one without a name.
+    """
+    looks = [looked(folder, modality, sample) for folder in runs]
+    _, modality, picture, k, _ = looks[0]
+    origin = "lower" if modality in ("audio", "sound") else "upper"  # low pitch below
+    size = 2 + 10 * min(picture.shape[1] / picture.shape[0], 1.5), 3 * len(runs)
+    figure, axes = pyplot().subplots(len(runs), 4, figsize=size, squeeze=False, layout="constrained")
+    for row, (name, _, picture, _, maps) in zip(axes, looks):
+        for axis in row:
+            axis.imshow(picture, "gray", origin=origin)
+            axis.set(xticks=[], yticks=[])
+        for axis, (t, heat) in zip(row[1:], maps):
+            heat = axis.imshow(heat, "inferno", vmin=0, vmax=1, alpha=0.6, origin=origin)
+            axis.set_title(f"epoch {t}", fontsize=10)
+        row[0].set_ylabel(name)
+    figure.colorbar(heat, ax=axes, label="Grad-CAM, of its maximum")
+    figure.suptitle(f"where the encoder of {modality} looks: test sample {sample}, class {k}", fontsize=10)
+    save(figure, out)
+
+
+COMMANDS = {function.__name__: function for function in (curves, alpha, gap, gradcam, table)}
 
 
 def main(arguments=None):
     """Exit status 0, or 2 and one sentence."""
-    pictures = {"curves": curves, "alpha": alpha}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, function in [*pictures.items(), ("table", table)]:
-        command = commands.add_parser(name, help=function.__doc__)
+    texts = {"out": "picture to write; its ending says the format", "metric": f"one of {', '.join(METRICS)}",
+             "modality": "whose encoder", "sample": "number of the test split's sample"}  # fmt: skip
+    for name, function in COMMANDS.items():
+        command = commands.add_parser(name, help=function.__doc__.split("\n")[0])
         command.add_argument("runs", nargs="+", metavar="RUN", help="folder that train.py wrote")
-        if name in pictures:
-            command.add_argument("--out", default=f"{name}.png", help="picture to write; its ending says the format")
-    options = parser.parse_args(arguments)
+        for option, parameter in list(inspect.signature(function).parameters.items())[1:]:
+            usual = parameter.default
+            command.add_argument(f"--{option}", type=type(usual), default=usual, help=texts[option])
+    options = vars(parser.parse_args(arguments))
     try:
-        if options.command == "table":
-            print(table(options.runs))
-        else:
-            pictures[options.command](options.runs, options.out)
-            print(f"wrote {options.out}")
+        text = COMMANDS[options.pop("command")](**options)
+        print(text or f"wrote {options['out']}")
     except (ValueError, OSError) as error:
         print(f"figures.py: {error}", file=sys.stderr)
         return 2

@@ -210,11 +210,7 @@ def state_of(t, alpha, model, optimizer, plateau):
 
 def restore(state, model, optimizer, plateau):
     """Put back what state_of gave: (t, alpha). Unfit where it is of another model."""
-    try:
-        for name, part in {"model": model, "optimizer": optimizer, "plateau": plateau}.items():
-            part.load_state_dict(state[name])
-    except (RuntimeError, KeyError, ValueError) as error:
-        raise Unfit("the checkpoint is of another model or data set; nothing was written") from error
+    checkpoint.fill(state, model=model, optimizer=optimizer, plateau=plateau)
     torch.set_rng_state(state["random"]["cpu"])
     if state["random"]["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["random"]["cuda"])
@@ -380,6 +376,14 @@ def chosen(records):
     return max(epochs, key=lambda r: r["fused"]["acc"])["t"]
 
 
+def tested(folder, model):
+    """Put the weights of the run's tested epoch into the model; its t. Unfit where they are of another model."""
+    state = checkpoint.load(folder)
+    t = chosen(checkpoint.lines(state))
+    checkpoint.fill(state if t == state["t"] else checkpoint.load(folder, t), model=model)
+    return t
+
+
 def first_line(s, data, device):
     """What a log begins with: settings, versions, the code's git revision where there is one, numbers of samples."""
     counts = {split: len(data[split]) for split in ("train", "val", "test") if split in data}
@@ -425,8 +429,7 @@ def run(s, folder, data, model, omega):
         start = time.perf_counter()
         train(s, data, model, omega, log, state)
         print(f"trained in {time.perf_counter() - start:.0f} s")
-        t = chosen(records)
-        model.load_state_dict(checkpoint.load(folder, t)["model"])
+        t = tested(folder, model)
         result = evaluate(model, data["test"], names, s, device)
         records.append({"test": result, "t": t})
         write()
@@ -438,9 +441,7 @@ def run(s, folder, data, model, omega):
 
 def score(s, folder, data, model, omega):
     """--eval: the scores of the run's tested epoch on a split, as a table. Nothing is written."""
-    state = checkpoint.load(folder)
-    t = chosen(checkpoint.lines(state))
-    model.load_state_dict((state if t == state["t"] else checkpoint.load(folder, t))["model"])
+    t = tested(folder, model)
     print(f"{folder}, epoch {t}:")
     result = evaluate(model, data[s.split], data["modalities"], s, next(model.parameters()).device)
     print(table(result, data["modalities"], s.split))

@@ -219,9 +219,18 @@ def test_what_is_no_checkpoint_of_this_run_is_refused(tiny_data, capsys):
         assert said(capsys) and path.read_bytes() == content and Path("run/log.jsonl").read_bytes() == log
     for change in ({"model": {}}, {"settings": state["settings"] | {"lost": 1}}):
         rewritten(path, state | change)
-        assert train.main(["--resume", "run"]) in (1, 2)
-        assert said(capsys) and Path("run/log.jsonl").read_bytes() == log
+        for flag in ("--resume", "--eval"):
+            assert train.main([flag, "run"]) in (1, 2)
+            assert said(capsys) and Path("run/log.jsonl").read_bytes() == log
     assert not Path("owned").exists()
+
+
+def test_what_a_kill_left_half_written_is_removed(tiny_data):
+    """Nothing unreadable stays behind once the run has gone on."""
+    start("run", "--method", "heuristic")
+    Path("run/.part-1-t0005.pt").write_bytes(b"half")
+    assert train.main(["--resume", "run"]) == 0
+    assert {p.name for p in Path("run").iterdir()} == {".lock", "log.jsonl", "t0003.pt", "t0004.pt"}
 
 
 @pytest.mark.parametrize("flag", ["--resume", "--eval"])

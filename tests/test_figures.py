@@ -1,31 +1,30 @@
-"""figures.py: the table's numbers, the picture's existence, and what is said of folders that are no runs."""
+"""figures.py: the table's numbers, what is drawn, and what is said of folders that are no runs."""
 
 import json
 import statistics
 
+import numpy as np
 import pytest
+import torch
+from sklearn.decomposition import PCA
+from torch import nn
 
+import checkpoint
 import figures
 import train
+from model import Model
 
 
 def write(folder, method="heuristic", seed=0, acc=50.0, test=True, **settings):
     """A log as train.py writes it, of two epochs."""
     folder.mkdir()
     one = {"acc": acc, "map": acc + 1, "f1": acc}
-    result = {
-        "fused": one,
-        "image": one | {"acc": 40.0},
-        "sound": one | {"acc": 30.0},
-        "perf_gap": 10.0,
-    }
-    first = {
-        "settings": {"dataset": "keypad", "method": method, "seed": seed, "epochs": 10, **settings},
-        "modalities": ["image", "sound"],
-    }
-    lines = [first, *({"t": t, "alpha": 0.5, "split": "test", **result} for t in (1, 2))] + [
-        {"test": result}
-    ] * test
+    result = {"fused": one, "image": one | {"acc": 40.0}, "sound": one | {"acc": 30.0, "f1": 20.0}, "perf_gap": 10.0}
+    first = {"settings": {"dataset": "keypad", "method": method, "seed": seed, "epochs": 10, **settings},
+             "modalities": ["image", "sound"]}  # fmt: skip
+    losses = {"l_total": 1.0, "l_cls": 1.0, "l_mm": 1.0}
+    lines = [first, *({"t": t, "alpha": 0.5, "split": "test", **losses, **result} for t in (1, 2))]
+    lines += [{"test": result}] * test
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return str(folder)
 
@@ -54,54 +53,153 @@ def test_table_gives_unimodal_and_its_sum_a_row_each(tmp_path, capsys):
     assert summed == "| unimodal, logits summed | 1 | 50.0 | 51.0 |  |  |  |"
 
 
-def test_figures_read_a_real_run(tiny_data, tmp_path, capsys):
-    """What train.py writes is what figures.py reads, by table and by curves."""
-    runs = []
+def test_table_of_another_metric(tmp_path, capsys):
+    """Table 3: the modalities' scores and their difference in MAP or macro-F1, the fused model's as in Table 1."""
+    run = write(tmp_path / "a")
+    assert figures.main(["table", run, "--metric", "f1"]) == 0
+    header, _, row = capsys.readouterr().out.splitlines()
+    assert header == "| keypad | seeds | ACC | macro-F1 | image macro-F1 | sound macro-F1 | perf_gap of macro-F1 |"
+    assert row == "| heuristic | 1 | 50.0 | 50.0 | 50.0 | 20.0 | 30.0 |"
+    assert figures.main(["table", run, "--metric", "map"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "| heuristic | 1 | 50.0 | 51.0 | 51.0 | 51.0 | 0.0 |"
+    assert figures.main(["table", run, "--metric", "auc"]) == 2
+    assert "unknown metric 'auc'; choose from ['acc', 'f1', 'map']" in capsys.readouterr().err
+
+
+@pytest.fixture
+def runs(tiny_data):
+    """Two real runs with three checkpoints each."""
+    flags = ["--dataset", "tiny", "--epochs", "3", "--inner-iters", "2", "--keep", "2", "--method"]
     for method in ("learning-based", "stepwise:0.05"):
-        runs.append(str(tmp_path / method[:4]))
-        assert (
-            train.main(
-                ["--dataset", "tiny", "--epochs", "2", "--method", method, "--out", runs[-1]]
-            )
-            == 0
-        )
+        assert train.main([*flags, method, "--out", method[:4]]) == 0
+    return ["lear", "step"]
+
+
+def test_figures_read_real_runs(runs, tmp_path, capsys):
+    """What train.py writes is what every command reads, in any format that matplotlib knows by the file's ending."""
     capsys.readouterr()
     assert figures.main(["table", *runs]) == 0
-    assert "| learning-based --epochs 2 | 1 |" in capsys.readouterr().out
-    for command in ("curves", "alpha"):
-        assert figures.main([command, *runs, "--out", f"{command}.png"]) == 0
-        assert (tmp_path / f"{command}.png").read_bytes().startswith(b"\x89PNG")
+    assert "| learning-based --epochs 3 --inner-iters 2 | 1 |" in capsys.readouterr().out
+    for name, function in figures.COMMANDS.items():
+        if function is not figures.table:
+            assert figures.main([name, *runs]) == 0
+            assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert figures.main(["gradcam", *runs, "--modality", "sound", "--sample", "14", "--out", "a.pdf"]) == 0
+    assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
 
 
-@pytest.mark.parametrize("command", ["table", "curves", "alpha"])
+def test_modality_gap_is_the_distance_of_the_means():
+    """By hand: two modalities, then three, the mean over the pairs."""
+    a, b, c = np.array([[1.0, 0], [1, 0]]), np.array([[0.0, 1], [0, 1]]), np.array([[1.0, 0], [-1, 0]])
+    assert figures.modality_gap([a, b]) == pytest.approx(2**0.5)
+    assert figures.modality_gap([a, b, c]) == pytest.approx((2**0.5 + 1 + 1) / 3)
+
+
+def test_principal_plane_is_that_of_pca():
+    """scikit-learn's, up to the directions' signs."""
+    z = list(np.random.default_rng(0).normal(size=(2, 20, 5)) * [5, 3, 1, 1, 1] + [[[4]], [[0]]])
+    expected = PCA(2).fit_transform(np.concatenate(z))
+    assert np.concatenate(figures.principal_plane(z)) ** 2 == pytest.approx(expected**2)
+
+
+def test_features_are_those_that_the_similarity_sees(tiny_data):
+    """z of the test split in evaluation mode, on the unit sphere, in order."""
+    data = tiny_data()
+    torch.manual_seed(0)
+    model = Model([1, 2], 3).eval()
+    z = figures.features(data, model.train())
+    expected = model.eval()([x.float() for x in data["test"].sources])
+    for z_j, e in zip(z, expected):
+        assert z_j == pytest.approx(nn.functional.normalize(e, dim=1).detach().numpy(), abs=1e-5)
+
+
+def test_grad_cam_of_a_linear_encoder():
+    """Where the logit is linear in the averaged maps the heat is relu(sum_c W_kc A_c), up to its maximum."""
+    torch.manual_seed(0)
+    model = Model([1, 1], 3)
+    conv, head = nn.Conv2d(1, 4, 1), nn.Linear(4, 64)
+    model.phi[0] = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    x = [torch.randn(1, 1, 6, 6), torch.randn(1, 1, 8, 8)]
+    seen = 0
+    for k in range(3):
+        weights = model.classifier.weight[k, :64] @ head.weight  # (4,)
+        expected = (weights.view(4, 1, 1) * conv(x[0])[0]).sum(0).relu()
+        heat = figures.grad_cam(model, x, 0, k)
+        seen += bool(expected.any())
+        assert torch.allclose(heat, expected / expected.max() if expected.any() else expected, atol=1e-5)
+    assert seen > 1
+
+
+def test_a_clip_shows_its_middle_frame():
+    """Of five frames the third, and its own heat."""
+    torch.manual_seed(0)
+    model = Model([3, 1], 9)
+    x = [torch.randn(1, 5, 3, 16, 16), torch.randn(1, 1, 8, 8)]
+    k, heat = next((k, heat) for k in range(9) if (heat := figures.grad_cam(model, x, 0, k)).any())
+    assert heat.shape == (16, 16) and heat.max() == 1
+    x[0][0, 2] = 0
+    assert not torch.equal(figures.grad_cam(model, x, 0, k), heat)
+    shown = figures.shown(x[0][0])
+    assert shown.shape == (16, 16, 3) and not shown.any()
+    assert figures.shown(torch.randn(2, 8, 4)).shape == (8, 4)  # flow, depth, sound: one grey value
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--modality", "smell"], "unknown modality 'smell'; choose from ['image', 'sound']"),
+    (["--sample", "15"], "--sample is 15, expected 0 to 14"), (["--sample", "-1"], "--sample is -1"),
+])  # fmt: skip
+def test_gradcam_says_what_is_not_there(runs, capsys, flags, message):
+    """A modality, a sample."""
+    capsys.readouterr()
+    assert figures.main(["gradcam", *runs, *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_gradcam_needs_maps(tiny_bert):
+    """A text encoder has none."""
+    with pytest.raises(ValueError, match="no maps to look at"):
+        figures.grad_cam(Model([1, 0], 2, f"cnn,bert:{tiny_bert}"), [None, None], 1, 0)
+
+
+@pytest.mark.parametrize("command", ["gap", "gradcam"])
+def test_checkpoints_that_cannot_be_drawn_are_one_sentence(runs, capsys, command):
+    """None; for gradcam fewer than three; one of another model; half of one."""
+    state, path = checkpoint.load("step"), checkpoint.name("step", 3)
+
+    def refused():
+        capsys.readouterr()
+        assert figures.main([command, *runs]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("figures.py: ") and said.count("\n") == 1
+        return said
+
+    checkpoint.save("step", state | {"model": {}}, range(4))
+    assert "of another model" in refused()
+    path.write_bytes(path.read_bytes()[:999])
+    assert "t0003.pt is damaged" in refused()
+    checkpoint.save("step", state, [])
+    if command == "gradcam":
+        assert "step has checkpoints of epochs [3], gradcam needs three; train with --keep 9" in refused()
+    path.unlink()
+    assert "step has no checkpoint" in refused()
+
+
+@pytest.mark.parametrize("command", figures.COMMANDS)
 def test_a_folder_that_is_no_run_is_one_sentence(tmp_path, capsys, command):
     """No folder, no log, a broken line, an unfinished run: exit status 2 and what is wrong."""
     write(tmp_path / "torn")
     with open(tmp_path / "torn/log.jsonl", "a") as file:
         file.write('{"t": 3, "al')
-    unfinished = write(tmp_path / "unfinished", test=False)
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "blank").mkdir()
-    (tmp_path / "blank/log.jsonl").write_text("")
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other/log.jsonl").write_text('{"loss": 1}\n')
-    for folder in ("absent", "empty", "torn", "blank", "other"):
-        assert (
-            figures.main(
-                [command, str(tmp_path / folder), "--out", str(tmp_path / "x.png")][
-                    : 2 + 2 * (command != "table")
-                ]
-            )
-            == 2
-        )
+    for name, content in [("empty", None), ("blank", ""), ("other", '{"loss": 1}\n'), ("foreign", "\xff\n")]:
+        (tmp_path / name).mkdir()
+        if content is not None:
+            (tmp_path / name / "log.jsonl").write_text(content, encoding="latin-1")
+    for folder in ("absent", "empty", "torn", "blank", "other", "foreign"):
+        assert figures.main([command, str(tmp_path / folder)]) == 2
         said = capsys.readouterr().err
-        assert (
-            said.count("\n") == 1
-            and said.startswith("figures.py: ")
-            and str(tmp_path / folder) in said
-        )
+        assert said.count("\n") == 1 and said.startswith("figures.py: ") and str(tmp_path / folder) in said
     if command == "table":
-        assert figures.main(["table", unfinished]) == 2
+        assert figures.main(["table", write(tmp_path / "unfinished", test=False)]) == 2
         assert "did not finish" in capsys.readouterr().err
         twice = [write(tmp_path / "a"), write(tmp_path / "b")]
         assert figures.main(["table", *twice]) == 2
