@@ -96,6 +96,10 @@ def conjugate_gradient(product, v, c, terms, step=None, generator=None):
 # Each is called alike, solver(product, v, c, terms, step, generator), and takes of that what it needs.
 SOLVERS = {"neumann": neumann, "randomised": randomised, "cg": conjugate_gradient}
 
+# --- exercise: change below ---
+# A solver of your own, which becomes a --solver name by its entry, SOLVERS["mine"] = mine.
+# --- end ---
+
 
 def grad(loss, params, **options):
     """d loss / d params as a list of tensors; zeros where the loss does not contain a parameter."""
@@ -138,7 +142,8 @@ def evaluating(model):
             module.training = mode
 
 
-def hypergradient(inner, params, alpha, outer=None, solver="neumann", terms=5, step=0.01, damping=0.0, generator=None):
+def hypergradient(inner, params, alpha, outer=None, solver="neumann", terms=5, step=0.01, damping=0.0, generator=None,
+                  mean=list):  # fmt: skip
     """d L_CLS(theta*(alpha)) / d alpha = - c^T H^-1 v (Eq. 3), and a report of how it was found.
 
     inner: called without arguments, gives (L_CLS, L_MM) of a training batch; a fresh batch each call.
@@ -147,6 +152,7 @@ def hypergradient(inner, params, alpha, outer=None, solver="neumann", terms=5, s
     solver, terms, step: which of SOLVERS, its number of terms, and the step of its series, which must stay below
         2 / (largest eigenvalue of H).
     damping: added to the diagonal of H. The optimiser's weight decay belongs here: it is part of the inner problem.
+    mean: takes gradients and products H u to their means over the processes that share a batch, see parallel.py.
 
     Returns (value, report): the value is a float, or None where it is refused (not finite, or see the solver);
     the report has `terms` (used), `curvature` (largest |H u| / |u| seen), `note` (empty if all is well).
@@ -157,13 +163,14 @@ def hypergradient(inner, params, alpha, outer=None, solver="neumann", terms=5, s
     l_cls, l_mm = inner()
     g = total_gradient(l_cls, l_mm, alpha, params)
     g_cls, g_mm = both_gradients(l_cls, l_mm, alpha, params, [x.detach() for x in g])
+    g_cls, g_mm = mean(g_cls), mean(g_mm)
     c = [b - a for a, b in zip(g_cls, g_mm)]
-    v = g_cls if outer is None else grad(outer(), params)
+    v = g_cls if outer is None else mean(grad(outer(), params))
     seen = []
 
     def product(u):
         """(H + damping I) u."""
-        h = hessian_product(total_gradient(*inner(), alpha, params) if fresh else g, params, u)
+        h = mean(hessian_product(total_gradient(*inner(), alpha, params) if fresh else g, params, u))
         h = [h_i + damping * u_i for h_i, u_i in zip(h, u)]
         seen.append(math.sqrt(dot(h, h) / max(dot(u, u), 1e-300)))
         return h

@@ -11,6 +11,7 @@ A run writes OUT/log.jsonl: first line the settings, one line an epoch, last lin
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import json
@@ -31,6 +32,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import checkpoint
+import parallel
 from bilevel import SOLVERS, evaluating, hypergradient
 from checkpoint import Unfit
 from data import DATASETS, SETS, Batches, defaults
@@ -99,7 +101,7 @@ def losses(model, x, y, s):
     """(L_CLS, L_MM) of one batch, with the settings' smoothing and tau."""
     z = model(x)
     l_cls = sum(classification_loss(logits, y, s.smoothing) for logits in model.fitted(z))
-    return l_cls, modality_matching_loss(z, s.tau)
+    return l_cls, modality_matching_loss([parallel.everywhere(z_j) for z_j in z], s.tau)
 
 
 def optimizer_of(s, params):
@@ -118,7 +120,7 @@ def endless(dataset, batch_size, seed, device, workers=0, first=0):
 
     What else draws random numbers does not change their order, and they draw none of the global ones.
     """
-    order = Batches(len(dataset), batch_size, seed, first)
+    order = map(parallel.own, Batches(len(dataset), batch_size, seed, first))
     loader = DataLoader(dataset, batch_sampler=order, num_workers=workers, pin_memory=device.type == "cuda",
                         generator=torch.Generator())  # fmt: skip
     for *x, y in loader:
@@ -147,13 +149,15 @@ def evaluate(model, dataset, modalities, s, device):
     perf_gap: the best modality's ACC minus the worst's, in points (GAP of Table 3, there of MAP or F1).
     """
     logits, labels = [], []
+    dataset = dataset.subset(parallel.own(np.arange(len(dataset))))
     with evaluating(model):
         for *x, y in DataLoader(dataset, s.batch_size, num_workers=s.workers, generator=torch.Generator()):
             z = model([x_j.to(device) for x_j in x])
             logits.append(torch.stack([model.logits(z), *(model.score(z, j) for j in range(len(z)))]).cpu())
             labels.append(y)
-    labels = torch.cat(labels).numpy()
-    result = {name: scores(o, labels) for name, o in zip(["fused", *modalities], torch.cat(logits, dim=1))}
+    logits, labels = zip(*parallel.everyone((torch.cat(logits, dim=1), torch.cat(labels))))
+    logits, labels = torch.cat(logits, dim=1), torch.cat(labels).numpy()
+    result = {name: scores(o, labels) for name, o in zip(["fused", *modalities], logits)}
     # Departs from paper: Table 3's GAP is of MAP or F1; of ACC it is what Table 4 shows.
     accs = [result[name]["acc"] for name in modalities]
     return result | {"perf_gap": max(accs) - min(accs)}
@@ -161,7 +165,7 @@ def evaluate(model, dataset, modalities, s, device):
 
 def mean_losses(steps, t):
     """The epoch's mean of each loss from its steps' [L_Total, L_CLS, L_MM]; FloatingPointError if one is not finite."""
-    steps = torch.stack(steps).cpu()  # (Inner_Iters, 3)
+    steps = parallel.mean([torch.stack(steps)])[0].cpu()  # (Inner_Iters, 3)
     bad = (~steps.isfinite()).any(1).nonzero()
     names = ["l_total", "l_cls", "l_mm"]
     if len(bad):
@@ -195,6 +199,7 @@ def outer_problem(s, data, model, done):
             return hypergradient(
                 lambda: losses(model, *next(fresh), s), model.parameters(), alpha, outer if held_out else None,
                 s.solver, s.terms, s.step * lr, s.damping + s.weight_decay, generator,
+                parallel.mean,
             )  # fmt: skip
 
     return alpha_gradient
@@ -232,19 +237,21 @@ def train(s, data, model, omega, log, state=None):
     inner_iters = s.inner_iters or max(1, len(data["train"]) // s.batch_size)
     batches = endless(data["train"], s.batch_size, s.seed, device, s.workers, done * inner_iters)
     alpha_gradient = outer_problem(s, data, model, done)
+    shared, hidden = parallel.shared(model), parallel.rank() > 0 or None  # None: where stderr is no terminal
 
     for t in range(done + 1, T + 1):
         # updating neural network parameters theta
         model.train()
         steps = []
-        for _ in tqdm(range(inner_iters), f"epoch {t}/{T}", leave=False, unit="batch", disable=None):
+        for _ in tqdm(range(inner_iters), f"epoch {t}/{T}", leave=False, unit="batch", disable=hidden):
             x, y = next(batches)
-            l_cls, l_mm = losses(model, x, y, s)
+            l_cls, l_mm = losses(shared, x, y, s)
             l_total = total_loss(l_cls, l_mm, alpha)
             optimizer.zero_grad()
             l_total.backward()
             optimizer.step()
             steps.append(torch.stack([l_total, l_cls, l_mm]).detach())
+        parallel.agree(model)
         lr = optimizer.param_groups[0]["lr"]
         record = {"t": t, "alpha": alpha, "lr": lr, **mean_losses(steps, t), "split": split}
 
@@ -330,6 +337,11 @@ def prepare(s):
         torch.use_deterministic_algorithms(True)
     if len(data["train"]) < 2:
         raise ValueError(f"{s.dataset} has {len(data['train'])} training sample here, expected 2 or more")
+    for split in ["train"] + ["val"] * (s.outer == "held-out"):
+        batch, n = min(len(data[split]), s.batch_size), parallel.ranks()
+        if batch % n or batch < 2 * n:
+            raise ValueError(f"a batch of {batch} {split} samples cannot be shared by {n} processes; choose a "
+                             "--batch-size of 2 or more for each, the same for all")  # fmt: skip
     torch.manual_seed(s.seed)
     channels = [x_j.shape[-3] if x_j.is_floating_point() else 0 for x_j in data["train"][0][:-1]]  # 0: text
     kind = Unimodal if s.method == "unimodal" else Model
@@ -344,10 +356,10 @@ def pick_device(name):
     """cpu, cuda, mps; auto is cuda where there is one, else cpu. ValueError for one that is not here."""
     there = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
     if name == "auto":
-        return "cuda" if "cuda" in there else "cpu"
+        name = "cuda" if "cuda" in there else "cpu"
     if name not in there:
         raise ValueError(f"device {name!r} is not here; choose from {['auto', *there]}")
-    return name
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name
 
 
 def table(result, modalities, split):
@@ -395,40 +407,47 @@ def first_line(s, data, device):
     versions = {"python": platform.python_version(), "torch": torch.__version__, "git": revision}
     kept = {k: v for k, v in dataclasses.asdict(s).items() if k not in OUTSIDE - {"root", "workers", "device"}}
     return {"settings": kept, "modalities": data["modalities"], "samples": counts, "device": str(device),
-            "versions": versions}  # fmt: skip
+            "processes": parallel.ranks(), "versions": versions}  # fmt: skip
 
 
 def run(s, folder, data, model, omega):
-    """One whole run, from what `prepare` gave: Algorithm 1, log and checkpoints, the table. Returns the test scores."""
+    """One whole run, from what `prepare` gave: Algorithm 1, log and checkpoints, the table. Returns the test scores.
+
+    Of several processes the first alone writes.
+    """
     names, path, device = data["modalities"], folder / "log.jsonl", next(model.parameters()).device
-    with checkpoint.locked(folder):
+    writes = parallel.rank() == 0  # the others compute alike
+    with checkpoint.locked(folder) if writes else contextlib.nullcontext():
         state = checkpoint.load(folder) if s.resume else None
         first = first_line(s, data, device)
         records = checkpoint.lines(state) if state else [first]
         if records[0]["samples"] != first["samples"]:
             raise Unfit(f"{folder} was begun with {records[0]['samples']} samples, here are {first['samples']}; "
                         "get the same data")  # fmt: skip
-        for t in [] if state else checkpoint.epochs(folder):
+        for t in checkpoint.epochs(folder) if writes and not state else []:
             checkpoint.name(folder, t).unlink()  # of the run that is written over
         print(f"{s.dataset}, {s.method}, seed {s.seed}, {device}: {first['samples']} samples of "
               f"{' + '.join(names)}; writing {path}")  # fmt: skip
 
         def write():
             text = "".join(json.dumps(record) + "\n" for record in records)
-            checkpoint.write_bytes(path, text.encode())
+            if writes:
+                checkpoint.write_bytes(path, text.encode())
             return text
 
         def log(record, state):
             records.append(record)
             state |= {"log": write(), "settings": records[0]["settings"]}
             tqdm.write(line(record, names, s.epochs))
-            checkpoint.save(folder, state, {chosen(records), *range(record["t"] - s.keep, record["t"])})
+            if writes:
+                checkpoint.save(folder, state, {chosen(records), *range(record["t"] - s.keep, record["t"])})
 
         if not state:
             write()
         start = time.perf_counter()
         train(s, data, model, omega, log, state)
         print(f"trained in {time.perf_counter() - start:.0f} s")
+        parallel.wait()  # until the first has written
         t = tested(folder, model)
         result = evaluate(model, data["test"], names, s, device)
         records.append({"test": result, "t": t})
@@ -495,6 +514,7 @@ def main(arguments=None):
     signal.signal(signal.SIGTERM, stop)
     try:
         s = parse(arguments)
+        parallel.start(pick_device(s.device).startswith("cuda"))
         folder, *prepared = prepare(s)
         status = 1
         (score if s.eval else run)(s, folder, *prepared)
@@ -512,8 +532,10 @@ def main(arguments=None):
             raise  # a fault of ours, not of the input
         error = e
     else:
+        parallel.stop()
         return 0
-    print(f"train.py: {error}", file=sys.stderr)
+    if status == 1 or parallel.rank() == 0:  # wrong settings are every process's, said once
+        print(f"train.py: {error}", file=sys.stderr)
     return status
 
 

@@ -91,7 +91,7 @@ def test_held_out_and_train_batches_are_what_they_say(tiny_data, monkeypatch):
     """The outer loss is None for a training batch, else the L_CLS of held-out samples; step and damping are passed."""
     calls = []
 
-    def record(inner, params, alpha, outer, solver, terms, step, damping, generator):
+    def record(inner, params, alpha, outer, solver, terms, step, damping, generator, mean):
         calls.append((outer, terms, step, damping))
         assert not any(m.training for m in models[-1:])
         return (None if outer is None else outer().item()), {"note": "refused"}

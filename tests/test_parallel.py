@@ -1,0 +1,89 @@
+"""parallel.py: two processes of torchrun give what one gives on the same batches."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny
+from torch import nn
+
+import checkpoint
+import data
+import model
+import train
+
+ROOT = Path(__file__).parents[1]
+FLAGS = ["--dataset", "tiny", "--epochs", "3", "--batch-size", "16", "--eta-alpha", "1", "--keep", "9", "--encoders"]
+
+
+def plain(channels, pretrained=False, source=""):
+    """An encoder without batch norm."""
+    return nn.Sequential(nn.Conv2d(channels, 8, 3), nn.Tanh(), nn.Flatten(), nn.Linear(288, 16)), 16
+
+
+def tiny_run(arguments):
+    """train.py with the tiny data set and the plain encoder."""
+    model.ENCODERS["plain"] = plain
+    data.DATASETS["tiny"] = tiny
+    torch.set_num_threads(1)
+    return train.main(arguments)
+
+
+def torchrun(*arguments):
+    """Two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", __file__]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    return subprocess.run([*command, *arguments], env=env, capture_output=True, text=True, timeout=120)
+
+
+def first_epoch_of(folder, target):
+    """A run as it stood after its first epoch."""
+    target.mkdir()
+    state = checkpoint.load(folder, 1)
+    checkpoint.save(target, state, [])
+    (target / "log.jsonl").write_text(state["log"])
+
+
+def numbers(thing):
+    """Every number of a log's record, in order."""
+    if isinstance(thing, dict):
+        return [n for key in sorted(thing) for n in numbers(thing[key])]
+    return [thing] if isinstance(thing, (int, float)) else []
+
+
+def alike(folder, other):
+    """The same log and the same parameters, to 1e-4."""
+    logs = [[json.loads(x) for x in (f / "log.jsonl").read_text().splitlines()[1:]] for f in (folder, other)]
+    states = [checkpoint.load(f)["model"] for f in (folder, other)]
+    assert len(logs[0]) == len(logs[1]) == 4
+    assert numbers(dict(enumerate(logs[0]))) == pytest.approx(numbers(dict(enumerate(logs[1]))), abs=1e-4)
+    for name, value in states[0].items():
+        assert torch.allclose(value, states[1][name], atol=1e-4), name
+
+
+@pytest.mark.parametrize("flags", [["--method", "heuristic"], ["--outer", "held-out", "--val-fraction", "0.33"]])
+def test_two_processes_are_one(tmp_path, monkeypatch, flags):
+    """Losses, scores, alpha and parameters of one process with the same batches; also where the run goes on with
+    more or fewer processes than it was begun with."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(model.ENCODERS, "plain", None)
+    monkeypatch.setitem(data.DATASETS, "tiny", None)
+    run = [*FLAGS, "plain", *flags, "--out"]
+    assert tiny_run([*run, "one"]) == 0
+    first_epoch_of("one", tmp_path / "more")
+    for arguments in ([*run, "two"], ["--resume", "more"]):
+        done = torchrun(*arguments)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("test split") == 1  # the first alone prints
+    first_epoch_of("two", tmp_path / "fewer")
+    assert tiny_run(["--resume", "fewer"]) == 0
+    for other in ("two", "more", "fewer"):
+        alike(tmp_path / "one", tmp_path / other)
+
+
+if __name__ == "__main__":
+    sys.exit(tiny_run(sys.argv[1:]))
