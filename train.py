@@ -339,7 +339,7 @@ def prepare(s):
         raise ValueError(f"{s.dataset} has {len(data['train'])} training sample here, expected 2 or more")
     for split in ["train"] + ["val"] * (s.outer == "held-out"):
         batch, n = min(len(data[split]), s.batch_size), parallel.ranks()
-        if batch % n or batch < 2 * n:
+        if n > 1 and (batch % n or batch < 2 * n):
             raise ValueError(f"a batch of {batch} {split} samples cannot be shared by {n} processes; choose a "
                              "--batch-size of 2 or more for each, the same for all")  # fmt: skip
     torch.manual_seed(s.seed)
