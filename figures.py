@@ -37,8 +37,8 @@ from losses import schedule
 from model import known
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
-BLACK, BLUE, RED, GREEN, PINK, ORANGE, SKY = COLOURS = [
-    "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]  # fmt: skip
+COLOURS = ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+BLACK, *_, PINK, ORANGE, SKY = COLOURS
 METRICS = {"acc": "ACC", "map": "MAP", "f1": "macro-F1"}
 
 

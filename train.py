@@ -149,9 +149,10 @@ def evaluate(model, dataset, modalities, s, device):
     perf_gap: the best modality's ACC minus the worst's, in points (GAP of Table 3, there of MAP or F1).
     """
     logits, labels = [], []
-    dataset = dataset.subset(parallel.own(np.arange(len(dataset))))
+    loader = DataLoader(dataset, s.batch_size, sampler=parallel.own(range(len(dataset))), num_workers=s.workers,
+                        generator=torch.Generator())  # fmt: skip
     with evaluating(model):
-        for *x, y in DataLoader(dataset, s.batch_size, num_workers=s.workers, generator=torch.Generator()):
+        for *x, y in loader:
             z = model([x_j.to(device) for x_j in x])
             logits.append(torch.stack([model.logits(z), *(model.score(z, j) for j in range(len(z)))]).cpu())
             labels.append(y)

@@ -30,14 +30,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train
 from bilevel import evaluating, hypergradient
-from data import CREMAD, defaults
+from data import CREMAD, SETS, defaults
 from losses import total_loss
 from model import Model
 
 ROOT = Path(__file__).parents[1]
 ALPHA, STEP = 0.6, 1e-4
 SETTINGS = train.Settings()  # tau 0.1, no smoothing
-CREMAD_SAMPLES = 6698  # to train
 HEAVY = ["transformers", "librosa", "matplotlib", "cv2", "av"]  # each imported where it is used
 
 
@@ -251,7 +250,7 @@ def alpha_update(model, batch, terms):
 def epoch(rounds=5, terms=5):
     """The share of one alpha update in an epoch of CREMA-D, with its usual batch and with a quarter of it."""
     usual = defaults("cremad")["batch_size"]
-    steps = CREMAD_SAMPLES // usual
+    steps = SETS["cremad"]["paper"]["train"] // usual
     size = (16, (113, 131), (96, 96))
     memory, work = fresh(costs, training_step, size)
     model, (x, y) = two_resnets(size)
