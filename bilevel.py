@@ -111,16 +111,17 @@ def total_gradient(l_cls, l_mm, alpha, params):
     return grad(total_loss(l_cls, l_mm, alpha), params, create_graph=True)
 
 
-def both_gradients(l_cls, l_mm, alpha, params, g):
-    """(grad L_CLS, grad L_MM) from g = grad L_Total and one more backward pass: the third follows from Eq. 1.
+def outer_and_mixed(l_cls, l_mm, alpha, params, g):
+    """(v, c) = (grad L_CLS, grad L_MM - grad L_CLS) from g = grad L_Total = v + alpha c and one more backward pass.
 
     The pass is for the loss with the smaller weight, so that what follows is divided by at least 1/2.
     """
     if alpha >= 0.5:
-        g_cls = grad(l_cls, params, retain_graph=True)
-        return g_cls, [(a - (1 - alpha) * b) / alpha for a, b in zip(g, g_cls)]
-    g_mm = grad(l_mm, params, retain_graph=True)
-    return [(a - alpha * b) / (1 - alpha) for a, b in zip(g, g_mm)], g_mm
+        v = grad(l_cls, params, retain_graph=True)
+        return v, [(g_i - v_i) / alpha for g_i, v_i in zip(g, v)]
+    g_mm = grad(l_mm, params, retain_graph=True)  # = g + (1 - alpha) c
+    c = [(b - a) / (1 - alpha) for a, b in zip(g, g_mm)]
+    return [g_i - alpha * c_i for g_i, c_i in zip(g, c)], c
 
 
 def hessian_product(g, params, u):
@@ -162,10 +163,9 @@ def hypergradient(inner, params, alpha, outer=None, solver="neumann", terms=5, s
     fresh = solver == "randomised"  # each factor of its product takes a batch of its own
     l_cls, l_mm = inner()
     g = total_gradient(l_cls, l_mm, alpha, params)
-    g_cls, g_mm = both_gradients(l_cls, l_mm, alpha, params, [x.detach() for x in g])
-    g_cls, g_mm = mean(g_cls), mean(g_mm)
-    c = [b - a for a, b in zip(g_cls, g_mm)]
-    v = g_cls if outer is None else mean(grad(outer(), params))
+    v, c = map(mean, outer_and_mixed(l_cls, l_mm, alpha, params, [x.detach() for x in g]))
+    if outer is not None:
+        v = mean(grad(outer(), params))
     seen = []
 
     def product(u):
