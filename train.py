@@ -89,17 +89,21 @@ class Settings:
     terms: int = setting(5, "learning-based: terms of the solver")
     step: float = setting(0.5, "learning-based: step of the solver, in units of theta's learning rate")
     damping: float = setting(0.0, "learning-based: added to the diagonal of the Hessian, besides the weight decay")
+    alpha_batch: int = setting(64, "learning-based: samples of each batch of Eq. 3")
     outer: str = setting("train", "learning-based: the outer batch of Eq. 3, train or held-out")
     val_fraction: float = setting(0.0, "part of the training split held out (0.1 for --outer held-out)")
     seed: int = setting(0, "seed of the weights and of the order of the batches")
     workers: int = setting(0, "processes that read the data; 0: none besides the main one")
+    bf16: bool = setting(False, "theta's steps in bfloat16 with channels last; Eq. 3 and the scores stay in float32")
     deterministic: bool = setting(False, "cuda: only kernels that give the same bits every time; slower")
     device: str = setting("auto", "cpu, cuda, mps, or auto: cuda where there is one, else cpu")
 
 
 def losses(model, x, y, s):
     """(L_CLS, L_MM) of one batch, with the settings' smoothing and tau."""
-    z = model(x)
+    with torch.autocast(y.device.type, torch.bfloat16, enabled=s.bf16 and model.training):  # Eq. 3 has it in eval mode
+        z = model(x)
+    z = [z_j.float() for z_j in z] if s.bf16 else z
     l_cls = sum(classification_loss(logits, y, s.smoothing) for logits in model.fitted(z))
     return l_cls, modality_matching_loss([parallel.everywhere(z_j) for z_j in z], s.tau)
 
@@ -142,18 +146,23 @@ def scores(logits, y):
     }
 
 
+def in_order(dataset, s, device):
+    """Loader of this process's part of a split, to score it; its workers stay from one epoch to the next."""
+    return DataLoader(dataset, s.batch_size, sampler=parallel.own(range(len(dataset))), num_workers=s.workers,
+                      persistent_workers=s.workers > 0, pin_memory=device.type == "cuda",
+                      generator=torch.Generator())  # fmt: skip
+
+
 @torch.no_grad()
-def evaluate(model, dataset, modalities, s, device):
-    """Scores of the fused model and of each modality on a data set: {"fused" or modality: scores, "perf_gap": ...}.
+def evaluate(model, loader, modalities):
+    """Scores of the fused model and of each modality on a split: {"fused" or modality: scores, "perf_gap": ...}.
 
     perf_gap: the best modality's ACC minus the worst's, in points (GAP of Table 3, there of MAP or F1).
     """
-    logits, labels = [], []
-    loader = DataLoader(dataset, s.batch_size, sampler=parallel.own(range(len(dataset))), num_workers=s.workers,
-                        generator=torch.Generator())  # fmt: skip
+    logits, labels, device = [], [], next(model.parameters()).device
     with evaluating(model):
         for *x, y in loader:
-            z = model([x_j.to(device) for x_j in x])
+            z = model([x_j.to(device, non_blocking=True) for x_j in x])
             logits.append(torch.stack([model.logits(z), *(model.score(z, j) for j in range(len(z)))]).cpu())
             labels.append(y)
     logits, labels = zip(*parallel.everyone((torch.cat(logits, dim=1), torch.cat(labels))))
@@ -184,8 +193,8 @@ def outer_problem(s, data, model, done):
     device = next(model.parameters()).device
     held_out, few = s.outer == "held-out", min(s.workers, 1)  # a batch an epoch
     each = s.terms if s.solver == "randomised" else 1  # batches of an update
-    train_batches = endless(data["train"], s.batch_size, s.seed + 2**32, device, few, done * each)
-    held_out_batches = endless(data["val"], s.batch_size, s.seed + 2**33, device, few, done) if held_out else None
+    train_batches = endless(data["train"], s.alpha_batch, s.seed + 2**32, device, few, done * each)
+    held_out_batches = endless(data["val"], s.alpha_batch, s.seed + 2**33, device, few, done) if held_out else None
     generator = torch.Generator().manual_seed(s.seed)
     for _ in range(done):
         torch.randint(s.terms, (), generator=generator)  # an update draws one number, p
@@ -237,6 +246,7 @@ def train(s, data, model, omega, log, state=None):
         done, alpha = restore(state, model, optimizer, plateau)
     inner_iters = s.inner_iters or max(1, len(data["train"]) // s.batch_size)
     batches = endless(data["train"], s.batch_size, s.seed, device, s.workers, done * inner_iters)
+    scored = in_order(data[split], s, device)
     alpha_gradient = outer_problem(s, data, model, done)
     shared, hidden = parallel.shared(model), parallel.rank() > 0 or None  # None: where stderr is no terminal
 
@@ -266,7 +276,7 @@ def train(s, data, model, omega, log, state=None):
             # value not given. Sec. 3.3 has alpha_t = omega(t): epoch t trains with omega(t), this is the next one's.
             alpha = omega(min(t + 1, T), T)
         plateau.step(record["l_total"])
-        record |= evaluate(model, data[split], data["modalities"], s, device)
+        record |= evaluate(model, scored, data["modalities"])
         log(record, state_of(t, alpha, model, optimizer, plateau))
 
 
@@ -281,7 +291,7 @@ def check(s):
     known("split", s.split, ["train", "val", "test"])
     known("method", name if name in SCHEDULES else s.method, METHODS)
     ranges = {
-        "2 or more": (lambda v: v >= 2, ["batch_size"]),  # batch norm and L_MM need a partner
+        "2 or more": (lambda v: v >= 2, ["batch_size", "alpha_batch"]),  # batch norm and L_MM need a partner
         "more than 0": (lambda v: 0 < v < math.inf, ["epochs", "lr", "tau", "terms", "step"]),
         "0 or more": (
             lambda v: 0 <= v < math.inf,
@@ -338,15 +348,18 @@ def prepare(s):
         torch.use_deterministic_algorithms(True)
     if len(data["train"]) < 2:
         raise ValueError(f"{s.dataset} has {len(data['train'])} training sample here, expected 2 or more")
-    for split in ["train"] + ["val"] * (s.outer == "held-out"):
-        batch, n = min(len(data[split]), s.batch_size), parallel.ranks()
+    sizes = [("train", "batch_size")] + [("train", "alpha_batch")] * (s.method == "learning-based")
+    for split, name in sizes + [("val", "alpha_batch")] * (s.outer == "held-out"):
+        batch, n = min(len(data[split]), getattr(s, name)), parallel.ranks()
         if n > 1 and (batch % n or batch < 2 * n):
             raise ValueError(f"a batch of {batch} {split} samples cannot be shared by {n} processes; choose a "
-                             "--batch-size of 2 or more for each, the same for all")  # fmt: skip
+                             f"--{name.replace('_', '-')} of 2 or more for each, the same for all")  # fmt: skip
     torch.manual_seed(s.seed)
     channels = [x_j.shape[-3] if x_j.is_floating_point() else 0 for x_j in data["train"][0][:-1]]  # 0: text
     kind = Unimodal if s.method == "unimodal" else Model
     model = kind(channels, data["n_classes"], s.encoders, s.fusion, s.pretrained).to(pick_device(s.device))
+    if s.bf16:
+        model.to(memory_format=torch.channels_last)
     fixed = {"learning-based": None, "unimodal": schedule("constant:0")}
     omega = fixed[s.method] if s.method in fixed else schedule(s.method)
     folder.mkdir(parents=True, exist_ok=True)
@@ -450,7 +463,7 @@ def run(s, folder, data, model, omega):
         print(f"trained in {time.perf_counter() - start:.0f} s")
         parallel.wait()  # until the first has written
         t = tested(folder, model)
-        result = evaluate(model, data["test"], names, s, device)
+        result = evaluate(model, in_order(data["test"], s, device), names)
         records.append({"test": result, "t": t})
         write()
     print(f"epoch {t}, {'the best on the validation part' if 'val' in data else 'the last'}:")
@@ -463,7 +476,8 @@ def score(s, folder, data, model, omega):
     """--eval: the scores of the run's tested epoch on a split, as a table. Nothing is written."""
     t = tested(folder, model)
     print(f"{folder}, epoch {t}:")
-    result = evaluate(model, data[s.split], data["modalities"], s, next(model.parameters()).device)
+    loader = in_order(data[s.split], s, next(model.parameters()).device)
+    result = evaluate(model, loader, data["modalities"])
     print(table(result, data["modalities"], s.split))
 
 

@@ -140,9 +140,9 @@ def test_what_is_kept(tiny_data, monkeypatch):
     accs = iter([10.0, 60.0, 20.0, 60.0])
     real = train.evaluate
 
-    def evaluate(model, dataset, *rest):
-        result = real(model, dataset, *rest)
-        return result | {"fused": result["fused"] | {"acc": next(accs)}} if len(dataset) == 12 else result
+    def evaluate(model, loader, *rest):
+        result = real(model, loader, *rest)
+        return result | {"fused": result["fused"] | {"acc": next(accs)}} if len(loader.dataset) == 12 else result
 
     monkeypatch.setattr(train, "evaluate", evaluate)
     start("best", "--val-fraction", "0.25", "--keep", "0", "--method", "heuristic")

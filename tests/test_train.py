@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 import train
 from bilevel import SOLVERS
 from losses import SCHEDULES, schedule
+from media import Samples
 from model import Model
 
 ROOT = Path(__file__).parents[1]
@@ -154,6 +156,48 @@ def test_methods_see_the_same_batches(tiny_data, monkeypatch):
     assert [r["l_total"] for r in learned] == [r["l_total"] for r in constant]
 
 
+def test_the_batch_of_eq_3_has_a_size_of_its_own(tiny_data, monkeypatch):
+    """--alpha-batch, for both levels; a held-out part that is smaller gives all of it."""
+    sizes, real = [], train.losses
+    monkeypatch.setattr(train, "losses", lambda model, x, y, s: sizes.append(len(y)) or real(model, x, y, s))
+    run(epochs=1, alpha_batch=8)
+    assert sizes == [16, 16, 16, 8]
+    sizes.clear()
+    run(epochs=1, alpha_batch=8, outer="held-out", val_fraction=0.1)
+    assert sizes == [16, 16, 8, 4]
+
+
+def test_bf16_is_for_the_steps_alone(tiny_data):
+    """A step's features are rounded to bfloat16, its losses and gradients are float32; Eq. 3's losses are exact."""
+    s = train.Settings(**QUICK)
+    _, data, model, _ = train.prepare(s)
+    x, y = [x_j[:16] for x_j in data["train"].sources], data["train"].y[:16]
+    for mode, exact in [(model.train, False), (model.eval, True)]:
+        mode()
+        full, half = [train.losses(model, x, y, dataclasses.replace(s, bf16=bf16)) for bf16 in (False, True)]
+        for a, b in zip(full, half):
+            assert b.dtype == torch.float32 and (a == b) == exact and b.item() == pytest.approx(a.item(), rel=0.05)
+        sum(half).backward()
+        assert all(p.grad.dtype == torch.float32 for p in model.parameters())
+    kernel = next(p for p in train.prepare(dataclasses.replace(s, bf16=True, out="b"))[2].parameters() if p.dim() == 4)
+    assert kernel.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_bf16_trains(tiny_data):
+    """The losses fall as they do in float32."""
+    for bf16 in (False, True):
+        losses = [r["l_total"] for r in run(method="heuristic", bf16=bf16, epochs=6, seed=1)[1]]
+        assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_workers_that_score_stay(tiny_data):
+    """The second epoch is read by the processes of the first: none of them imports its libraries anew."""
+    readers = [lambda *_: torch.tensor([os.getpid()])]
+    loader = train.in_order(Samples([range(6)], range(6), readers), train.Settings(workers=1), torch.device("cpu"))
+    first, second = [{int(x) for xs, _ in loader for x in xs} for _ in range(2)]
+    assert first == second and os.getpid() not in first and len(first) == 1
+
+
 def test_scores_are_acc_map_and_macro_f1():
     """Worked by hand: 4 of 6 right; a class that the labels lack does not count in MAP."""
     y = np.array([0, 0, 0, 1, 1, 1])
@@ -179,7 +223,8 @@ def test_evaluate_is_in_eval_mode_and_measures_the_gap(tiny_data):
     data, model = tiny_data(), Model([1, 2], 3)
     model.train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    result = train.evaluate(model, data["test"], data["modalities"], train.Settings(batch_size=4), "cpu")
+    loader = train.in_order(data["test"], train.Settings(batch_size=4), torch.device("cpu"))
+    result = train.evaluate(model, loader, data["modalities"])
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and model.training
     assert result["perf_gap"] == abs(result["image"]["acc"] - result["sound"]["acc"])
     model.eval()
@@ -205,12 +250,12 @@ def test_with_a_validation_part_its_best_epoch_is_tested(tiny_data, monkeypatch,
     """Epochs are scored on it; the first epoch with its highest ACC is the one whose parameters are tested."""
     kept, real = [], train.evaluate
 
-    def evaluate(model, dataset, *rest):
-        if len(dataset) == 12:
+    def evaluate(model, loader, *rest):
+        if len(loader.dataset) == 12:
             kept.append([p.clone() for p in model.parameters()])
-            return real(model, dataset, *rest) | {"fused": {"acc": [50.0, 70.0, 70.0][len(kept) - 1]}}
+            return real(model, loader, *rest) | {"fused": {"acc": [50.0, 70.0, 70.0][len(kept) - 1]}}
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), kept[1]))
-        return real(model, dataset, *rest)
+        return real(model, loader, *rest)
 
     monkeypatch.setattr(train, "evaluate", evaluate)
     monkeypatch.setattr(train, "line", lambda *_: "")
