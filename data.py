@@ -1,6 +1,6 @@
 """The data sets: listing what is there, and preparing it (Sec. 4.1).
 
-    python data.py prepare NAME --root DIR     decode each video once, look into every file
+    python data.py prepare NAME --root DIR     decode videos and recordings once, look into every file
 
 here               the paper's set
 keypad             none: built in (digits.py)
@@ -282,6 +282,12 @@ def named(kind):
     return lambda names, files: next((files[kind][n] for n in names if n in files[kind]), None)
 
 
+def kept_sound(names, files):
+    """The spectrogram that `prepare` kept of a recording, if there is one."""
+    path = os.path.join(files["root"], PREPARED, "audio", f"{names[0]}.npy")
+    return path if os.path.isfile(path) else None
+
+
 def window(wanted, files):
     """A gesture's frames: those that `prepare` wrote, or the stream's own folder, STREAM or STREAM_all."""
     modality, name, stream, start, end = wanted
@@ -297,7 +303,7 @@ def flow_file(wanted, files):
     return next(filter(os.path.exists, paths), None)
 
 
-LOCATE = {"audio": named("audio"), "video": named("frames"), "image": named("image"), "text": lambda text, files: text,
+LOCATE = {"audio": kept_sound, "video": named("frames"), "image": named("image"), "text": lambda text, files: text,
           "rgb": window, "flow": flow_file, "depth": window}  # fmt: skip
 READERS = {"audio": media.sound, "video": media.clip, "image": media.picture, "text": media.text, "rgb": media.clip,
            "flow": media.flow, "depth": media.clip}  # fmt: skip
@@ -349,11 +355,10 @@ def readers(modalities, encoders, seconds):
 
             options = {"tokenizer": load_pretrained(AutoTokenizer, source)}
         else:
-            statistics = media.CLIP if name == "clip" else media.IMAGENET
             # Paper silent: how the 80 frames of a gesture are read. Here: 8 of them, never mirrored.
-            options = {"audio": {"seconds": seconds}, "image": {"statistics": statistics}, "video": {},
-                       "rgb": {"frames": 8, "flip": False}, "depth": {"frames": 8, "flip": False, "mode": "L"},
-                       "flow": {"frames": 8}}[modality]  # fmt: skip
+            options = {"audio": {"seconds": seconds}, "image": {}, "video": {}, "flow": {"frames": 8},
+                       "rgb": {"frames": 8, "flip": False},
+                       "depth": {"frames": 8, "flip": False, "mode": "L"}}[modality]  # fmt: skip
         read.append(functools.partial(READERS[modality], **options))
     return read
 
@@ -365,18 +370,19 @@ def reported(root):
 
 
 def original(modality, names, wanted, files):
-    """The video that `prepare` would make a modality's files from, or None."""
+    """The video or recording that `prepare` would make a modality's files from, or None."""
     if modality in ("rgb", "depth"):
         path = f"{wanted[2]}.avi"
         return path if os.path.isfile(path) else None
-    return named("video")(names, files)
+    return (modality == "audio" and named("audio")(names, files)) or named("video")(names, files)
 
 
-def absence(names, originals, files):
-    """Why a sample's files are not to be had."""
+def absence(modalities, names, sources, originals, files):
+    """Why a sample's files are not to be had: "git-lfs pointer", "missing", or "not prepared", which can be mended."""
     if any(name in files["pointer"] for name in names):
         return "git-lfs pointer"
-    return "not prepared" if any(originals) else "missing"
+    made = (s or o or m == "flow" for m, s, o in zip(modalities, sources, originals))  # flow is made of the frames
+    return "not prepared" if all(made) else "missing"
 
 
 def gather(name, root, encoders):
@@ -392,7 +398,7 @@ def gather(name, root, encoders):
         reason = bad.get(names[0]) or "found"
         if reason == "found" and not all(sources):
             originals = [original(m, names, w, files) for m, w in zip(own["modalities"], wanted)]
-            reason = absence(names, originals, files)
+            reason = absence(own["modalities"], names, sources, originals, files)
         counts[split][reason] += 1
         n_classes = max(n_classes, label + 1)
         if reason == "found":
@@ -415,8 +421,9 @@ def check_found(name, root, split, count):
     print(f"{name} {split}: {count['found']} of {count.total()} found (paper: {SETS[name]['paper'][split]})"
           + f"; {lost}" * bool(lost))  # fmt: skip
     if not count["found"]:
-        looked = {"audio": "<id>.wav", "video": "<id>/*.jpg", "image": "<id>.jpg", "rgb": "<clip>/sk_color/*.jpg",
-                  "depth": "<clip>/sk_depth/*.jpg", "flow": f"{PREPARED}/flow/<clip>.npy"}  # fmt: skip
+        looked = {"audio": f"{PREPARED}/audio/<id>.npy", "video": "<id>/*.jpg", "image": "<id>.jpg",
+                  "rgb": "<clip>/sk_color/*.jpg", "depth": "<clip>/sk_depth/*.jpg",
+                  "flow": f"{PREPARED}/flow/<clip>.npy"}  # fmt: skip
         files = " and ".join(looked[m] for m in SETS[name]["modalities"] if m in looked)
         help = f"; run python data.py prepare {name} --root {root}" * ("not prepared" in count)
         help += "; run `git lfs pull` in the clone" * ("git-lfs pointer" in count)

@@ -3,11 +3,12 @@
 reader    x^(j)
 as_is     a tensor that is there already
 sound     log-spectrogram, (1, 257, 299) for 3 s, (1, 257, 1004) for 10 s
-picture   an image, (3, 224, 224)
-clip      F frames of a video, (F, C, 224, 224)
+picture   an image, (3, 224, 224) uint8
+clip      F frames of a video, (F, C, 224, 224) uint8
 flow      F frames of optical flow, (F, 2, 224, 224)
 text      token ids and attention mask, (2, L) int
 
+Pictures stay bytes, which are quick to copy; the encoders make numbers of them (model.py:standardised).
 A reader is called as read(source, seed). Without a seed it gives the sample as it is tested; with one, its
 augmentation is drawn from the seed alone, so that neither the number of loader workers nor a restart changes it.
 """
@@ -19,9 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-
-IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # mean and std of the channels, where white is 1
-CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
 
 
 class Samples(Dataset):
@@ -104,11 +102,28 @@ def log_spectrogram(wave, window, hop):
     return np.log(np.abs(librosa.stft(wave, n_fft=window, hop_length=hop, center=False)) + 1e-7)
 
 
-def sound(path, seed=None, seconds=10):
-    """A recording's log-spectrogram: 16 kHz, repeated or cut to `seconds`, window 512, hop 159 (Sec. 4.1)."""
+def spectrogram(wave, seconds):
+    """Log-spectrogram of a sound at 16 kHz: repeated or cut to `seconds`, window 512, hop 159 (Sec. 4.1)."""
     # Paper silent: how the spectrogram gets its printed sizes. 257 x 299 and 257 x 1004 are these numbers, uncentred.
-    wave = np.resize(listen(path, 16000), 16000 * seconds).clip(-1, 1)
-    return torch.from_numpy(log_spectrogram(wave, 512, 159))[None]
+    return log_spectrogram(np.resize(wave, 16000 * seconds).clip(-1, 1), 512, 159)
+
+
+def numbers(path, *shape):
+    """A .npy file of numbers, not yet read; Broken where it has another shape, in which a letter stands for any n."""
+    try:
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        fits = len(values.shape) == len(shape) and all(b in (a, str(b)) for a, b in zip(values.shape, shape))
+        if not (fits and values.size and values.dtype.kind in "fiu"):
+            raise ValueError(f"it holds {values.dtype} {values.shape}, expected numbers ({', '.join(map(str, shape))})")
+    except (OSError, ValueError, EOFError) as error:
+        raise broken(path, error) from error
+    return values
+
+
+def sound(path, seed=None, seconds=10):
+    """The spectrogram that `prepare` kept of a recording: (1, 257, 299) for 3 s, (1, 257, 1004) for 10 s."""
+    values = numbers(path, 257, 1 + (16000 * seconds - 512) // 159)
+    return torch.from_numpy(values.astype(np.float32))[None]
 
 
 def pixels(path, mode="RGB"):
@@ -136,18 +151,9 @@ def fit(pictures, seed, flip):
         return v2.RandomHorizontalFlip()(pictures) if flip else pictures
 
 
-def standardised(pictures, statistics):
-    """(..., C, H, W) uint8 -> float, by the mean and std of each channel; one channel only becomes 0..1."""
-    pictures = pictures / 255
-    if pictures.shape[-3] == 1:
-        return pictures
-    mean, std = (torch.tensor(s).view(-1, 1, 1) for s in statistics)
-    return (pictures - mean) / std
-
-
-def picture(path, seed=None, statistics=IMAGENET):
-    """An image file: (3, 224, 224)."""
-    return standardised(fit(pixels(path), seed, flip=True), statistics)
+def picture(path, seed=None):
+    """An image file: (3, 224, 224) uint8."""
+    return fit(pixels(path), seed, flip=True)
 
 
 def spread(n, k, seed=None):
@@ -179,8 +185,8 @@ def in_window(folder, start, end):
     return paths[start:end]
 
 
-def clip(source, seed=None, frames=3, mode="RGB", flip=True, statistics=IMAGENET):
-    """Frames of a clip, one from each of `frames` equal parts, cropped alike: (frames, C, 224, 224).
+def clip(source, seed=None, frames=3, mode="RGB", flip=True):
+    """Frames of a clip, one from each of `frames` equal parts, cropped alike: (frames, C, 224, 224) uint8.
 
     source: a folder of numbered pictures, or (folder, start, end), see `in_window`.
     """
@@ -189,17 +195,13 @@ def clip(source, seed=None, frames=3, mode="RGB", flip=True, statistics=IMAGENET
     pictures = [pixels(paths[i], mode) for i in spread(len(paths), frames, seed)]
     if len({p.shape for p in pictures}) > 1:
         raise Broken(f"{folder} has frames of several sizes, expected one clip's; get it anew", "mixed frames")
-    return standardised(fit(torch.stack(pictures), seed, flip), statistics)
+    pictures = torch.stack([p.movedim(0, -1) for p in pictures]).movedim(-1, -3)  # in memory as they were decoded
+    return fit(pictures, seed, flip)
 
 
 def flow(path, seed=None, frames=8):
     """Optical flow in pixels from a .npy of (H, W, 2, T) numbers: (frames, 2, 224, 224)."""
-    try:
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
-        if values.ndim != 4 or values.shape[2] != 2 or not values.size or values.dtype.kind not in "fiu":
-            raise ValueError(f"it holds {values.dtype} {values.shape}, expected numbers (H, W, 2, T)")
-    except (OSError, ValueError, EOFError) as error:
-        raise broken(path, error) from error
+    values = numbers(path, "H", "W", 2, "T")
     chosen = np.asarray(values[..., spread(values.shape[3], frames, seed)], np.float32)
     if not np.isfinite(chosen).all():
         raise broken(path, "it has values that are not finite")

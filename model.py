@@ -17,6 +17,19 @@ from torch import nn
 
 from media import load_pretrained
 
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # mean and std of the channels, where white is 1
+CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+
+
+def standardised(x, statistics):
+    """Pixels (..., C, H, W) uint8 -> float, by mean and std of each channel, one channel alone to 0..1; floats stay."""
+    if x.dtype != torch.uint8:
+        return x
+    if x.shape[-3] == 1:
+        return x / 255
+    mean, std = (x.new_tensor(s, dtype=torch.float32).view(-1, 1, 1) for s in statistics)
+    return (x / 255 - mean) / std
+
 
 class OverFrames(nn.Module):
     """A picture's encoder; for a clip the mean of its frames' features: (B, C, H, W) or (B, F, C, H, W) -> (B, d)."""
@@ -26,6 +39,7 @@ class OverFrames(nn.Module):
         self.net = net
 
     def forward(self, x):
+        x = standardised(x, IMAGENET)
         if x.dim() == 4:
             return self.net(x)
         # Paper silent: how the features of a clip's frames become one. Here: their mean.
@@ -86,7 +100,7 @@ class Image(nn.Module):
         self.net = net
 
     def forward(self, x):
-        return self.net(pixel_values=x).image_embeds
+        return self.net(pixel_values=standardised(x, CLIP)).image_embeds
 
 
 def whole(kind, source):

@@ -1,6 +1,6 @@
-"""`python data.py prepare NAME --root DIR`: decode every video once, look into every file (Sec. 4.1).
+"""`python data.py prepare NAME --root DIR`: decode videos and recordings once, look into every file (Sec. 4.1).
 
-    root/prepared/audio/NAME.wav    the sound, 16 kHz mono
+    root/prepared/audio/NAME.npy    the sound's spectrogram in half precision, (257, 299) or (257, 1004)
     root/prepared/video/NAME/       ten frames evenly spaced, JPEG, short side 256
     root/prepared/rgb/NAME/         a gesture's frames; likewise depth/
     root/prepared/flow/NAME.npy     DIS optical flow between them, (H, W, 2, T) in pixels, short side 128
@@ -28,13 +28,13 @@ from tqdm import tqdm
 
 from checkpoint import remove, written
 from data import LOCATE, PREPARED, SETS, absence, index, original
-from media import Broken, broken, flow, in_window, listen, numbered, pixels, spread
+from media import Broken, broken, flow, in_window, listen, numbered, pixels, sound, spectrogram, spread
 
 
-def look(modality, source):
+def look(modality, source, seconds):
     """Read all of a file or folder of files; Broken if one cannot be read."""
     if modality == "audio":
-        listen(source, 16000)
+        sound(source, seconds=seconds)
     elif modality == "image":
         pixels(source)
     elif modality == "flow":
@@ -103,10 +103,9 @@ def extract_frames(path, target, choose):
     return target
 
 
-def extract_sound(path, target):
-    """Decode a video's sound into the wav file `target`, 16 kHz mono. Returns it."""
+def sound_of(path):
+    """A video's sound: (samples,) int16 at 16 kHz, mono."""
     import av
-    import soundfile
 
     with opened(path) as video:
         if not video.streams.audio:
@@ -117,9 +116,21 @@ def extract_sound(path, target):
         parts = [part.to_ndarray()[0] for frame in frames for part in resampler.resample(frame)]
     if not parts:
         raise Broken(f"{path} has an empty audio track; get it anew", "no audio track")
-    with written(target) as part:
-        soundfile.write(part, np.concatenate(parts), 16000, format="WAV", subtype="PCM_16")
+    return np.concatenate(parts)
+
+
+def save(target, values):
+    """Write half-precision numbers into the .npy file `target`. Returns it."""
+    with written(target) as part, open(part, "wb") as file:
+        np.save(file, values.astype(np.float16))
     return target
+
+
+def keep_sound(path, seconds, target):
+    """The spectrogram of a recording or of a video's sound into the .npy `target`, (257, T). Returns it."""
+    recorded = str(path).lower().endswith(".wav")
+    wave = listen(path, 16000) if recorded else sound_of(path).astype(np.float32) / 2**15
+    return save(target, spectrogram(wave, seconds))
 
 
 def compute_flow(folder, start, end, target):
@@ -131,17 +142,15 @@ def compute_flow(folder, start, end, target):
     scale = 128 / min(pictures[0].shape)
     pictures = [cv2.resize(p, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for p in pictures]
     fields = [method.calc(a, b, None) for a, b in itertools.pairwise(pictures)]
-    with written(target) as part:
-        np.save(part, np.stack(fields, -1).astype(np.float16))
-    return target
+    return save(target, np.stack(fields, -1))
 
 
-def make(modality, original, wanted, sources, target):
+def make(modality, original, wanted, sources, target, seconds):
     """Write a modality's file of one sample, and return it as a source."""
     if original is None and modality != "flow":
-        raise Broken(f"{target} was damaged, and the video it was made from is gone; get that anew")
+        raise Broken(f"{target} was damaged, and what it was made from is gone; get that anew")
     if modality == "audio":
-        return extract_sound(original, target.with_name(f"{target.name}.wav"))
+        return keep_sound(original, seconds, target.with_name(f"{target.name}.npy"))
     if modality == "video":
         return extract_frames(original, target, lambda n: spread(n, 10))
     if modality == "flow":
@@ -150,10 +159,10 @@ def make(modality, original, wanted, sources, target):
     return extract_frames(original, target, lambda n: range(start, end)), start, end
 
 
-def looked_into(modality, source, into):
+def looked_into(modality, source, into, seconds):
     """The source, if it can be read; None for one of our own making that was damaged since: it is removed."""
     try:
-        look(modality, source)
+        look(modality, source, seconds)
     except Broken:
         path = Path(path_of(source))
         if into not in path.parents:
@@ -163,23 +172,24 @@ def looked_into(modality, source, into):
     return source
 
 
-def prepare_sample(modalities, into, job):
+def prepare_sample(modalities, seconds, into, job):
     """Make what one sample lacks, look into what it has: (its name, "done", "already there" or a reason, details)."""
     name, wanted, sources, originals = job
     state = "already there"
     try:
         for j, modality in enumerate(modalities):
             if sources[j] is not None and modality != "text":
-                sources[j] = looked_into(modality, sources[j], into)
+                sources[j] = looked_into(modality, sources[j], into, seconds)
             if sources[j] is None:
-                sources[j], state = make(modality, originals[j], wanted[j], sources, into / modality / name), "done"
+                target = into / modality / name
+                sources[j], state = make(modality, originals[j], wanted[j], sources, target, seconds), "done"
     except Broken as error:
         return name, error.reason, str(error)
     return name, state, ""
 
 
 def prepare(name, root, workers):
-    """Decode each video below root once, into root/prepared; look into every file; count what came of it.
+    """Decode videos and recordings below root once, into root/prepared; look into every file; count what came of it.
 
     What is done stays done when it is stopped and started again. The samples that are broken are listed with their
     reasons in root/prepared/broken.csv, and training leaves them out.
@@ -191,12 +201,12 @@ def prepare(name, root, workers):
     for _, _, _, names, wanted in SETS[name]["list"](files):
         sources = [LOCATE[m](w, files) for m, w in zip(modalities, wanted)]
         originals = [original(m, names, w, files) for m, w in zip(modalities, wanted)]
-        unmade = any(s is None and o is None and m != "flow" for m, s, o in zip(modalities, sources, originals))
-        if unmade or (None in sources and any(n in files["pointer"] for n in names)):
-            results[names[0]] = absence(names, originals, files), ""
-        else:
+        reason = absence(modalities, names, sources, originals, files) if None in sources else "not prepared"
+        if reason == "not prepared":
             jobs[names[0]] = names[0], wanted, sources, originals
-    work = functools.partial(prepare_sample, modalities, into)
+        else:
+            results[names[0]] = reason, ""
+    work = functools.partial(prepare_sample, modalities, SETS[name].get("seconds"), into)
     ignore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first process alone
     pool = ProcessPoolExecutor(workers, initializer=ignore)
     try:

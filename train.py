@@ -355,7 +355,7 @@ def prepare(s):
             raise ValueError(f"a batch of {batch} {split} samples cannot be shared by {n} processes; choose a "
                              f"--{name.replace('_', '-')} of 2 or more for each, the same for all")  # fmt: skip
     torch.manual_seed(s.seed)
-    channels = [x_j.shape[-3] if x_j.is_floating_point() else 0 for x_j in data["train"][0][:-1]]  # 0: text
+    channels = [0 if x_j.dtype == torch.int64 else x_j.shape[-3] for x_j in data["train"][0][:-1]]  # 0: text
     kind = Unimodal if s.method == "unimodal" else Model
     model = kind(channels, data["n_classes"], s.encoders, s.fusion, s.pretrained).to(pick_device(s.device))
     if s.bf16:

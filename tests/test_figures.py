@@ -142,6 +142,7 @@ def test_a_clip_shows_its_middle_frame():
     shown = figures.shown(x[0][0])
     assert shown.shape == (16, 16, 3) and not shown.any()
     assert figures.shown(torch.randn(2, 8, 4)).shape == (8, 4)  # flow, depth, sound: one grey value
+    assert figures.shown(torch.tensor([[[0, 51, 255]]], dtype=torch.uint8)).tolist() == [pytest.approx([0, 0.2, 1])]
 
 
 @pytest.mark.parametrize("flags, message", [

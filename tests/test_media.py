@@ -8,6 +8,7 @@ from conftest import make_jpg, make_wav
 from PIL import Image
 
 import media
+import prepare
 from media import Samples, as_is
 
 
@@ -24,18 +25,23 @@ def test_spectrograms_have_the_papers_sizes(tmp_path, seconds, frames):
     """257 x 299 and 257 x 1004 (Sec. 4.1), for a recording that is shorter and one that is longer."""
     for length in (1.3, 12.0):
         make_wav(tmp_path / "a.wav", length)
-        assert media.sound(tmp_path / "a.wav", seconds=seconds).shape == (1, 257, frames)
+        prepare.keep_sound(tmp_path / "a.wav", seconds, tmp_path / "a.npy")
+        assert media.sound(tmp_path / "a.npy", seconds=seconds).shape == (1, 257, frames)
 
 
 def test_sound_is_the_log_of_a_windowed_transform(tmp_path):
-    """16 kHz, repeated to 3 s, periodic Hann window of 512, hop 159, no padding: written out for a few frames."""
+    """16 kHz, repeated to 3 s, periodic Hann window of 512, hop 159, no padding: written out for a few frames.
+
+    Kept in half precision: to 0.004.
+    """
     wave = np.random.default_rng(0).uniform(-0.5, 0.5, 20000)
     soundfile.write(tmp_path / "a.wav", wave, 16000, subtype="FLOAT")
-    result, long = media.sound(tmp_path / "a.wav", seconds=3)[0].numpy(), np.tile(wave, 3)[:48000]
+    prepare.keep_sound(tmp_path / "a.wav", 3, tmp_path / "a.npy")
+    result, long = media.sound(tmp_path / "a.npy", seconds=3)[0].numpy(), np.tile(wave, 3)[:48000]
     window = np.sin(np.pi * np.arange(512) / 512) ** 2
     for n in (0, 1, 130, 298):
         expected = np.log(np.abs(np.fft.rfft(window * long[159 * n : 159 * n + 512])) + 1e-7)
-        assert np.allclose(result[:, n], expected, atol=2e-3)
+        assert np.allclose(result[:, n], expected, atol=4e-3)
 
 
 def test_sound_is_mono_at_16_khz(tmp_path):
@@ -64,12 +70,11 @@ def numbered_frames(folder, n, first=1, size=(64, 48)):
 
 def levels(x):
     """The grey level of each frame of a clip in steps of 10."""
-    mean, std = (torch.tensor(s).view(3, 1, 1) for s in media.IMAGENET)
-    return ((x * std + mean).mean((1, 2, 3)) * 25.5).round().int().tolist()
+    return (x.float().mean((1, 2, 3)) / 10).round().int().tolist()
 
 
 def test_a_clip_is_sorted_by_number(tmp_path):
-    """frame_2 comes before frame_10; three frames, 224 x 224, by ImageNet's mean and std."""
+    """frame_2 comes before frame_10; three frames, 224 x 224."""
     x = media.clip(numbered_frames(tmp_path, 10))
     assert x.shape == (3, 3, 224, 224) and levels(x) == [2, 6, 9]
 
@@ -112,11 +117,10 @@ def test_a_direction_is_not_mirrored():
         assert (0 < sum(rising) < 40) if flip else all(rising)
 
 
-def test_depth_has_one_channel_from_0_to_1(tmp_path):
-    """Mode L, divided by 255 alone."""
+def test_depth_has_one_channel(tmp_path):
+    """Mode L."""
     x = media.clip(numbered_frames(tmp_path, 3), mode="L")
-    grey = [10 / 255, 20 / 255, 30 / 255]
-    assert x.shape == (3, 1, 224, 224) and x[:, 0, 0, 0].tolist() == pytest.approx(grey, abs=0.01)
+    assert x.shape == (3, 1, 224, 224) and levels(x) == [1, 2, 3]
 
 
 def test_flow_is_read_from_h_w_2_t(tmp_path):

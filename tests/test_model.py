@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 import media
 from bilevel import evaluating, grad, hessian_product, hypergradient, total_gradient
 from losses import classification_loss, modality_matching_loss, total_loss
-from model import ENCODERS, FUSIONS, Model, Unimodal, encoder_names
+from model import CLIP, ENCODERS, FUSIONS, IMAGENET, Model, Unimodal, encoder_names, standardised
 
 
 def features(m, B=5, d=64):
@@ -30,6 +30,26 @@ def test_a_clip_is_the_mean_over_its_frames():
     x = torch.randn(2, 3, 3, 40, 24)
     expected = torch.stack([phi(x[:, f]) for f in range(3)]).mean(0)
     assert phi(x).shape == (2, d) and torch.allclose(phi(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("mean, std", [IMAGENET, CLIP])
+def test_pictures_become_numbers_in_the_encoder(mean, std):
+    """Bytes by the channels' mean and std, one channel alone to 0..1, of a clip too; what is numbers already stays."""
+    x = torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1).expand(2, 3, 4, 4)
+    expected = [(v - m) / s for v, m, s in zip([0, 0.2, 1], mean, std)]
+    assert standardised(x, (mean, std))[1, :, 2, 2].tolist() == pytest.approx(expected, rel=1e-5)
+    assert standardised(x[:, 1:2], (mean, std)).unique().tolist() == pytest.approx([0.2])
+    numbers = torch.randn(2, 3, 4, 4)
+    assert standardised(numbers, (mean, std)) is numbers
+
+
+def test_encoders_see_standardised_pictures(tiny_clip):
+    """ResNets by ImageNet's numbers, CLIP by its own."""
+    for encoder, statistics in [("resnet18", IMAGENET), (f"clip:{tiny_clip}", CLIP)]:
+        phi = Model([3], 5, encoder).phi[0].eval()
+        x = torch.randint(256, (2, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(phi(x), phi(standardised(x, statistics)))
+        assert not torch.allclose(phi(x), phi(x / 255), atol=1e-3)
 
 
 def test_features_of_several_widths_are_mapped_to_the_smallest():
