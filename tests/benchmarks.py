@@ -4,13 +4,22 @@
     python tests/benchmarks.py update           one alpha update, in training steps of keypad
     python tests/benchmarks.py hypergradient    Eq. 3 by bilevel.py and by two libraries, on two ResNet18
     python tests/benchmarks.py epoch            one alpha update as a share of an epoch of CREMA-D
+    python tests/benchmarks.py step             train.py's steps against a plain loop, and in bfloat16
+    python tests/benchmarks.py loader           clips read a second, against the authors' released way
+    python tests/benchmarks.py gpu              clips trained a second on CUDA, and the share of it spent waiting
     python tests/benchmarks.py startup          what importing train.py takes, and what it leaves out
     python tests/benchmarks.py growth           an epoch's time and memory for more and more samples
 """
 
+import contextlib
+import dataclasses
+import functools
 import importlib.util
 import inspect
+import io
+import itertools
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -24,14 +33,21 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import numpy as np
+import soundfile
 import torch
+from PIL import Image
 from torch import nn
+from torch.nn.functional import cross_entropy, normalize
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
+import prepare
 import train
 from bilevel import evaluating, hypergradient
 from data import CREMAD, SETS, defaults
 from losses import total_loss
+from media import Samples, as_is
 from model import Model
 
 ROOT = Path(__file__).parents[1]
@@ -77,6 +93,16 @@ def peak_memory(function):
     start = status("VmRSS")
     function()
     return status("VmHWM") - start
+
+
+def peak_of_tensors(function):
+    """The most bytes of tensors that a call holds at once, in MiB, counted."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # its profiler would speak of every start
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        function()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    sizes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
+    return max(itertools.accumulate(sizes)) / 2**20
 
 
 def fresh(function, *arguments):
@@ -166,11 +192,10 @@ METHODS = {ours: "", betty: "betty-ml", torchopt: "torchopt"}  # each with the p
 
 
 def costs(function, size, *terms):
-    """(peak memory, FLOPs) of one call on the two ResNet18; meant for `fresh`."""
+    """(peak of tensors in MiB, FLOPs) of one call on the two ResNet18; meant for `fresh`."""
     model, batch = two_resnets(size)
-    counted = []
-    peak = peak_memory(lambda: counted.append(flops(lambda: function(model, batch, *terms))))
-    return peak, counted[0]
+    call = functools.partial(function, model, batch, *terms)
+    return peak_of_tensors(call), flops(call)
 
 
 def update(rounds=15):
@@ -229,7 +254,8 @@ def compare():
                          f"{peak / memory:.1f}"])  # fmt: skip
     print(f"""Eq. 3 by K terms on two ResNet18, {size_text(*large)}, one thread.
 differs: from ours, relative; in float64 with {size_text(*small)}.
-FLOPs, time and memory in those of one forward and backward pass ({memory:.0f} MiB); time also has the work on theta.
+FLOPs, time and memory in those of one forward and backward pass ({memory:.0f} MiB beside theta); memory is the most
+that tensors take at once, counted; time also has the work on theta.
 """)
     markdown(*rows)
 
@@ -248,7 +274,7 @@ def alpha_update(model, batch, terms):
 
 
 def epoch(rounds=5, terms=5):
-    """The share of one alpha update in an epoch of CREMA-D, with its usual batch and with a quarter of it."""
+    """The share of one alpha update in an epoch of CREMA-D, with the batch of a step and with a quarter of it, 64."""
     usual = defaults("cremad")["batch_size"]
     steps = SETS["cremad"]["paper"]["train"] // usual
     size = (16, (113, 131), (96, 96))
@@ -273,6 +299,169 @@ with the batch, work on theta alone; with larger batches it comes near the FLOPs
 """)
     markdown(*rows)
     print(f"\nBy FLOPs, under 10 % of the epoch with up to {largest} samples.")
+
+
+def in_memory(n, size, channels):
+    """n random samples of `size` pixels that are in memory: an entry of DATASETS, called."""
+    x = [torch.randint(256, (n, c, *s), dtype=torch.uint8) for c, s in zip(channels, size)]
+    train_set = Samples(x, torch.arange(n) % len(CREMAD), [as_is, as_is])
+    return {"modalities": ["audio", "video"], "train": train_set, "test": train_set.subset([0, 1])}
+
+
+def plain_loop(model, data, s):
+    """An epoch as it is usually written: both losses in place, the numbers of every step taken to the CPU."""
+    optimizer = torch.optim.SGD(model.parameters(), s.lr, s.momentum, weight_decay=s.weight_decay)
+    model.train()
+    total = 0.0
+    for *x, y in DataLoader(data["train"], s.batch_size, shuffle=True, drop_last=True):
+        z = model(x)
+        a, b = (normalize(z_j) for z_j in z)
+        similarities, target = a @ b.T / s.tau, torch.arange(len(y))
+        l_mm = (cross_entropy(similarities, target) + cross_entropy(similarities.T, target)) / 2
+        loss = 0.5 * cross_entropy(model.logits(z), y) + 0.5 * l_mm
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += loss.item()
+
+
+def step(rounds=7):
+    """An epoch of train.py at constant alpha, evaluation of two samples included, against `plain_loop`."""
+    torch.set_num_threads(1)
+    rows = [["encoders", "batch", "steps", "here, in plain loops", "with --bf16"]]
+    for encoder, n, batch, size in [("cnn", 6400, 64, [(20, 20), (65, 24)]), ("resnet18", 96, 16, [(64, 64)] * 2)]:
+        s = train.Settings(method="constant:0.5", epochs=1, batch_size=batch)
+        data = in_memory(n, size, [1, 1])
+        model = Model([1, 1], len(CREMAD), encoder)
+        usual = lambda model=model, data=data, s=s: plain_loop(model, data, s)  # noqa: E731
+        usual()  # warm up
+        ratios = [in_units(lambda model=model, data=data, s=s: epoch_of(s, data, model), usual, rounds)
+                  for s in (s, dataclasses.replace(s, bf16=True))]  # fmt: skip
+        rows.append([encoder, batch, n // batch, *(f"{ratio:.2f}" for ratio in ratios)])
+    print("One thread, on the CPU; medians.\n")
+    markdown(*rows)
+
+
+def epoch_of(s, data, model):
+    """One epoch of train.py at a constant alpha."""
+    with contextlib.redirect_stderr(io.StringIO()):  # no progress bar
+        train.train(s, data, model, lambda t, T: 0.5, lambda *_: None)
+
+
+def make_clips(root, name, n, seconds, rate):
+    """n clips of a set below root, all of them in both splits: noise as wav, ten smooth pictures as frames; prepared.
+
+    Returns the paths of (wav, frames).
+    """
+    rng, clips = np.random.default_rng(0), []
+    for i in range(n):
+        clip = f"{1001 + i}_DFA_{CREMAD[i % 6]}_XX" if name == "cremad" else f"{i:011d}_000010_000020"
+        frames = Path(root, "prepared", "video", clip if name == "cremad" else clip[:-7])
+        frames.mkdir(parents=True)
+        for k in range(10):
+            small = Image.fromarray(rng.integers(256, size=(18, 24, 3), dtype=np.uint8))
+            small.resize((341, 256), Image.BICUBIC).save(frames / f"{k + 1:05d}.jpg", quality=90)
+        wav = Path(root, f"{frames.name}.wav")
+        soundfile.write(wav, 0.1 * rng.standard_normal(int(seconds * rate)), rate)
+        clips.append((clip, wav, frames))
+    for split in ("train", "test"):
+        rows = (f"{clip},{CREMAD[i % 6]}" if name == "cremad" else f"{clip},10,{i % 31}"
+                for i, (clip, *_) in enumerate(clips))  # fmt: skip
+        Path(root, f"{split}.csv" if name == "cremad" else f"my_{split}.txt").write_text("\n".join(rows))
+    prepare.prepare(name, root, 1)
+    return [paths for _, *paths in clips]
+
+
+class AsReleased(Dataset):
+    """The same clips read the way of the authors' release: sound at 22,050 Hz repeated to 20 s and transformed each
+    time, frames in the order in which the folder lists them. It reads one frame of a clip; the paper has three."""
+
+    def __init__(self, clips, frames):
+        from torchvision import transforms
+
+        self.clips, self.frames = clips, frames
+        self.transform = transforms.Compose([
+            transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
+            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ])  # fmt: skip
+
+    def __len__(self):
+        return len(self.clips)
+
+    def __getitem__(self, i):
+        import librosa
+
+        wav, frames = self.clips[i]
+        wave, _ = librosa.load(wav, sr=22050)
+        wave = np.resize(wave, 22050 * 20).clip(-1, 1)
+        x = np.log(np.abs(librosa.stft(wave, n_fft=512, hop_length=353)) + 1e-7)  # (257, 1250)
+        names = os.listdir(frames)[: self.frames]
+        return x, torch.stack([self.transform(Image.open(frames / name).convert("RGB")) for name in names])
+
+
+def clips_a_second(loader, batches=8):
+    """Of a loader with one worker, once it runs."""
+    loader = iter(loader)
+    next(loader), next(loader)
+    start = time.perf_counter()
+    n = sum(len(next(loader)[0]) for _ in range(batches))
+    return n / (time.perf_counter() - start)
+
+
+def read(name, seconds, rate, rounds, n=64, batch=32):
+    """Clips a second: here, as released with one and with three frames; and the medians of the ratios."""
+    quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+    with tempfile.TemporaryDirectory() as root, quiet[0], quiet[1]:
+        clips = make_clips(root, name, n, seconds, rate)
+        samples = train.DATASETS[name](root, lambda m: ["resnet18"] * m)["train"]
+        keys = [list(itertools.islice(keys, batch)) for keys in [itertools.cycle((i, i) for i in range(n))] * 12]
+        released = [DataLoader(AsReleased(clips * 6, frames), batch, num_workers=1) for frames in (1, 3)]
+        here = DataLoader(samples, batch_sampler=keys, num_workers=1)
+        speeds = [[clips_a_second(loader) for loader in (here, *released)] for _ in range(rounds)]
+    medians = [statistics.median(column) for column in zip(*speeds)]
+    return medians, [statistics.median(row[0] / row[k] for row in speeds) for k in (1, 2)]
+
+
+def loader(rounds=5):
+    """Reading prepared clips with one worker, against reading them as the authors' release does."""
+    rows = [["clips", "here", "as released, one frame", "three frames", "times faster, one frame", "three frames"]]
+    for name, seconds, rate in [("cremad", 2.5, 16000), ("kinetics-sounds", 10, 44100)]:
+        speeds, ratios = read(name, seconds, rate, rounds)
+        rows.append([f"{name}: {seconds} s at {rate} Hz", *(f"{v:.0f}" for v in speeds), *(f"{v:.1f}" for v in ratios)])
+    print("Clips a second, one worker; three frames here.\n")
+    markdown(*rows)
+
+
+def gpu(device="cuda", n=2048, batch=256, size=((257, 299), (224, 224))):  # of a spectrogram and a frame
+    """Clips trained a second with and without bfloat16, and the share of the time that waits for the data."""
+    if device == "cuda" and not torch.cuda.is_available():
+        print("not run: no CUDA device here")
+        return
+    device = torch.device(device)
+    rows = [["", "clips a second", "of the time, waiting for data"]]
+    for bf16 in (False, True):
+        s = train.Settings(batch_size=batch, bf16=bf16, workers=os.cpu_count())
+        model = Model([1, 3], len(CREMAD), "resnet18").to(device).train()
+        model.to(memory_format=torch.channels_last if bf16 else torch.contiguous_format)
+        optimizer = torch.optim.SGD(model.parameters(), s.lr)
+        data = in_memory(n, size, [1, 3])["train"]
+        batches = train.endless(data, batch, 0, device, s.workers)
+        one = next(batches)
+        took = []
+        for source in (itertools.repeat(one), batches):
+            for k in range(2 * (n // batch)):
+                if k == n // batch:  # warmed up
+                    next(model.parameters()).sum().item()  # waits for the device
+                    start = time.perf_counter()
+                x, y = next(source)
+                optimizer.zero_grad()
+                total_loss(*train.losses(model, x, y, s), ALPHA).backward()
+                optimizer.step()
+            next(model.parameters()).sum().item()
+            took.append(time.perf_counter() - start)
+        rows.append(["bf16" if bf16 else "float32", f"{n / took[1]:.0f}", f"{max(0, 1 - took[0] / took[1]):.0%}"])
+    print(f"Two ResNet18, one frame a clip, batch {batch}, {s.workers} workers, {device}.\n")
+    markdown(*rows)
 
 
 def startup(rounds=5):
@@ -313,7 +502,8 @@ def growth():
     markdown(*rows)
 
 
-COMMANDS = {"update": update, "hypergradient": compare, "epoch": epoch, "startup": startup, "growth": growth}
+COMMANDS = {"update": update, "hypergradient": compare, "epoch": epoch, "step": step, "loader": loader, "gpu": gpu,
+            "startup": startup, "growth": growth}  # fmt: skip
 
 
 def main(names):
