@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,17 +27,22 @@ def plain(channels, pretrained=False, source=""):
 
 
 def tiny_run(arguments):
-    """train.py with the tiny data set and the plain encoder."""
+    """train.py with the tiny data set and the plain encoder; KILLED: the one that writes dies in the second epoch."""
     model.ENCODERS["plain"] = plain
     data.DATASETS["tiny"] = tiny
     torch.set_num_threads(1)
+    save = checkpoint.save
+    if "KILLED" in os.environ:
+        die = lambda: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
+        checkpoint.save = lambda folder, state, kept: die() if state["t"] == 2 else save(folder, state, kept)
     return train.main(arguments)
 
 
-def torchrun(*arguments):
+def torchrun(*arguments, **environment):
     """Two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", __file__]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    env |= environment
     return subprocess.run([*command, *arguments], env=env, capture_output=True, text=True, timeout=120)
 
 
@@ -67,19 +73,20 @@ def alike(folder, other):
 
 @pytest.mark.parametrize("flags", [["--method", "heuristic"], ["--outer", "held-out", "--val-fraction", "0.33"]])
 def test_two_processes_are_one(tmp_path, monkeypatch, flags):
-    """Losses, scores, alpha and parameters of one process with the same batches; also where the run goes on with
-    more or fewer processes than it was begun with."""
+    """Losses, scores, alpha and parameters of one process with the same batches; also where one of them is killed and
+    the run goes on, with as many, with more or with fewer processes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(model.ENCODERS, "plain", None)
     monkeypatch.setitem(data.DATASETS, "tiny", None)
     run = [*FLAGS, "plain", *flags, "--out"]
     assert tiny_run([*run, "one"]) == 0
     first_epoch_of("one", tmp_path / "more")
-    for arguments in ([*run, "two"], ["--resume", "more"]):
-        done = torchrun(*arguments)
+    assert torchrun(*run, "two", KILLED="1").returncode != 0 and checkpoint.epochs("two") == [1]
+    first_epoch_of("two", tmp_path / "fewer")
+    for folder in ("two", "more"):
+        done = torchrun("--resume", folder)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("test split") == 1  # the first alone prints
-    first_epoch_of("two", tmp_path / "fewer")
     assert tiny_run(["--resume", "fewer"]) == 0
     for other in ("two", "more", "fewer"):
         alike(tmp_path / "one", tmp_path / other)

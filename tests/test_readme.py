@@ -97,7 +97,10 @@ def test_every_exercise_has_its_commands_and_its_answer():
     rows = re.findall(r"^\| (\d+) \|.*", README.split("## Exercises")[1].split("\n## ")[0], re.M)
     assert rows == [str(n + 1) for n in range(len(rows))] and len(rows) >= 8
     assert re.findall(r"^(\d+)\. ", (ROOT / "ANSWERS.md").read_text(), re.M) == rows
-    commands = re.findall(r"`train\.py (--.*?)`", README.split("## Exercises")[1].split("\n## ")[0])
+    table = README.split("## Exercises")[1].split("\n## ")[0]
+    looks = re.findall(r"; `(\w+)`", table)
+    assert len(looks) == len(rows) and set(looks) <= set(figures.COMMANDS)
+    commands = re.findall(r"`train\.py (--.*?)`", table)
     assert len(commands) > 6
     for command in commands:
         arguments = command.replace("linear", "heuristic").replace("product", "sum").split()  # the student's own
