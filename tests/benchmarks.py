@@ -62,13 +62,13 @@ def seconds(function):
     return time.perf_counter() - start
 
 
-def in_units(function, unit, rounds):
-    """The time of a function in those of `unit`, called before and after it: the median of the rounds."""
+def in_units(unit, rounds, *functions):
+    """The time of each function in those of `unit`, which is called before and after them: medians of the rounds."""
     ratios = []
     for _ in range(rounds):
-        before, own, after = seconds(unit), seconds(function), seconds(unit)
-        ratios.append(2 * own / (before + after))
-    return statistics.median(ratios)
+        before, *own, after = map(seconds, (unit, *functions, unit))
+        ratios.append([2 * time / (before + after) for time in own])
+    return [statistics.median(column) for column in zip(*ratios)]
 
 
 def flops(function):
@@ -239,19 +239,17 @@ def compare():
     memory, work = fresh(costs, plain, large)
     unit()  # warm up
     rows = [["terms", "by", "value", "differs", "differs in float64", "FLOPs", "time", "memory"]]
-    for k, rounds in [(1, 3), (5, 3), (20, 1)]:
-        first = None
-        for f, package in METHODS.items():
-            if package and not importlib.util.find_spec(f.__name__):
-                rows.append([k, f.__name__, f"not installed: pip install {package}", *[""] * 5])
-                continue
-            values = [f(*exact, k)]
-            duration = in_units(lambda f=f, k=k: values.append(f(*usual, k)), unit, rounds)
-            first = first or values
+    there = [f for f, package in METHODS.items() if not package or importlib.util.find_spec(f.__name__)]
+    for k, rounds in [(1, 5), (5, 5), (20, 3)]:
+        durations = in_units(unit, rounds, *(functools.partial(f, *usual, k) for f in there))
+        first = [ours(*batch, k) for batch in (usual, exact)]
+        for f, duration in zip(there, durations):
+            differ = [abs(f(*batch, k) / value - 1) for batch, value in zip((usual, exact), first)]
             peak, total = fresh(costs, f, large, k)
-            rows.append([k, f.__name__, f"{values[1]:.6f}", f"{abs(values[1] / first[1] - 1):.0e}",
-                         f"{abs(values[0] / first[0] - 1):.0e}", f"{total / work:.2f}", f"{duration:.1f}",
-                         f"{peak / memory:.1f}"])  # fmt: skip
+            rows.append([k, f.__name__, f"{first[0]:.6f}", *(f"{x:.0e}" for x in differ), f"{total / work:.2f}",
+                         f"{duration:.1f}", f"{peak / memory:.1f}"])  # fmt: skip
+    for package in {METHODS[f] for f in METHODS if f not in there}:
+        print(f"not installed, and so not compared: pip install {package}")
     print(f"""Eq. 3 by K terms on two ResNet18, {size_text(*large)}, one thread.
 differs: from ours, relative; in float64 with {size_text(*small)}.
 FLOPs, time and memory in those of one forward and backward pass ({memory:.0f} MiB beside theta); memory is the most
@@ -287,7 +285,7 @@ def epoch(rounds=5, terms=5):
     for part in (1, 4):
         n = size[0] // part
         batch = [x_j[:n] for x_j in x], y[:n]
-        duration = in_units(lambda batch=batch: alpha_update(model, batch, terms), step, rounds)
+        (duration,) = in_units(step, rounds, functools.partial(alpha_update, model, batch, terms))
         peak, total = fresh(costs, alpha_update, (n, *size[1:]), terms)
         rows.append([usual // part, f"{total / work:.2f}", f"{duration:.2f}", f"{peak / memory:.2f}",
                      f"{total / work / steps:.1%}", f"{duration / steps:.1%}"])  # fmt: skip
@@ -333,10 +331,10 @@ def step(rounds=7):
         s = train.Settings(method="constant:0.5", epochs=1, batch_size=batch)
         data = in_memory(n, size, [1, 1])
         model = Model([1, 1], len(CREMAD), encoder)
-        usual = lambda model=model, data=data, s=s: plain_loop(model, data, s)  # noqa: E731
+        usual = functools.partial(plain_loop, model, data, s)
         usual()  # warm up
-        ratios = [in_units(lambda model=model, data=data, s=s: epoch_of(s, data, model), usual, rounds)
-                  for s in (s, dataclasses.replace(s, bf16=True))]  # fmt: skip
+        both = (s, dataclasses.replace(s, bf16=True))
+        ratios = in_units(usual, rounds, *(functools.partial(epoch_of, s, data, model) for s in both))
         rows.append([encoder, batch, n // batch, *(f"{ratio:.2f}" for ratio in ratios)])
     print("One thread, on the CPU; medians.\n")
     markdown(*rows)
@@ -470,7 +468,7 @@ def startup(rounds=5):
                                       stdout=subprocess.PIPE).stdout  # fmt: skip
     run("import train")  # warm up
     torch_alone = lambda: run("import torch")  # noqa: E731
-    ratio = in_units(lambda: run("import train"), torch_alone, rounds)
+    (ratio,) = in_units(torch_alone, rounds, lambda: run("import train"))
     print(f"import train: {ratio:.2f} times import torch, which takes {seconds(torch_alone):.1f} s here")
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["--epochs", "1", "--inner-iters", "1", "--out", f"{folder}/run"]
