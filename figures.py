@@ -66,10 +66,10 @@ def drawn(folder):
 
 
 def opened(folder):
-    """A run's (data, model without its weights, name), to look into its checkpoints; ValueError where it has none."""
+    """A run's (data, model without its weights, title), to look into its checkpoints; ValueError where it has none."""
     first, _ = drawn(folder)
     _, data, model, _ = train.prepare(train.parse(["--eval", folder]))
-    return data, model, label(first["settings"])
+    return data, model, titled(folder, first["settings"])
 
 
 def pyplot():
@@ -94,6 +94,12 @@ def label(settings):
     apart = [f"--{k.replace('_', '-')} {v}" for k, v in settings.items()
              if k not in train.OUTSIDE | {"dataset", "method", "seed"} and v != usual.get(k)]  # fmt: skip
     return " ".join([settings["method"], *apart])
+
+
+def titled(folder, settings):
+    """The label, after the folder's name where --out gave one: what is apart may be the code alone."""
+    name = Path(folder).name
+    return label(settings) if name.startswith(settings["dataset"]) else f"{name}: {label(settings)}"
 
 
 def table(runs, metric="acc"):
@@ -158,11 +164,11 @@ def plot(axis, epochs, lines):
 
 
 def name_ends(axis, ends):
-    """Write each line's name at its right end, pushed up where it would stand on another."""
+    """Write each line's name at its right end, pushed up where it would stand on another, all within the axis."""
     low, high = axis.get_ylim()
-    place = -np.inf
-    for value, t, name, colour in sorted(ends):
-        place = max(value, place + (high - low) / 12)
+    height, place, names = (high - low) / 12, -np.inf, sorted(ends)
+    for left, (value, t, name, colour) in zip(range(len(names), 0, -1), names):
+        place = min(max(value, place + height), high + height - left * height)
         axis.annotate(name, (t, place), (4, 0), textcoords="offset points", color=colour, va="center", fontsize=9)
 
 
@@ -175,7 +181,7 @@ def curves(runs, out="curves.png"):
     axes[1, 0].set_ylabel("losses of training, nats")
     axes[2, 0].set(ylabel=r"$\alpha$", ylim=(-0.05, 1.05))
     ends = []
-    for (above, middle, below), (first, epochs) in zip(axes.T, logs):
+    for (above, middle, below), folder, (first, epochs) in zip(axes.T, runs, logs):
         acc = {name: (lambda r, name=name: r[name]["acc"], colour, "-")
                for name, colour in zip(["fused", *first["modalities"]], COLOURS)}  # fmt: skip
         losses = {"L_CLS": (lambda r: r["l_cls"], ORANGE, "-"), "L_MM": (lambda r: r["l_mm"], SKY, "-"),
@@ -184,7 +190,7 @@ def curves(runs, out="curves.png"):
         ends.append(plot(middle, epochs, losses))
         plot(below, epochs, {"alpha": (lambda r: r["alpha"], PINK, "-")})
         below.set_xlabel("epoch t")
-        title = f"{label(first['settings'])}\n{first['settings']['dataset']}, {epochs[0]['split']} split"
+        title = f"{titled(folder, first['settings'])}\n{first['settings']['dataset']}, {epochs[0]['split']} split"
         above.set_title(title, fontsize=10)
     for axis, named in ends:
         name_ends(axis, named)
@@ -195,9 +201,9 @@ def alpha(runs, out="alpha.png"):
     """alpha over t/T of any runs, with omega(t) of the longest for comparison (Fig. 3)."""
     logs = [drawn(folder) for folder in runs]
     figure, axis = pyplot().subplots(figsize=(6, 5), layout="constrained")
-    for (first, epochs), colour in zip(logs, itertools.cycle(COLOURS[1:])):
+    for folder, (first, epochs), colour in zip(runs, logs, itertools.cycle(COLOURS[1:])):
         T = first["settings"]["epochs"]
-        name = f"{first['settings']['dataset']}, {label(first['settings'])}, seed {first['settings']['seed']}"
+        name = f"{first['settings']['dataset']}, {titled(folder, first['settings'])}, seed {first['settings']['seed']}"
         axis.plot([r["t"] / T for r in epochs], [r["alpha"] for r in epochs], color=colour, lw=2, label=name)
     longest = max(first["settings"]["epochs"] for first, _ in logs)
     t = range(1, longest + 1)

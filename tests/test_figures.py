@@ -88,6 +88,23 @@ def test_figures_read_real_runs(runs, tmp_path, capsys):
     assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
 
 
+def test_names_stand_apart_and_within_the_axis():
+    """Each at its line's end where there is room; pushed up where it would stand on another, but not out of sight."""
+    figure, axis = figures.pyplot().subplots()
+    axis.set(ylim=(0, 120))
+    ends = [(119, 5, "d", "k"), (5, 5, "b", "k"), (4, 5, "a", "k"), (118, 5, "c", "k"), (60, 5, "e", "k")]
+    figures.name_ends(axis, ends)
+    assert {text.get_text(): text.xy[1] for text in axis.texts} == {"a": 4, "b": 14, "e": 60, "c": 110, "d": 120}
+    figures.pyplot().close(figure)
+
+
+def test_a_run_is_titled_by_its_folder_where_that_says_more():
+    """--out names what is apart where it is the code alone."""
+    settings = {"dataset": "keypad", "method": "heuristic", "tau": 0.5}
+    assert figures.titled("runs/keypad-heuristic-seed0", settings) == "heuristic --tau 0.5"
+    assert figures.titled("runs/from0", settings) == "from0: heuristic --tau 0.5"
+
+
 def test_modality_gap_is_the_distance_of_the_means():
     """By hand: two modalities, then three, the mean over the pairs."""
     a, b, c = np.array([[1.0, 0], [1, 0]]), np.array([[0.0, 1], [0, 1]]), np.array([[1.0, 0], [-1, 0]])
