@@ -282,10 +282,15 @@ def named(kind):
     return lambda names, files: next((files[kind][n] for n in names if n in files[kind]), None)
 
 
-def kept_sound(names, files):
-    """The spectrogram that `prepare` kept of a recording, if there is one."""
-    path = os.path.join(files["root"], PREPARED, "audio", f"{names[0]}.npy")
+def kept(modality, names, files):
+    """The numbers that `prepare` kept of a recording or, with --raw, of a video, if there are any."""
+    path = os.path.join(files["root"], PREPARED, modality, f"{names[0]}.npy")
     return path if os.path.isfile(path) else None
+
+
+def frames(names, files):
+    """A video's ten frames as bytes, or else a folder of its pictures."""
+    return kept("video", names, files) or named("frames")(names, files)
 
 
 def window(wanted, files):
@@ -303,8 +308,8 @@ def flow_file(wanted, files):
     return next(filter(os.path.exists, paths), None)
 
 
-LOCATE = {"audio": kept_sound, "video": named("frames"), "image": named("image"), "text": lambda text, files: text,
-          "rgb": window, "flow": flow_file, "depth": window}  # fmt: skip
+LOCATE = {"audio": functools.partial(kept, "audio"), "video": frames, "image": named("image"),
+          "text": lambda text, files: text, "rgb": window, "flow": flow_file, "depth": window}  # fmt: skip
 READERS = {"audio": media.sound, "video": media.clip, "image": media.picture, "text": media.text, "rgb": media.clip,
            "flow": media.flow, "depth": media.clip}  # fmt: skip
 PREPARED = "prepared"  # the folder below the root that `prepare` writes into

@@ -8,7 +8,7 @@ clip      F frames of a video, (F, C, 224, 224) uint8
 flow      F frames of optical flow, (F, 2, 224, 224)
 text      token ids and attention mask, (2, L) int
 
-Pictures stay bytes, which are quick to copy; the encoders make numbers of them (model.py:standardised).
+Pictures stay bytes and sounds half as wide, quick to copy; the encoders widen them (model.py:standardised).
 A reader is called as read(source, seed). Without a seed it gives the sample as it is tested; with one, its
 augmentation is drawn from the seed alone, so that neither the number of loader workers nor a restart changes it.
 """
@@ -121,9 +121,9 @@ def numbers(path, *shape):
 
 
 def sound(path, seed=None, seconds=10):
-    """The spectrogram that `prepare` kept of a recording: (1, 257, 299) for 3 s, (1, 257, 1004) for 10 s."""
+    """The spectrogram that `prepare` kept of a recording, float16: (1, 257, 299) for 3 s, (1, 257, 1004) for 10 s."""
     values = numbers(path, 257, 1 + (16000 * seconds - 512) // 159)
-    return torch.from_numpy(values.astype(np.float32))[None]
+    return torch.from_numpy(np.array(values, np.float16))[None]
 
 
 def pixels(path, mode="RGB"):
@@ -132,7 +132,7 @@ def pixels(path, mode="RGB"):
 
     try:
         with Image.open(path) as image:
-            values = torch.from_numpy(np.array(image.convert(mode)))
+            values = torch.from_numpy(np.array(image if image.mode == mode else image.convert(mode)))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise broken(path, error) from error
     return values.permute(2, 0, 1) if mode == "RGB" else values[None]
@@ -188,8 +188,12 @@ def in_window(folder, start, end):
 def clip(source, seed=None, frames=3, mode="RGB", flip=True):
     """Frames of a clip, one from each of `frames` equal parts, cropped alike: (frames, C, 224, 224) uint8.
 
-    source: a folder of numbered pictures, or (folder, start, end), see `in_window`.
+    source: a folder of numbered pictures, or (folder, start, end), see `in_window`; or a .npy of (F, H, W, 3) bytes.
     """
+    if str(source).endswith(".npy"):
+        values = numbers(source, "F", "H", "W", 3)
+        chosen = np.array(values[spread(len(values), frames, seed)], np.uint8)
+        return fit(torch.from_numpy(chosen).movedim(-1, -3), seed, flip)
     folder, start, end = source if isinstance(source, tuple) else (source, 0, None)
     paths = numbered(folder) if end is None else in_window(folder, start, end)
     pictures = [pixels(paths[i], mode) for i in spread(len(paths), frames, seed)]

@@ -22,9 +22,12 @@ CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711
 
 
 def standardised(x, statistics):
-    """Pixels (..., C, H, W) uint8 -> float, by mean and std of each channel, one channel alone to 0..1; floats stay."""
+    """Pixels (..., C, H, W) uint8 -> float, by mean and std of each channel, one channel alone to 0..1.
+
+    Numbers stay as they are, but for half precision, which becomes single.
+    """
     if x.dtype != torch.uint8:
-        return x
+        return x.float() if x.dtype == torch.float16 else x
     if x.shape[-3] == 1:
         return x / 255
     mean, std = (x.new_tensor(s, dtype=torch.float32).view(-1, 1, 1) for s in statistics)

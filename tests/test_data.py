@@ -19,6 +19,7 @@ from conftest import SHARED, make_jpg, make_video, make_wav, needs_shared
 from PIL import Image
 
 import data
+import media
 import prepare
 import train
 
@@ -268,6 +269,27 @@ def test_prepare_writes_ten_frames_and_the_spectrogram(copied):
     assert (kept[:, 5:50].argmax(0) * 16000 / 512 == 437.5).all() and kept.max() == pytest.approx(np.log(38), abs=0.2)
 
 
+def test_raw_frames_are_those_of_the_pictures(copied, capsys):
+    """--raw: the same frames as bytes, which train; one cut in half is made anew; for sets of videos alone."""
+    root, _ = copied("cremad", prepared=True)
+    raw = root.parent / "raw"
+    shutil.copytree(root, raw, ignore=shutil.ignore_patterns("prepared"))
+    command = ["prepare", "cremad", "--root", str(raw), "--workers", "1", "--raw"]
+    assert prepare.main(command) == 0
+    path, pictures = raw / f"prepared/video/{CLIP}.npy", root / f"prepared/video/{CLIP}"
+    kept = np.load(path)
+    assert kept.shape == (10, 256, 341, 3) and kept.dtype == np.uint8 and not path.with_suffix("").exists()
+    for seed in (None, 5):
+        difference = media.clip(path, seed).short() - media.clip(pictures, seed).short()
+        assert difference.abs().float().mean() < 3
+    assert run("cremad", raw) == 0
+    cut(path)
+    assert run("cremad", raw, ["--overwrite"]) == 2 and f"{path} cannot be read" in capsys.readouterr().err
+    assert prepare.main(command) == 0 and np.array_equal(np.load(path), kept)
+    assert prepare.main(["prepare", "sarcasm", "--root", str(raw), "--raw"]) == 2
+    assert "--raw is for the sets of audio and video" in capsys.readouterr().err
+
+
 def test_prepare_keeps_a_gestures_window_and_its_flow(copied, monkeypatch):
     """80 of 90 frames from number 5 on; flow between them, none where nothing moves."""
     root, _ = copied("nvgesture", prepared=True)
@@ -285,7 +307,7 @@ def test_flow_points_where_things_move(tmp_path):
     (tmp_path / "f").mkdir()
     for i in range(3):
         Image.fromarray(wide[:, 100 - 4 * i : 500 - 4 * i]).save(tmp_path / f"f/{i}.png")
-    flow = np.load(prepare.compute_flow(tmp_path / "f", 0, 3, tmp_path / "flow.npy")).astype(float)
+    flow = np.load(prepare.compute_flow(tmp_path / "f", 0, 3, tmp_path / "flow")).astype(float)
     assert np.median(flow[32:96, 50:150, 0]) == pytest.approx(2, abs=0.1)
     assert np.median(flow[32:96, 50:150, 1]) == pytest.approx(0, abs=0.1)
 

@@ -34,13 +34,14 @@ def test_a_clip_is_the_mean_over_its_frames():
 
 @pytest.mark.parametrize("mean, std", [IMAGENET, CLIP])
 def test_pictures_become_numbers_in_the_encoder(mean, std):
-    """Bytes by the channels' mean and std, one channel alone to 0..1, of a clip too; what is numbers already stays."""
+    """Bytes by the channels' mean and std, one channel alone to 0..1, of a clip too; halves become floats."""
     x = torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1).expand(2, 3, 4, 4)
     expected = [(v - m) / s for v, m, s in zip([0, 0.2, 1], mean, std)]
     assert standardised(x, (mean, std))[1, :, 2, 2].tolist() == pytest.approx(expected, rel=1e-5)
     assert standardised(x[:, 1:2], (mean, std)).unique().tolist() == pytest.approx([0.2])
     numbers = torch.randn(2, 3, 4, 4)
     assert standardised(numbers, (mean, std)) is numbers
+    assert torch.equal(standardised(numbers.half(), (mean, std)), numbers.half().float())
 
 
 def test_encoders_see_standardised_pictures(tiny_clip):
