@@ -93,7 +93,8 @@ def conjugate_gradient(product, v, c, terms, step=None, generator=None):
     return total, terms
 
 
-# Each is called alike, solver(product, v, c, terms, step, generator), and takes of that what it needs.
+# Each is called alike, solver(product, v, c, terms, step, generator), takes of that what it needs, and returns
+# (c^T H^-1 v, the terms in it); fewer than it was given are reported as cut.
 SOLVERS = {"neumann": neumann, "randomised": randomised, "cg": conjugate_gradient}
 
 # --- exercise: change below ---

@@ -192,7 +192,8 @@ class Gated(nn.Module):
 FUSIONS = {"concat": Concat, "sum": Sum, "affine": Affine, "gated": Gated}
 
 # --- exercise: change below ---
-# A fusion of your own, which becomes a --fusion name by its entry, FUSIONS["mine"] = Mine.
+# A fusion of your own, which becomes a --fusion name by its entry, FUSIONS["mine"] = Mine: a module Mine(m, d) whose
+# D is the width of z = forward([z^(1), ..., z^(m)]). A subclass of Sum needs its forward alone.
 # --- end ---
 
 

@@ -408,28 +408,35 @@ def clips_a_second(loader, batches=8):
 
 
 def read(name, seconds, rate, rounds, n=64, batch=32):
-    """[(frames, clips a second here, as released, median of the ratios)], for one frame of a clip and for three."""
+    """[frames, clips a second as released, here, with frames kept --raw, and the medians of these two's ratios], by
+    one frame of a clip and by three."""
     quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
     rows = []
     with tempfile.TemporaryDirectory() as root, quiet[0], quiet[1]:
         clips = make_clips(root, name, n, seconds, rate)
         samples = train.DATASETS[name](root, lambda m: ["resnet18"] * m)["train"]
+        sound, pictures = samples.sources
+        raw = [prepare.save(Path(folder), np.stack([np.array(Image.open(p)) for p in media.numbered(folder)]))
+               for folder in pictures]  # fmt: skip
         keys = [list(itertools.islice(keys, batch)) for keys in [itertools.cycle((i, i) for i in range(n))] * 12]
         for frames in (1, 3):
-            samples.readers[1] = functools.partial(media.clip, frames=frames)
-            here = DataLoader(samples, batch_sampler=keys, num_workers=1)
-            released = DataLoader(AsReleased(clips * 6, frames), batch, num_workers=1)
-            speeds = [(clips_a_second(here), clips_a_second(released)) for _ in range(rounds)]
-            rows.append((frames, *map(statistics.median, zip(*speeds)), statistics.median(a / b for a, b in speeds)))
+            readers = samples.readers[0], functools.partial(media.clip, frames=frames)
+            ways = [DataLoader(AsReleased(clips * 6, frames), batch, num_workers=1)]
+            ways += [DataLoader(Samples([sound, kept], samples.y, readers), batch_sampler=keys, num_workers=1)
+                     for kept in (pictures, raw)]  # fmt: skip
+            speeds = [[clips_a_second(way) for way in ways] for _ in range(rounds)]
+            ratios = [statistics.median(row[k] / row[0] for row in speeds) for k in (1, 2)]
+            rows.append([frames, *map(statistics.median, zip(*speeds)), *ratios])
     return rows
 
 
 def loader(rounds=5):
     """Reading prepared clips with one worker, against reading them as the authors' release does."""
-    rows = [["clips", "frames", "here", "as released", "times faster"]]
+    rows = [["clips", "frames", "as released", "here", "here, --raw", "times faster", "--raw"]]
     for name, seconds, rate in [("cremad", 2.5, 16000), ("kinetics-sounds", 10, 44100)]:
-        for frames, here, released, ratio in read(name, seconds, rate, rounds):
-            rows.append([f"{name}: {seconds} s at {rate} Hz", frames, f"{here:.0f}", f"{released:.0f}", f"{ratio:.1f}"])
+        for frames, *speeds, ordinary, raw in read(name, seconds, rate, rounds):
+            row = [f"{name}: {seconds} s at {rate} Hz", frames, *(f"{v:.0f}" for v in speeds)]
+            rows.append([*row, f"{ordinary:.1f}", f"{raw:.1f}"])
     print("Clips a second, one worker.\n")
     markdown(*rows)
 

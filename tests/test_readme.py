@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -103,8 +104,32 @@ def test_every_exercise_has_its_commands_and_its_answer():
     commands = re.findall(r"`train\.py (--.*?)`", table)
     assert len(commands) > 6
     for command in commands:
-        arguments = command.replace("linear", "heuristic").replace("product", "sum").split()  # the student's own
+        known = {"linear": "heuristic", "fitted": "heuristic", "product": "sum", "maximum": "sum", "released": "cg"}
+        arguments = [known.get(word, word) for word in command.split()]  # the student's own
         train.check(train.parse(arguments))
+
+
+def test_the_exercises_runs_do_not_meet(monkeypatch, tmp_path):
+    """Every command of the exercises, in their order, has a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "METHODS", [*train.METHODS, "linear", "fitted"])
+    section = README.split("## Exercises")[1].split("\n## ")[0]
+    commands = re.findall(r"train\.py (--.*?)(?:`|$)", section, re.M)
+    folders = [str(train.folder_of(train.parse(command.split()))) for command in commands]
+    assert len(folders) > 15 and len(set(folders)) == len(folders)
+
+
+def test_the_lines_that_fit_a_cubic_run(monkeypatch, tmp_path, capsys):
+    """The exercise's own, on a log as train.py writes it: its four numbers are those of the curve."""
+    monkeypatch.chdir(tmp_path)
+    code = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)[1]
+    log = tmp_path / re.search(r'open\("(.*?)"\)', code)[1]
+    log.parent.mkdir(parents=True)
+    lines = [{"settings": {}}, *({"t": t, "alpha": 1 - 0.1 * t + 0.002 * t**3} for t in range(1, 11)), {"test": {}}]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    exec(code, {})
+    numbers = [float(x) for x in capsys.readouterr().out.strip(" []\n").split()]
+    assert numbers == pytest.approx([0.002, 0, -0.1, 1], abs=1e-6)
 
 
 def marked(mark):
