@@ -5,6 +5,7 @@
     python tests/benchmarks.py hypergradient    Eq. 3 by bilevel.py and by two libraries, on two ResNet18
     python tests/benchmarks.py epoch            one alpha update as a share of an epoch of CREMA-D
     python tests/benchmarks.py step             train.py's steps against a plain loop, and in bfloat16
+    python tests/benchmarks.py compile          a training step by torch.compile, and Eq. 3 of it
     python tests/benchmarks.py loader           clips read a second, against the authors' released way
     python tests/benchmarks.py gpu              clips trained a second on CUDA, and the share of it spent waiting
     python tests/benchmarks.py startup          what importing train.py takes, and what it leaves out
@@ -347,6 +348,21 @@ def epoch_of(s, data, model):
         train.train(s, data, model, lambda t, T: 0.5, lambda *_: None)
 
 
+def compiled(rounds=7, size=(8, (113, 131), (96, 96))):
+    """A training step with torch.compile in those without, and whether Eq. 3 can be taken of what it made."""
+    model, batch = two_resnets(size)
+    quick, optimizer = torch.compile(model), torch.optim.SGD(model.parameters(), 1e-6, 0.9)
+    steps = [functools.partial(training_step, m, batch, optimizer) for m in (model, quick)]
+    first = seconds(steps[1])
+    (ratio,) = in_units(steps[0], rounds, steps[1])
+    print(f"""Two ResNet18, {size_text(*size)}, one thread.
+A compiled step takes {ratio:.2f} of a plain one, after {first:.0f} s of compiling.""")
+    try:
+        alpha_update(quick, batch, 2)
+    except RuntimeError as error:
+        print(f"Eq. 3: {error}")
+
+
 def make_clips(root, name, n, seconds, rate):
     """n clips of a set below root, all of them in both splits: noise as wav, ten smooth pictures as frames; prepared.
 
@@ -511,8 +527,8 @@ def growth():
     markdown(*rows)
 
 
-COMMANDS = {"update": update, "hypergradient": compare, "epoch": epoch, "step": step, "loader": loader, "gpu": gpu,
-            "startup": startup, "growth": growth}  # fmt: skip
+COMMANDS = {"update": update, "hypergradient": compare, "epoch": epoch, "step": step, "compile": compiled,
+            "loader": loader, "gpu": gpu, "startup": startup, "growth": growth}  # fmt: skip
 
 
 def main(names):
