@@ -71,7 +71,8 @@ def alike(folder, other):
         assert torch.allclose(value, states[1][name], atol=1e-4), name
 
 
-@pytest.mark.parametrize("flags", [["--method", "heuristic"], ["--outer", "held-out", "--val-fraction", "0.33"]])
+@pytest.mark.parametrize("flags", [["--method", "heuristic"], ["--outer", "held-out", "--val-fraction", "0.33"],
+                                   ["--solver", "randomised"]])  # fmt: skip
 def test_two_processes_are_one(tmp_path, monkeypatch, flags):
     """Losses, scores, alpha and parameters of one process with the same batches; also where one of them is killed and
     the run goes on, with as many, with more or with fewer processes."""
