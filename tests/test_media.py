@@ -101,6 +101,18 @@ def test_augmentation_is_drawn_from_the_seed(tmp_path):
     assert torch.equal(media.picture(tmp_path / "1.png"), media.picture(tmp_path / "1.png"))
 
 
+def test_a_large_jpeg_is_decoded_small(tmp_path):
+    """1200 x 900 at one half, so that both sides keep 448 or more; its mean colours stay; no other format changes."""
+    small = np.random.default_rng(0).integers(256, size=(9, 12, 3), dtype=np.uint8)
+    large = Image.fromarray(small).resize((1200, 900), Image.NEAREST)
+    for ending, shape in [("jpg", (3, 450, 600)), ("png", (3, 900, 1200))]:
+        large.save(tmp_path / f"a.{ending}", quality=95)
+        x = media.pixels(tmp_path / f"a.{ending}")
+        assert x.shape == shape
+        squares = x.float().unflatten(1, (9, -1)).unflatten(3, (12, -1)).mean((2, 4)).permute(1, 2, 0)
+        assert np.allclose(squares, small, atol=6)
+
+
 def test_the_frames_of_a_clip_are_cropped_alike(tmp_path):
     """The same picture three times stays the same three times, also mirrored."""
     noise = np.random.default_rng(0).integers(256, size=(90, 120, 3), dtype=np.uint8)
