@@ -6,7 +6,6 @@
 A checkpoint is torch.save's bytes and their SHA-256, loaded with weights_only=True: no code in it is ever run.
 """
 
-import fcntl
 import hashlib
 import io
 import json
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 
 class Unfit(ValueError):
@@ -131,11 +131,11 @@ def fill(state, **parts):
 def locked(folder):
     """Hold RUN/.lock, which a killed process lets go of; BlockingIOError in one sentence where another holds it."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    with open(Path(folder) / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(f"another process writes into {folder}; choose another --out") from error
+    try:
+        held = FileLock(Path(folder) / ".lock").acquire(timeout=0)
+    except Timeout as error:
+        raise BlockingIOError(f"another process writes into {folder}; choose another --out") from error
+    with held:
         for part in Path(folder).glob(".part-*"):  # of a process that was killed
             remove(part)
         yield

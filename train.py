@@ -40,7 +40,9 @@ from losses import SCHEDULES, classification_loss, modality_matching_loss, sched
 from media import Broken
 from model import ENCODERS, FUSIONS, Model, Unimodal, encoder_names, known
 
-PYTHON = min(sys.executable, os.path.relpath(sys.executable), key=len)  # as a command shown to the user begins
+PYTHON = Path(sys.executable)  # as a command shown to the user begins
+if PYTHON.is_relative_to(Path.cwd()):
+    PYTHON = PYTHON.relative_to(Path.cwd())
 METHODS = ["learning-based", "unimodal", *SCHEDULES]
 
 
