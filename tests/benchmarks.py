@@ -147,8 +147,8 @@ def plain(model, batch):
     torch.autograd.grad(total_loss(*model(*batch), ALPHA), list(model.parameters()))
 
 
-def ours(model, batch, terms):
-    value, report = hypergradient(lambda: model(*batch), model.parameters(), ALPHA, terms=terms, step=STEP)
+def ours(model, batch, terms, **options):
+    value, report = hypergradient(lambda: model(*batch), model.parameters(), ALPHA, terms=terms, step=STEP, **options)
     assert report["terms"] == terms, report  # a series that was cut costs less
     return value
 
@@ -200,36 +200,6 @@ def costs(function, size, *terms):
     return peak_of_tensors(call), flops(call)
 
 
-def update(rounds=15):
-    """One alpha update in training steps of the same batch of keypad."""
-    data, s = train.DATASETS["keypad"](), train.Settings()
-    model = Model([1, 1], data["n_classes"])
-    theta = list(model.parameters())
-    optimizer = torch.optim.SGD(theta, s.lr, s.momentum)
-    batches = train.endless(data["train"], s.batch_size, 0, torch.device("cpu"))
-
-    def step():
-        model.train()
-        optimizer.zero_grad()
-        total_loss(*train.losses(model, *next(batches), s), 0.5).backward()
-        optimizer.step()
-
-    def alpha_update(terms):
-        with evaluating(model):
-            inner = lambda: train.losses(model, *next(batches), s)  # noqa: E731
-            _, report = hypergradient(inner, theta, 0.5, terms=terms, step=1e-4, damping=100.0)
-        assert report["terms"] == terms, report  # a series that was cut costs less
-
-    print(f"two cnn encoders, batches of {s.batch_size}, {torch.get_num_threads()} threads")
-    for terms in (1, 5, 20):
-        step(), alpha_update(terms)  # warm up
-        ratios = [
-            seconds(lambda: alpha_update(terms)) / statistics.mean([seconds(step) for _ in range(3)])
-            for _ in range(rounds)
-        ]
-        print(f"{terms:2d} terms: {statistics.median(ratios):5.1f} training steps")
-
-
 def compare():
     """K terms of Eq. 3 by each of METHODS: do they agree, and what does each cost?
 
@@ -268,9 +238,22 @@ def training_step(model, batch, optimizer=None):
     optimizer.step()
 
 
-def alpha_update(model, batch, terms):
+def alpha_update(model, batch, terms, **options):
     with evaluating(model):
-        ours(model, batch, terms)
+        ours(model, batch, terms, **options)
+
+
+def update(rounds=15):
+    """One alpha update in training steps of the same batch of keypad."""
+    data = train.DATASETS["keypad"]()
+    model = Losses(Model([1, 1], data["n_classes"]))
+    batch = next(train.endless(data["train"], SETTINGS.batch_size, 0, torch.device("cpu")))
+    step = functools.partial(training_step, model, batch, torch.optim.SGD(model.parameters(), 1e-6, 0.9))
+    step()  # warm up
+    print(f"two cnn encoders, batches of {SETTINGS.batch_size}, {torch.get_num_threads()} threads")
+    for terms in (1, 5, 20):
+        (ratio,) = in_units(step, rounds, functools.partial(alpha_update, model, batch, terms, damping=100.0))
+        print(f"{terms:2d} terms: {ratio:5.1f} training steps")
 
 
 def epoch(rounds=5, terms=5):
