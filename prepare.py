@@ -81,19 +81,8 @@ def count_frames(path):
         return n
 
 
-def save(target, values):
-    """Write numbers into the file `target`.npy. Returns that."""
-    target = target.with_name(f"{target.name}.npy")
-    with written(target) as part, open(part, "wb") as file:
-        np.save(file, values)
-    return target
-
-
-def extract_frames(path, target, choose, raw=False):
-    """Decode a video's frames choose(n) of n, short side 256, into the folder `target` as JPEG, or raw into a .npy.
-
-    Returns the folder or the file.
-    """
+def extract_frames(path, target, choose):
+    """Decode a video's frames choose(n) of n into the folder `target`, as JPEG with the short side 256. Returns it."""
     n = count_frames(path)
     positions = [int(i) for i in choose(n)]
     if not n or positions[-1] >= n:
@@ -110,13 +99,26 @@ def extract_frames(path, target, choose, raw=False):
                 break
     if absent := set(positions) - set(pictures):
         raise broken(path, f"{len(absent)} of its frames cannot be decoded")
-    if raw:
-        return save(target, np.stack([pictures[i] for i in positions]))
     with written(target) as part:
         part.mkdir()
         for number, i in enumerate(positions, 1):
             pictures[i].save(part / f"{number:05d}.jpg", "JPEG", quality=90)
     return target
+
+
+def save(target, values):
+    """Write numbers into the file `target`.npy. Returns that."""
+    target = target.with_name(f"{target.name}.npy")
+    with written(target) as part, open(part, "wb") as file:
+        np.save(file, values)
+    return target
+
+
+def pack(folder):
+    """A clip's frames as bytes, (F, H, W, 3), in `folder`.npy in place of the folder. Returns that."""
+    packed = save(folder, np.stack([pixels(path).permute(1, 2, 0).numpy() for path in numbered(folder)]))
+    remove(folder)
+    return packed
 
 
 def sound_of(path):
@@ -154,14 +156,14 @@ def compute_flow(folder, start, end, target):
     return save(target, np.stack(fields, -1).astype(np.float16))
 
 
-def make(modality, original, wanted, sources, target, seconds, raw):
+def make(modality, original, wanted, sources, target, seconds):
     """Write a modality's file of one sample, and return it as a source."""
     if original is None and modality != "flow":
         raise Broken(f"{target} was damaged, and what it was made from is gone; get that anew")
     if modality == "audio":
         return keep_sound(original, seconds, target)
     if modality == "video":
-        return extract_frames(original, target, lambda n: spread(n, 10), raw)
+        return extract_frames(original, target, lambda n: spread(n, 10))
     if modality == "flow":
         return compute_flow(*sources[0], target)
     start, end = wanted[3:]
@@ -189,9 +191,11 @@ def prepare_sample(modalities, seconds, raw, into, job):
         for j, modality in enumerate(modalities):
             if sources[j] is not None and modality != "text":
                 sources[j] = looked_into(modality, sources[j], into, seconds)
+            target = into / modality / name
             if sources[j] is None:
-                target = into / modality / name
-                sources[j], state = make(modality, originals[j], wanted[j], sources, target, seconds, raw), "done"
+                sources[j], state = make(modality, originals[j], wanted[j], sources, target, seconds), "done"
+            if raw and modality == "video" and Path(sources[j]) == target:
+                sources[j], state = pack(target), "done"
     except Broken as error:
         return name, error.reason, str(error)
     return name, state, ""
@@ -201,8 +205,8 @@ def prepare(name, root, workers, raw=False):
     """Decode videos and recordings below root once, into root/prepared; look into every file; count what came of it.
 
     What is done stays done when it is stopped and started again. The samples that are broken are listed with their
-    reasons in root/prepared/broken.csv, and training leaves them out. raw: frames that are not there yet are kept as
-    bytes. ValueError for that where a set has no videos.
+    reasons in root/prepared/broken.csv, and training leaves them out. raw: the frames made here are kept as bytes.
+    ValueError for that where a set has no videos.
     """
     files, modalities, into = index(name, root), SETS[name]["modalities"], Path(root) / PREPARED
     if raw and "video" not in modalities:
@@ -243,7 +247,7 @@ def main(arguments=None):
     command.add_argument("name", choices=list(SETS), metavar="NAME", help=f"one of {', '.join(SETS)}")
     command.add_argument("--root", required=True, metavar="DIR", help="folder of the data set")
     command.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes (all cores)")
-    command.add_argument("--raw", action="store_true", help="keep new frames of videos as bytes: 2.6 MB a clip")
+    command.add_argument("--raw", action="store_true", help="keep the frames of videos as bytes: 2.6 MB a clip")
     options = parser.parse_args(arguments)
     try:
         prepare(options.name, options.root, max(1, options.workers), options.raw)

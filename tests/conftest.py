@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from librosa import resample, stft  # noqa: F401  before any fork, see below
 from PIL import Image
 
 import data
 from media import Samples, as_is
 
 torch.set_num_threads(1)  # the tests are small; more threads only wait for each other
+# librosa parses its stubs when it is first used, and Python 3.11 can fail at that in a worker forked from these tests,
+# where old objects are collected meanwhile ("AST constructor recursion depth mismatch", python/cpython#106905).
 
 
 def tiny(root=None, encoders=None, n=48):

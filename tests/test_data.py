@@ -270,22 +270,25 @@ def test_prepare_writes_ten_frames_and_the_spectrogram(copied):
 
 
 def test_raw_frames_are_those_of_the_pictures(copied, capsys):
-    """--raw: the same frames as bytes, which train; one cut in half is made anew; for sets of videos alone."""
+    """--raw: the same frames as bytes, made anew or of those that are there, which train; one cut in half is made
+    anew, pictures of the user's own are left alone; for sets of videos alone."""
     root, _ = copied("cremad", prepared=True)
-    raw = root.parent / "raw"
+    raw, own = root.parent / "raw", root / f"Image-01-FPS/{EMOTIONS[5]}/00001.jpg"
     shutil.copytree(root, raw, ignore=shutil.ignore_patterns("prepared"))
-    command = ["prepare", "cremad", "--root", str(raw), "--workers", "1", "--raw"]
-    assert prepare.main(command) == 0
-    path, pictures = raw / f"prepared/video/{CLIP}.npy", root / f"prepared/video/{CLIP}"
-    kept = np.load(path)
-    assert kept.shape == (10, 256, 341, 3) and kept.dtype == np.uint8 and not path.with_suffix("").exists()
-    for seed in (None, 5):
-        difference = media.clip(path, seed).short() - media.clip(pictures, seed).short()
-        assert difference.abs().float().mean() < 3
-    assert run("cremad", raw) == 0
+    shutil.rmtree(root / f"prepared/video/{EMOTIONS[5]}")
+    make_jpg(own)
+    x = [media.clip(root / f"prepared/video/{CLIP}", seed) for seed in (None, 5)]
+    for folder in (raw, root):
+        command = ["prepare", "cremad", "--root", str(folder), "--workers", "1", "--raw"]
+        assert prepare.main(command) == 0
+        path = folder / f"prepared/video/{CLIP}.npy"
+        assert np.load(path).shape == (10, 256, 341, 3) and not path.with_suffix("").exists()
+        assert all((media.clip(path, seed) == x_j).all() for seed, x_j in zip((None, 5), x))
+        assert run("cremad", folder) == 0
+    assert own.exists() and len(list((root / "prepared/video").iterdir())) == 5
     cut(path)
-    assert run("cremad", raw, ["--overwrite"]) == 2 and f"{path} cannot be read" in capsys.readouterr().err
-    assert prepare.main(command) == 0 and np.array_equal(np.load(path), kept)
+    assert run("cremad", root, ["--overwrite"]) == 2 and f"{path} cannot be read" in capsys.readouterr().err
+    assert prepare.main(command) == 0 and (media.clip(path) == x[0]).all()
     assert prepare.main(["prepare", "sarcasm", "--root", str(raw), "--raw"]) == 2
     assert "--raw is for the sets of audio and video" in capsys.readouterr().err
 
