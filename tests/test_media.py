@@ -1,5 +1,7 @@
 """media.py: what a file becomes, and that its augmentation hangs on the seed alone."""
 
+import functools
+
 import numpy as np
 import pytest
 import soundfile
@@ -54,6 +56,73 @@ def test_sound_is_mono_at_16_khz(tmp_path):
     assert np.abs(np.fft.rfft(wave)).argmax() == 1000
 
 
+def test_a_sound_louder_than_full_is_cut(tmp_path):
+    """What goes beyond 1 is 1."""
+    wave = np.sin(np.arange(16000))
+    assert np.array_equal(media.spectrogram(5 * wave, 3), media.spectrogram((5 * wave).clip(-1, 1), 3))
+
+
+def test_a_stream_whose_size_was_left_open_is_read(tmp_path):
+    """All ones in its header."""
+    make_wav(tmp_path / "a.wav")
+    whole = media.listen(tmp_path / "a.wav", 16000)
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    content[4:8] = b"\xff" * 4
+    (tmp_path / "a.wav").write_bytes(content)
+    assert np.array_equal(media.listen(tmp_path / "a.wav", 16000), whole)
+
+
+def broken_png(path):
+    """A picture whose second piece of pixels is none."""
+    Image.fromarray(np.random.default_rng(0).integers(256, size=(256, 256, 3), dtype=np.uint8)).save(path, "PNG")
+    content = path.read_bytes()
+    second = content.index(b"IDAT", content.index(b"IDAT") + 4)
+    path.write_bytes(content[:second] + bytes(4) + content[second + 4 :])
+
+
+def bomb(path):
+    """A picture that says of itself to be 40,000 x 40,000."""
+    Image.new("RGB", (4, 4)).save(path, "BMP")
+    content = path.read_bytes()
+    path.write_bytes(content[:18] + np.array([40000, 40000], "<i4").tobytes() + content[26:])
+
+
+def mixed(folder):
+    make_jpg(folder / "1.jpg", (64, 48))
+    make_jpg(folder / "2.jpg", (48, 64))
+
+
+NO_MEDIA = [  # what is read, made into what, what is said, counted as
+    (media.pixels, lambda p: None, "is missing; get it anew", "missing"),
+    (media.pixels, lambda p: p.mkdir(), "is a folder, expected a file", "undecodable"),
+    (media.pixels, lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\n"), "is a git-lfs pointer",
+     "git-lfs pointer"),
+    (media.pixels, broken_png, "cannot be read (broken PNG file", "undecodable"),
+    (media.pixels, bomb, "could be decompression bomb", "undecodable"),
+    (lambda p: media.listen(p, 16000), lambda p: soundfile.write(p, np.zeros(0), 8000, format="WAV"),
+     "it holds no samples", "undecodable"),
+    (media.flow, lambda p: None, "is missing; get it anew", "missing"),
+    (media.flow, lambda p: np.save(p, np.zeros((9, 9, 2, 0))), "expected numbers (H, W, 2, T)", "undecodable"),
+    (media.flow, lambda p: np.save(p, np.full((9, 9, 2, 9), "x")), "expected numbers (H, W, 2, T)", "undecodable"),
+    (media.flow, lambda p: np.save(p, np.full((9, 9, 2, 9), {}), allow_pickle=True), "cannot be read", "undecodable"),
+    (media.flow, lambda p: np.save(p, np.array([0, np.nan] * 324).reshape(9, 9, 2, 4)), "not finite", "undecodable"),
+    (media.clip, lambda p: None, "is missing; get it anew", "missing"),
+    (media.clip, lambda p: p.mkdir(), "holds no numbered pictures", "no frames"),
+    (media.clip, mixed, "has frames of several sizes", "mixed frames"),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("read, make, said, reason", NO_MEDIA)
+def test_what_is_no_media_is_one_sentence(tmp_path, read, make, said, reason):
+    """The path, what is wrong, and by which reason it is counted."""
+    path = tmp_path / "x.npy" if read is media.flow else tmp_path / "x"
+    make(path)
+    with pytest.raises(media.Broken) as error:
+        read(path)
+    assert str(error.value).startswith(str(path)) and said in str(error.value) and error.value.reason == reason
+
+
 def test_spread_takes_one_position_of_each_part():
     """The middles without a seed; with one a random one within each part; short clips repeat."""
     assert media.spread(10, 3).tolist() == [1, 5, 8]
@@ -80,11 +149,23 @@ def test_a_clip_is_sorted_by_number(tmp_path):
     assert x.shape == (3, 3, 224, 224) and levels(x) == [2, 6, 9]
 
 
+def test_other_frames_with_another_seed(tmp_path):
+    """Of pictures, of bytes and of flow; whatever the case of their endings."""
+    for i in range(1, 9):
+        make_jpg(tmp_path / f"frames/{i}{['.JPG', '.jpeg', '.jpg', '.JPEG'][i % 4]}", (64, 48), (10 * i,) * 3)
+    np.save(tmp_path / "raw.npy", np.arange(10, 90, 10, np.uint8).repeat(64 * 48 * 3).reshape(8, 48, 64, 3))
+    np.save(tmp_path / "flow.npy", np.zeros((8, 8, 2, 8)) + 10 * np.arange(1, 9))
+    for source, read in [("frames", media.clip), ("raw.npy", media.clip), ("flow.npy", media.flow)]:
+        assert len({tuple(levels(read(tmp_path / source, seed, frames=2))) for seed in range(9)}) > 3
+        assert levels(read(tmp_path / source, frames=2)) == [3, 7]
+
+
 def test_a_gesture_is_read_within_its_window(tmp_path):
     """Frames start to end - 1 of a whole clip, or all of a folder that holds just so many; fewer are an error."""
     whole, cut = numbered_frames(tmp_path / "whole", 20), numbered_frames(tmp_path / "cut", 4, first=11)
     for folder in (whole, cut):
         assert levels(media.clip((folder, 10, 14), frames=4)) == [11, 12, 13, 14]
+    assert levels(media.clip((whole, 16, 20), frames=4)) == [17, 18, 19, 20]  # its end is the clip's
     with pytest.raises(media.Broken, match="has 4 frames, expected 5 or at least 15"):
         media.clip((cut, 10, 15))
 
@@ -122,12 +203,16 @@ def test_the_frames_of_a_clip_are_cropped_alike(tmp_path):
     assert torch.equal(x[0], x[1]) and torch.equal(x[0], x[2])
 
 
-def test_a_direction_is_not_mirrored():
-    """flip=False never swaps left and right; flip=True does so half of the time."""
-    ramp = torch.arange(64.0).expand(1, 1, 48, 64)
-    for flip in (False, True):
-        rising = [bool((media.fit(ramp, seed, flip)[0, 0, 0].diff() >= -1e-3).all()) for seed in range(40)]
-        assert (0 < sum(rising) < 40) if flip else all(rising)
+def test_a_direction_is_not_mirrored(tmp_path):
+    """Flow never swaps left and right, nor does a clip with flip=False; pictures do so half of the time."""
+    ramp = np.arange(64, dtype=np.uint8).repeat(3).reshape(1, 64, 3).repeat(48, 0)
+    Image.fromarray(ramp).save(tmp_path / "1.png")
+    np.save(tmp_path / "flow.npy", ramp[..., :2, None].repeat(8, 3))
+    readers = {media.picture: tmp_path / "1.png", media.clip: tmp_path, media.flow: tmp_path / "flow.npy",
+               functools.partial(media.clip, flip=False): tmp_path}  # fmt: skip
+    for read, path in readers.items():
+        rising = [bool((read(path, seed).flatten(0, -2)[0].float().diff() >= -1e-3).all()) for seed in range(40)]
+        assert (0 < sum(rising) < 40) if read in (media.picture, media.clip) else all(rising)
 
 
 def test_depth_has_one_channel(tmp_path):
