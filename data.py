@@ -251,7 +251,7 @@ def list_twitter2015(files):
             fields = line.split("\t")
             if n == 0 and not fields[0].isdecimal():
                 continue  # a header, whose names are not to be trusted: test.tsv's are four for five columns
-            if len(fields) != 5 or fields[1] not in ("0", "1", "2"):
+            if len(fields) != 5 or not fields[0].isdecimal() or fields[1] not in ("0", "1", "2"):
                 raise ValueError(f"{place} is not index, sentiment 0 to 2, image, sentence, target; get the file anew")
             image = os.path.splitext(fields[2])[0]
             # Paper silent: what becomes of the target, which alone tells apart the rows of one image. Here: put back.

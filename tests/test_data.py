@@ -416,6 +416,75 @@ def test_a_long_list_costs_its_rows(tmp_path, capsys):
     assert peaks[1] < 2.3 * peaks[0] and peaks[1] < 2000 * 10000
 
 
+def test_files_are_found_wherever_they_lie(tmp_path):
+    """Whatever the case of their endings; the nearer of two, then the first by name; nothing hidden, no dead link, no
+    circle; pictures are images only where a set has some."""
+    for path in ("x.WAV", "deep/x.wav", "b/y.wav", "a/y.wav", ".z.wav", ".w/w.wav", "v/1.JPG"):
+        write(tmp_path / path, "")
+    (tmp_path / "dead.wav").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "deep/up").symlink_to(tmp_path)
+    files = data.index("cremad", tmp_path)
+    assert files["audio"] == {"x": str(tmp_path / "x.WAV"), "y": str(tmp_path / "a/y.wav")}
+    assert files["frames"] == {"v": str(tmp_path / "v")} and not files["image"]
+    assert set(data.index("sarcasm", tmp_path)["image"]) == {"1"}
+
+
+LISTINGS = [  # files, and (split, class, group) of each sample in them
+    ("cremad", {"train.csv": "1001_DFA_ANG_XX.flv, ANG\n\n1002_IEO_NEU_LO.wav,NEU\n", "test.csv": ""},
+     [("train", 5, "1001"), ("train", 0, "1002")]),
+    ("cremad", {"train.csv": "Label,Name,x\nSAD,1002_IEO_SAD_LO,1\n", "test.csv": ""}, [("train", 2, "1002")]),
+    ("kinetics-sounds", {"train.csv": "--4-0ihtnBU,bowling\n", "test.csv": "youtube_id,label\n-00nar1nEPc,tickling\n"},
+     [("train", 2, "--4-0ihtnBU"), ("test", 30, "-00nar1nEPc")]),
+    ("vggsound", {"vggsound.csv": "--4-0ihtnBU,1,tickling,train\n--4-0ihtnBU,70,label,test\n"},
+     [("train", 1, "--4-0ihtnBU"), ("test", 0, "--4-0ihtnBU")]),
+    ("sarcasm", {"train.txt": "['1', 'a', 1]", "valid.txt": "['4', 'b', 1]", "valid2.txt": "['2', 'b', 1, 0]",
+                 "test.txt": "['3', 'c', 0]"}, [("train", 1, "1"), ("val", 0, "2"), ("test", 0, "3")]),
+    ("twitter2015", {"train.tsv": "1\t2\t17.jpg\ta\rb $T$\tdog\n2\t0\t17.jpg\t$T$\tcat", "dev.tsv": "", "test.tsv": ""},
+     [("train", 2, "17"), ("train", 0, "17")]),
+    ("nvgesture", {f"nvgesture_{split}_correct{v}_v2.lst": f"path:./a/subject{k}_r0 depth:d:1:2 color:c:1:2 x label:{k}"
+                   for split in ("train", "test") for k, v in ((2, ""), (1, "_cvpr2016"))},
+     [("train", 0, "subject1"), ("test", 0, "subject1")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, files, samples", LISTINGS)
+def test_lists_are_read_in_all_their_forms(name, files, samples, tmp_path):
+    """With and without a header, by its names whatever their case; of two versions the corrected one."""
+    for file, content in files.items():
+        write(tmp_path / file, content)
+    found = list(data.SETS[name]["list"](data.index(name, tmp_path)))
+    assert [sample[:3] for sample in found] == samples
+    if name == "cremad":
+        assert all(names == [names[0].split(".")[0]] for *_, names, _ in found)
+
+
+def test_more_classes_than_the_published_ones(copied):
+    """The paper has 310 in VGGSound, its lists 309: the list that is there decides."""
+    root, _ = copied("vggsound", prepared=True)
+    labels = {label for *_, label, _ in data.table(root / "vggsound.csv", "id", "start", "label", "split")}
+    write(root / "stat.csv", "".join(f'"{label}",1,x\n' for label in [*labels, *(f"a{i}" for i in range(400))]))
+    assert data.gather("vggsound", root, lambda m: ["cnn"] * m)["n_classes"] == 400 + len(labels)
+
+
+def test_a_gesture_is_read_by_eight_frames_never_mirrored():
+    """Colour has three channels, depth one; left and right are different gestures."""
+    rgb, flow, depth = data.readers(["rgb", "flow", "depth"], ["cnn"] * 3, None)
+    assert rgb.keywords == {"frames": 8, "flip": False} and flow.keywords == {"frames": 8}
+    assert depth.keywords == {"frames": 8, "flip": False, "mode": "L"}
+
+
+def test_a_gestures_own_frames_are_read(copied):
+    """sk_color_all/*.jpg beside the video, as some have extracted them."""
+    root, _ = copied("nvgesture")
+    for folder in root.glob("Video_data/*/*"):
+        for stream in ("sk_color", "sk_depth"):
+            (folder / f"{stream}.avi").unlink()
+            for i in range(80):
+                make_jpg(folder / f"{stream}_all/{i}.jpg", (16, 12))
+    assert prepare.main(["prepare", "nvgesture", "--root", str(root)]) == 0
+    assert not (root / "prepared/rgb").exists() and run("nvgesture", root) == 0
+
+
 # --- damage ---
 
 
@@ -459,13 +528,19 @@ LINES = [  # damage to annotation files: training and preparing stop with this s
     ("kinetics-sounds", TRAIN, append("abc,10,3\n"), "line 5 is 'abc' from '', expected a YouTube id"),
     ("vggsound", "vggsound.csv", append("--4-0ihtnBU,x,people marching,train\n"), "from 'x', expected a YouTube id"),
     ("vggsound", "vggsound.csv", append("--4-0ihtnBU,3,people marching,dev\n"), "unknown split 'dev'"),
+    ("vggsound", "vggsound.csv", append("short,3,people marching,train\n"), "'short' from '3', expected a YouTube id"),
     ("sarcasm", "text/train.txt", append("['1', 'text'\n"), "line 6 is not ['tweet id', 'text', label 0 or 1]"),
     ("sarcasm", "text/train.txt", append("__import__('os').mkdir('owned')\n"), "line 6 is not ['tweet id'"),
     ("sarcasm", "text/train.txt", append("['1', 'text', 2]\n"), "line 6 is not ['tweet id'"),
+    ("sarcasm", "text/train.txt", append("['1', ' ', 1]\n"), "line 6 is not ['tweet id'"),
+    ("sarcasm", "text/train.txt", append("['x', 'text', 1]\n"), "line 6 is not ['tweet id'"),
+    ("sarcasm", "text/train.txt", append("[1, 'text', 1]\n"), "line 6 is not ['tweet id'"),
     ("sarcasm", "text/train.txt", append("[" * 5000 + "\n"), "line 6 is not ['tweet id'"),
     ("sarcasm", "text/train.txt", append(b"['1', 't\xe9xt', 1]\n"), "is not UTF-8 text (invalid"),
     ("twitter2015", "train.tsv", append("5\t1\tx.jpg\ta $T$\n"), "line 6 is not index, sentiment 0 to 2, image"),
     ("twitter2015", "train.tsv", append("5\t-1\tx.jpg\ta $T$\tdog\n"), "line 6 is not index, sentiment"),
+    ("twitter2015", "train.tsv", append("x\t1\tx.jpg\ta $T$\tdog\n"), "line 6 is not index, sentiment"),
+    ("nvgesture", LST, append("path:./a/b depth:d:1:2 color:c:1:2 x label:0\n"), "line 5 is not path:.. depth"),
     ("nvgesture", LST, append("path:./x depth:sk_depth:1:2 label:1\n"), "line 5 is not path:.. depth"),
     ("nvgesture", LST, append("path:./a/b depth:d:1:2 color:c:1:2 x label:26\n"), "line 5 is not path:.. depth"),
 ]  # fmt: skip
@@ -515,6 +590,7 @@ MEDIA = [  # damage to media: prepare counts it by this reason, training leaves 
     ("nvgesture", AVI, cut, "undecodable", "cut off"),
     ("nvgesture", AVI, lambda p: make_video(p, frames=20, sound=False), "too few frames", "expected at least 85"),
     ("nvgesture", AVI, lambda p: write(p, b"RIFF"), "undecodable", "cannot be read"),
+    ("nvgesture", AVI, lambda p: p.unlink(), "missing", None),
     ("nvgesture", FLOW, lambda p: floats(p, np.zeros((4, 4, 2))), "undecodable", "expected numbers (H, W, 2, T)"),
     ("nvgesture", FLOW, lambda p: floats(p, np.array([{}]), allow_pickle=True), "undecodable", "cannot be read"),
     ("nvgesture", FLOW, lambda p: floats(p, np.full((4, 4, 2, 9), np.inf)), "undecodable", "not finite"),
