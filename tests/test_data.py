@@ -341,6 +341,22 @@ def test_prepare_goes_on_after_a_kill(copied, capsys):
     assert snapshot(root / "prepared") == after
 
 
+def test_ctrl_c_stops_prepare_with_one_sentence(copied):
+    """Status 130, no traceback, not of a worker either; the same command goes on."""
+    root, _ = copied("cremad")
+    command = [sys.executable, ROOT / "data.py", "prepare", "cremad", "--root", root, "--workers", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+                               start_new_session=True)  # fmt: skip
+    while not list(root.glob("prepared/video/[!.]*/00010.jpg")):
+        assert process.poll() is None
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130 and "Traceback" not in said
+    assert said.splitlines()[-1] == "data.py: stopped; what is done stays, the same command goes on from there"
+    assert prepare.main([*map(str, command[2:]), "--workers", "0"]) == 0
+
+
 def test_frames_that_people_have_are_read_as_they_are(copied, capsys):
     """Image-01-FPS/<id>/*.jpg, frame_0000N.jpg and <id>_<start>.mp4/: nothing but the sound to prepare."""
     root, _ = copied("cremad")
