@@ -1,6 +1,7 @@
 """media.py: what a file becomes, and that its augmentation hangs on the seed alone."""
 
 import functools
+import pickle
 
 import numpy as np
 import pytest
@@ -58,6 +59,7 @@ def test_sound_is_mono_at_16_khz(tmp_path):
 
 def test_a_sound_louder_than_full_is_cut(tmp_path):
     """What goes beyond 1 is 1."""
+    assert np.allclose(media.spectrogram(np.zeros(9), 3), np.log(1e-7))  # and silence is not minus infinity
     wave = np.sin(np.arange(16000))
     assert np.array_equal(media.spectrogram(5 * wave, 3), media.spectrogram((5 * wave).clip(-1, 1), 3))
 
@@ -105,6 +107,7 @@ NO_MEDIA = [  # what is read, made into what, what is said, counted as
     (media.flow, lambda p: np.save(p, np.zeros((9, 9, 2, 0))), "expected numbers (H, W, 2, T)", "undecodable"),
     (media.flow, lambda p: np.save(p, np.full((9, 9, 2, 9), "x")), "expected numbers (H, W, 2, T)", "undecodable"),
     (media.flow, lambda p: np.save(p, np.full((9, 9, 2, 9), {}), allow_pickle=True), "cannot be read", "undecodable"),
+    (media.flow, lambda p: p.write_bytes(pickle.dumps(np.zeros((9, 9, 2, 9)))), "cannot be read", "undecodable"),
     (media.flow, lambda p: np.save(p, np.array([0, np.nan] * 324).reshape(9, 9, 2, 4)), "not finite", "undecodable"),
     (media.clip, lambda p: None, "is missing; get it anew", "missing"),
     (media.clip, lambda p: p.mkdir(), "holds no numbered pictures", "no frames"),
