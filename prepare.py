@@ -115,10 +115,8 @@ def save(target, values):
 
 
 def pack(folder):
-    """A clip's frames as bytes, (F, H, W, 3), in `folder`.npy in place of the folder. Returns that."""
-    packed = save(folder, np.stack([pixels(path).permute(1, 2, 0).numpy() for path in numbered(folder)]))
-    remove(folder)
-    return packed
+    """The frames in a clip's folder as bytes, (F, H, W, 3), in `folder`.npy beside it. Returns that."""
+    return save(folder, np.stack([pixels(path).permute(1, 2, 0).numpy() for path in numbered(folder)]))
 
 
 def sound_of(path):
@@ -196,6 +194,7 @@ def prepare_sample(modalities, seconds, raw, into, job):
                 sources[j], state = make(modality, originals[j], wanted[j], sources, target, seconds), "done"
             if raw and modality == "video" and Path(sources[j]) == target:
                 sources[j], state = pack(target), "done"
+                remove(target)
     except Broken as error:
         return name, error.reason, str(error)
     return name, state, ""

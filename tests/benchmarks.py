@@ -415,8 +415,7 @@ def read(name, seconds, rate, rounds, n=64, batch=32):
         clips = make_clips(root, name, n, seconds, rate)
         samples = train.DATASETS[name](root, lambda m: ["resnet18"] * m)["train"]
         sound, pictures = samples.sources
-        raw = [prepare.save(Path(folder), np.stack([np.array(Image.open(p)) for p in media.numbered(folder)]))
-               for folder in pictures]  # fmt: skip
+        raw = [prepare.pack(Path(folder)) for folder in pictures]
         keys = [list(itertools.islice(keys, batch)) for keys in [itertools.cycle((i, i) for i in range(n))] * 12]
         for frames in (1, 3):
             readers = samples.readers[0], functools.partial(media.clip, frames=frames)

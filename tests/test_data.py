@@ -319,16 +319,23 @@ def snapshot(folder):
     return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.suffix != ".csv"}
 
 
-def test_prepare_goes_on_after_a_kill(copied, capsys):
-    """Killed at a moment of its work it leaves whole clips alone; again, it makes the rest and touches none of them."""
-    root, _ = copied("cremad")
+def preparing(root):
+    """(command, process) of a prepare of cremad that has written one clip's frames and goes on with the next."""
     command = [sys.executable, ROOT / "data.py", "prepare", "cremad", "--root", root, "--workers", "1"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+                               start_new_session=True)  # fmt: skip
     while not list(root.glob("prepared/video/[!.]*/00010.jpg")):
         assert process.poll() is None
         time.sleep(0.002)
+    return command, process
+
+
+def test_prepare_goes_on_after_a_kill(copied, capsys):
+    """Killed at a moment of its work it leaves whole clips alone; again, it makes the rest and touches none of them."""
+    root, _ = copied("cremad")
+    command, process = preparing(root)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
     done = [clip for clip in (root / "prepared/video").iterdir() if not clip.name.startswith(".part-")]
     assert 1 <= len(done) <= 6 and all(len(list(clip.iterdir())) == 10 for clip in done)
     before = {p: t for clip in done for p, t in snapshot(clip).items()}
@@ -344,12 +351,7 @@ def test_prepare_goes_on_after_a_kill(copied, capsys):
 def test_ctrl_c_stops_prepare_with_one_sentence(copied):
     """Status 130, no traceback, not of a worker either; the same command goes on."""
     root, _ = copied("cremad")
-    command = [sys.executable, ROOT / "data.py", "prepare", "cremad", "--root", root, "--workers", "1"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-                               start_new_session=True)  # fmt: skip
-    while not list(root.glob("prepared/video/[!.]*/00010.jpg")):
-        assert process.poll() is None
-        time.sleep(0.002)
+    command, process = preparing(root)
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate()
     assert process.returncode == 130 and "Traceback" not in said

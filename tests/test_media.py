@@ -57,7 +57,7 @@ def test_sound_is_mono_at_16_khz(tmp_path):
     assert np.abs(np.fft.rfft(wave)).argmax() == 1000
 
 
-def test_a_sound_louder_than_full_is_cut(tmp_path):
+def test_a_sound_louder_than_full_is_cut():
     """What goes beyond 1 is 1."""
     assert np.allclose(media.spectrogram(np.zeros(9), 3), np.log(1e-7))  # and silence is not minus infinity
     wave = np.sin(np.arange(16000))

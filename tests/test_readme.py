@@ -19,6 +19,7 @@ import train
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 FIRST_SCREEN = README.split("\n## ")[0]
+EXERCISES = README.split("## Exercises")[1].split("\n## ")[0]
 INSTALL = "python3 -m venv .venv && .venv/bin/python -m pip install -r requirements.txt && "
 COMMANDS = [
     line.split("#")[0].strip()
@@ -95,16 +96,15 @@ def test_the_readme_names_what_exists():
 
 def test_every_exercise_has_its_commands_and_its_answer():
     """Flags and methods in the table of the exercises exist, and ANSWERS.md answers each in its order."""
-    rows = re.findall(r"^\| (\d+) \|.*", README.split("## Exercises")[1].split("\n## ")[0], re.M)
+    rows = re.findall(r"^\| (\d+) \|.*", EXERCISES, re.M)
     assert rows == [str(n + 1) for n in range(len(rows))] and len(rows) >= 8
     assert re.findall(r"^(\d+)\. ", (ROOT / "ANSWERS.md").read_text(), re.M) == rows
-    table = README.split("## Exercises")[1].split("\n## ")[0]
-    looks = re.findall(r"; `(\w+)`", table)
+    looks = re.findall(r"; `(\w+)`", EXERCISES)
     assert len(looks) == len(rows) and set(looks) <= set(figures.COMMANDS)
-    commands = re.findall(r"`train\.py (--.*?)`", table)
+    commands = re.findall(r"`train\.py (--.*?)`", EXERCISES)
     assert len(commands) > 6
+    known = {"linear": "heuristic", "fitted": "heuristic", "product": "sum", "maximum": "sum", "released": "cg"}
     for command in commands:
-        known = {"linear": "heuristic", "fitted": "heuristic", "product": "sum", "maximum": "sum", "released": "cg"}
         arguments = [known.get(word, word) for word in command.split()]  # the student's own
         train.check(train.parse(arguments))
 
@@ -113,8 +113,7 @@ def test_the_exercises_runs_do_not_meet(monkeypatch, tmp_path):
     """Every command of the exercises, in their order, has a folder of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "METHODS", [*train.METHODS, "linear", "fitted"])
-    section = README.split("## Exercises")[1].split("\n## ")[0]
-    commands = re.findall(r"train\.py (--.*?)(?:`|$)", section, re.M)
+    commands = re.findall(r"train\.py (--.*?)(?:`|$)", EXERCISES, re.M)
     folders = [str(train.folder_of(train.parse(command.split()))) for command in commands]
     assert len(folders) > 15 and len(set(folders)) == len(folders)
 
