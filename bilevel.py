@@ -5,26 +5,29 @@
     d L_CLS / d alpha = - [d2 L_Total / d alpha d theta] [d2 L_Total / d theta2]^-1 [d L_CLS / d theta]  (Eq. 3)
 
 paper                         here
+d L_CLS / d theta             v, from the outer batches
 d2 L_Total / d alpha d theta  c = grad L_MM - grad L_CLS, because L_Total is linear in alpha
 d2 L_Total / d theta2         H, never formed: only products H u, each one more backward pass
-d L_CLS / d theta             v
 [16], Ghadimi and Wang        SOLVERS: the number c^T H^-1 v from a few products H u
 Eq. 3                         hypergradient = - c^T H^-1 v
 
+Three batches. Eq. 3 is a product of three means over the data. From one shared batch, v and c have the same noise,
+c contains -v, and E[-c^T H^-1 v] is too large by about the variance of v: alpha falls because the batch is small.
+As in [16], v, c and H each have batches of their own here, which makes the errors of v and c cancel in the mean.
+
 What to expect. At an inner optimum grad L_Total = 0, so c = -v / alpha there, and Eq. 3 reads
 v^T H^-1 v / alpha > 0 for a positive definite H: while both levels of Eq. 2 see the same loss on the same data,
-alpha can only fall. Curves that do anything else come from an unfinished inner problem, from a held-out outer
-batch, or from what the inner problem has besides: weight decay, batch norm's training mode.
+alpha can only fall. Away from the optimum Eq. 3 can have either sign: K terms of the series tell how L_CLS answers
+to alpha within the next few steps of training, not what alpha is best after many epochs.
 """
 
 import math
 from contextlib import contextmanager
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from losses import total_loss
-
-GROWTH = 1 + 1e-6  # a term may exceed the one before it by rounding, not by more
 
 
 def dot(a, b):
@@ -32,69 +35,98 @@ def dot(a, b):
     return sum((x * y).sum() for x, y in zip(a, b)).item()
 
 
-def neumann(product, v, c, terms, step, generator=None):
-    """c^T H^-1 v ~ step * sum_{k=0}^{terms-1} c^T (I - step H)^k v: the mean of [16]'s estimator.
+def lanczos(product, v, c, n):
+    """H as n products see it from v: (T, a), so that c^T p(H) v = a^T p(T) e_1 for any polynomial p of degree <= n.
 
-    Costs terms - 1 products. The terms shrink for 0 < H < 2 / step. One that grows shows negative curvature or
-    too large a step: the series is cut before it, which is a shorter sum of the same sign pattern (every cut
-    weighs each eigenvalue below 2 / step by a positive number, also a zero or negative one).
-    Returns the value and the number of terms in it.
+    T (n + 1, n + 1) is tridiagonal, a (n + 1,), both float64. The eigenvalues of T[:n, :n] (Ritz values) estimate the
+    extreme ones of H. T[n, n] would cost another product; no such p depends on it, and it is 0. Where the products
+    of v span no more than k dimensions, T is (k, k) and holds for every p.
     """
-    u, size = v, math.sqrt(dot(v, v))
-    total = dot(c, u)
-    for k in range(1, terms):
-        u = [u_i - step * h_i for u_i, h_i in zip(u, product(u))]  # (I - step H)^k v
-        before, size = size, math.sqrt(dot(u, u))
-        if not size <= before * GROWTH:
-            return step * total, k
-        total += dot(c, u)
-    return step * total, terms
+    T, a = torch.zeros(n + 1, n + 1, dtype=torch.float64), torch.zeros(n + 1, dtype=torch.float64)
+    size, beta = math.sqrt(dot(v, v)), 0.0
+    before, q = v, [v_i / (size or 1.0) for v_i in v]
+    a[0] = dot(c, q) * size
+    for k in range(n):
+        h = product(q)
+        T[k, k] = dot(h, q)
+        h = [h_i - T[k, k].item() * q_i - beta * b_i for h_i, q_i, b_i in zip(h, q, before)]
+        beta = math.sqrt(dot(h, h))
+        if beta <= 1e-12 * T.abs().max():
+            return T[: k + 1, : k + 1], a[: k + 1]
+        before, q = q, [h_i / beta for h_i in h]
+        T[k, k + 1] = T[k + 1, k] = beta
+        a[k + 1] = dot(c, q) * size
+    return T, a
 
 
-def randomised(product, v, c, terms, step, generator=None):
-    """c^T H^-1 v ~ step * terms * c^T prod_{i=1}^{p} (I - step H_i) v, p uniform in 0..terms-1: [16] as printed.
+def curvature(T, n):
+    """(smallest, largest) Ritz value of the projection T that n products gave; nan where T is not finite."""
+    if not T.isfinite().all():
+        return math.nan, math.nan
+    ritz = torch.linalg.eigvalsh(T[:n, :n])
+    return ritz[0].item(), ritz[-1].item()
 
-    Each H_i is of a fresh batch. Its mean over p is the value of `neumann`, its spread is several times that.
-    A product that grows is no estimate of anything: then the value is nan.
-    Returns the value and the number of terms it stands for, p + 1.
+
+def safe_step(smallest, largest):
+    """(step, damping) that keep the eigenvalues of I - step (H + damping I) within [0, 1], as far as they were seen.
+
+    The damping takes negative curvature away: it belongs to an inner problem with damping / 2 |theta - theta_t|^2
+    added, which is convex near theta_t. nan where no curvature was seen at all.
     """
-    p = int(torch.randint(terms, (), generator=generator))
-    u, size = v, math.sqrt(dot(v, v))
-    for k in range(1, p + 1):
-        u = [u_i - step * h_i for u_i, h_i in zip(u, product(u))]
-        before, size = size, math.sqrt(dot(u, u))
-        if not size <= before * GROWTH:
-            return math.nan, k
-    return step * terms * dot(c, u), p + 1
+    damping = max(0.0, -smallest)
+    scale = max(0.0, largest) + damping
+    return (1 / scale if scale else math.nan), damping
+
+
+def neumann(product, v, c, terms, step=None, generator=None):
+    """c^T H^-1 v ~ step * sum_{k=0}^{terms-1} c^T (I - step (H + damping I))^k v: the mean of [16]'s estimator.
+
+    Costs terms - 1 products, one at least. They also show the curvature, from which step and damping follow; a step
+    that is given is taken as it is, undamped. The sum is taken with T in the place of H: the same number, see lanczos.
+    """
+    n = max(1, terms - 1)
+    T, a = lanczos(product, v, c, n)
+    smallest, largest = curvature(T, n)
+    step, damping = (step, 0.0) if step else safe_step(smallest, largest)
+    u, total = torch.eye(len(a), dtype=a.dtype)[0], 0.0  # e_1, which stands for v
+    for _ in range(terms):
+        total += (a @ u).item()
+        u = u - step * (T @ u + damping * u)
+    return step * total, {"terms": terms, "step": step, "damping": damping, "curvature": [smallest, largest]}
+
+
+def randomised(product, v, c, terms, step=None, generator=None):
+    """c^T H^-1 v ~ step * terms * c^T prod_{i=1}^{p} (I - step (H_i + damping I)) v, p uniform in 0..terms-1: [16].
+
+    Each H_i is of a fresh batch, as [16] prints it. Its mean is the series of `neumann` for the mean of the H_i, its
+    spread several times that. Step and damping follow from terms - 1 products of one further batch.
+    """
+    n = max(1, terms - 1)
+    smallest, largest = curvature(lanczos(product, v, c, n)[0], n)
+    step, damping = (step, 0.0) if step else safe_step(smallest, largest)
+    p, u = int(torch.randint(terms, (), generator=generator)), v
+    for _ in range(p):
+        u = [u_i - step * (h_i + damping * u_i) for u_i, h_i in zip(u, product(u, fresh=True))]
+    report = {"terms": p + 1, "step": step, "damping": damping, "curvature": [smallest, largest]}
+    return step * terms * dot(c, u), report
 
 
 def conjugate_gradient(product, v, c, terms, step=None, generator=None):
     """c^T x with x from `terms` iterations of conjugate gradient on H x = v: to check the others against.
 
-    Costs one product per iteration. It needs H > 0: a direction of negative or no curvature ends it with the
-    iterate before, or with nan where there is none.
-    Returns the value and the number of iterations in it, `terms` where fewer have solved it.
+    Costs terms products. Its k-th iterate, in the space that lanczos spans, is T_k^-1 e_1. It needs H > 0: it ends
+    with the last iterate before a direction of negative or no curvature, or with nan where that is the first.
     """
-    r = d = v  # residual, direction
-    rr = rr_0 = dot(r, r)
-    total = 0.0
-    for k in range(terms):
-        if rr <= 1e-30 * rr_0:
-            return total, terms  # solved
-        h = product(d)
-        curvature = dot(d, h)
-        if not curvature > 0:
-            return (total, k) if k else (math.nan, 0)
-        length = rr / curvature
-        total += length * dot(c, d)
-        r = [r_i - length * h_i for r_i, h_i in zip(r, h)]
-        rr, rr_before = dot(r, r), rr
-        d = [r_i + rr / rr_before * d_i for r_i, d_i in zip(r, d)]
-    return total, terms
+    T, a = lanczos(product, v, c, terms)
+    n = min(terms, len(a))
+    smallest, largest = curvature(T, n)
+    k = next((k for k in range(n, 0, -1) if curvature(T, k)[0] > 0), 0)
+    value = (a[:k] @ torch.linalg.inv(T[:k, :k])[:, 0]).item() if k else math.nan
+    return value, {"terms": k, "step": None, "damping": 0.0, "curvature": [smallest, largest]}
 
 
 # Each is called alike, solver(product, v, c, terms, step, generator), takes of that what it needs, and returns
-# (c^T H^-1 v, the terms in it); fewer than it was given are reported as cut.
+# (c^T H^-1 v, report): what the log is to tell of it, among it the terms or iterations in the value.
 SOLVERS = {"neumann": neumann, "randomised": randomised, "cg": conjugate_gradient}
 
 # --- exercise: change below ---
@@ -107,22 +139,17 @@ def grad(loss, params, **options):
     return torch.autograd.grad(loss, params, materialize_grads=True, **options)
 
 
+def mean_gradient(loss, params, draws):
+    """The mean of d loss() / d params over so many calls of loss, each of which draws a batch."""
+    total = grad(loss(), params)
+    for _ in range(draws - 1):
+        total = [t + g for t, g in zip(total, grad(loss(), params))]
+    return [t / draws for t in total]
+
+
 def total_gradient(l_cls, l_mm, alpha, params):
     """grad_theta L_Total, with the graph that lets it be differentiated again."""
     return grad(total_loss(l_cls, l_mm, alpha), params, create_graph=True)
-
-
-def outer_and_mixed(l_cls, l_mm, alpha, params, g):
-    """(v, c) = (grad L_CLS, grad L_MM - grad L_CLS) from g = grad L_Total = v + alpha c and one more backward pass.
-
-    The pass is for the loss with the smaller weight, so that what follows is divided by at least 1/2.
-    """
-    if alpha >= 0.5:
-        v = grad(l_cls, params, retain_graph=True)
-        return v, [(g_i - v_i) / alpha for g_i, v_i in zip(g, v)]
-    g_mm = grad(l_mm, params, retain_graph=True)  # = g + (1 - alpha) c
-    c = [(b - a) / (1 - alpha) for a, b in zip(g, g_mm)]
-    return [g_i - alpha * c_i for g_i, c_i in zip(g, c)], c
 
 
 def hessian_product(g, params, u):
@@ -131,56 +158,57 @@ def hessian_product(g, params, u):
 
 
 @contextmanager
-def evaluating(model):
-    """Inside, every module of the model is in eval mode; afterwards each in its own mode again."""
-    # Paper silent: the mode of batch norm and dropout in Eq. 3. Here: eval, so that the loss is one fixed function
-    # of theta, no sample's term depends on the others through the batch statistics, and nothing is updated.
+def evaluating(model, batch_statistics=False):
+    """Inside, every module of the model is in eval mode; afterwards each in its own mode again.
+
+    batch_statistics: batch norm normalises with the batch's mean and variance, as in training, and updates nothing.
+    """
     modes = {module: module.training for module in model.modules()}
+    tracked = {norm: norm.track_running_stats for norm in modes if isinstance(norm, _BatchNorm)}
     model.eval()
+    for norm in tracked if batch_statistics else ():
+        norm.training, norm.track_running_stats = True, False
     try:
         yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+        for norm, track in tracked.items():
+            norm.track_running_stats = track
 
 
-def hypergradient(inner, params, alpha, outer=None, solver="neumann", terms=5, step=0.01, damping=0.0, generator=None,
-                  mean=list):  # fmt: skip
+def hypergradient(outer, inner, params, alpha, solver="neumann", terms=5, step=None, damping=0.0, draws=1,
+                  generator=None):  # fmt: skip
     """d L_CLS(theta*(alpha)) / d alpha = - c^T H^-1 v (Eq. 3), and a report of how it was found.
 
-    inner: called without arguments, gives (L_CLS, L_MM) of a training batch; a fresh batch each call.
+    outer: called without arguments, gives L_CLS of a fresh batch of the outer level: v is the mean of `draws` of them.
+    inner: called without arguments, gives (L_CLS, L_MM) of a fresh batch of the inner level: c is the mean of `draws`
+        of them, H is that of one more, or for `randomised` of one more for each product.
     params: theta, a list of tensors. alpha: float in [0, 1].
-    outer: called without arguments, gives the outer L_CLS; None takes the one of the inner batch.
-    solver, terms, step: which of SOLVERS, its number of terms, and the step of its series, which must stay below
-        2 / (largest eigenvalue of H).
+    solver, terms, step: which of SOLVERS, its number of terms, and the step of its series; None lets it follow from
+        the curvature that the products show.
     damping: added to the diagonal of H. The optimiser's weight decay belongs here: it is part of the inner problem.
-    mean: takes gradients and products H u to their means over the processes that share a batch, see parallel.py.
 
-    Returns (value, report): the value is a float, or None where it is refused (not finite, or see the solver);
-    the report has `terms` (used), `curvature` (largest |H u| / |u| seen), `note` (empty if all is well).
+    Returns (value, report): the value is a float, or None where it is not finite; the report has `terms`, `step`,
+    `damping` (beyond the one given), `curvature` (smallest, largest seen), `note` (empty if all is well).
     params and their .grad are left as they were; evaluating(model) around the call keeps the buffers too.
     """
     params = list(params)
-    fresh = solver == "randomised"  # each factor of its product takes a batch of its own
-    l_cls, l_mm = inner()
-    g = total_gradient(l_cls, l_mm, alpha, params)
-    v, c = map(mean, outer_and_mixed(l_cls, l_mm, alpha, params, [x.detach() for x in g]))
-    if outer is not None:
-        v = mean(grad(outer(), params))
-    seen = []
 
-    def product(u):
-        """(H + damping I) u."""
-        h = mean(hessian_product(total_gradient(*inner(), alpha, params) if fresh else g, params, u))
-        h = [h_i + damping * u_i for h_i, u_i in zip(h, u)]
-        seen.append(math.sqrt(dot(h, h) / max(dot(u, u), 1e-300)))
-        return h
+    def mixed():
+        l_cls, l_mm = inner()
+        return l_mm - l_cls  # d L_Total / d alpha
 
-    inverse, used = SOLVERS[solver](product, v, c, terms, step, generator)
-    report = {"terms": used, "curvature": max(filter(math.isfinite, seen), default=0.0), "note": ""}
+    v = mean_gradient(outer, params, draws)
+    c = mean_gradient(mixed, params, draws)
+    g = total_gradient(*inner(), alpha, params)
+
+    def product(u, fresh=False):
+        """(H + damping I) u; fresh: with the H of a fresh batch."""
+        h = hessian_product(total_gradient(*inner(), alpha, params) if fresh else g, params, u)
+        return [h_i + damping * u_i for h_i, u_i in zip(h, u)]
+
+    inverse, report = SOLVERS[solver](product, v, c, terms, step, generator)
     if not math.isfinite(inverse):
-        report["note"] = f"refused: the {solver} estimate grew or is not finite; more damping or a smaller step"
-        return None, report
-    if used < terms and not fresh:
-        report["note"] = f"cut after {used} of {terms} terms: negative curvature, or the step is too large"
-    return -inverse, report
+        return None, report | {"note": f"refused: the {solver} estimate is not finite"}
+    return -inverse, report | {"note": ""}

@@ -56,12 +56,12 @@ KINDS = {ending: kind for kind, endings in ENDINGS.items() for ending in endings
 class Batches(Sampler):
     """Batches of (position, seed) without end, pass after pass, for a DataLoader's batch_sampler.
 
-    Each pass over the n samples has an order and augmentation seeds of its own that `seed` and its number fix; what
-    is left over at its end is dropped. `first`: the batches to leave out, those that were trained on before.
+    Each pass over the n samples has an order and augmentation seeds of its own that `key`, a list of ints, and its
+    number fix; what is left over at its end is dropped. `first`: the batches to leave out, that were trained on before.
     """
 
-    def __init__(self, n, batch_size, seed, first=0):
-        self.n, self.batch_size, self.seed, self.first = n, min(n, batch_size), seed, first
+    def __init__(self, n, batch_size, key, first=0):
+        self.n, self.batch_size, self.key, self.first = n, min(n, batch_size), key, first
 
     def __len__(self):
         """Batches in one pass."""
@@ -70,7 +70,7 @@ class Batches(Sampler):
     def __iter__(self):
         done, within = divmod(self.first, len(self))
         for number in itertools.count(done):
-            rng = np.random.default_rng([self.seed, number])
+            rng = np.random.default_rng([*self.key, number])
             keys = list(zip(rng.permutation(self.n).tolist(), rng.integers(2**62, size=self.n).tolist()))
             for i in range(within, len(self)):
                 yield keys[i * self.batch_size : (i + 1) * self.batch_size]
@@ -339,7 +339,7 @@ def defaults(name):
     # Adam's weight decay; all of them for NVGesture.
     common = {"workers": min(8, os.cpu_count()), "epochs": 100, "plateau": 10}
     if "text" in SETS[name]["modalities"]:
-        adam = {"optimizer": "adam", "lr": 1e-4, "weight_decay": 0.0, "batch_size": 128, "step": 50.0}
+        adam = {"optimizer": "adam", "lr": 1e-4, "weight_decay": 0.0, "batch_size": 128}
         return common | adam | {"encoders": "resnet50,bert"}
     # Departs from paper: weight decay 1e-1, with which ResNet18 scored near chance (README, Results).
     sgd = {"lr": 1e-2, "weight_decay": 1e-4, "batch_size": 32 if name == "nvgesture" else 256}

@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
@@ -44,6 +45,7 @@ PYTHON = Path(sys.executable)  # as a command shown to the user begins
 if PYTHON.is_relative_to(Path.cwd()):
     PYTHON = PYTHON.relative_to(Path.cwd())
 METHODS = ["learning-based", "unimodal", *SCHEDULES]
+OUTER = ["train", "held-out", "shared"]  # shared: one batch for all of Eq. 3, to see the bias that this brings
 
 
 # What may differ between a run and its continuation; none of it changes a number on one machine.
@@ -86,13 +88,13 @@ class Settings:
     tau: float = setting(0.1, "temperature of L_MM")
     smoothing: float = setting(0.0, "weight of uniform labels in L_CLS; Fig. 1 has 0.3")
     alpha_0: float = setting(0.95, "learning-based: alpha of the first epoch")
-    eta_alpha: float = setting(0.5, "learning-based: learning rate of alpha")
+    eta_alpha: float = setting(2.0, "learning-based: learning rate of alpha")
+    alpha_limit: float = setting(0.1, "learning-based: the most that one update moves alpha; 1: any move")
     solver: str = setting("neumann", f"learning-based: inverse of the Hessian, one of {', '.join(SOLVERS)}")
     terms: int = setting(5, "learning-based: terms of the solver")
-    step: float = setting(0.5, "learning-based: step of the solver, in units of theta's learning rate")
-    damping: float = setting(0.0, "learning-based: added to the diagonal of the Hessian, besides the weight decay")
     alpha_batch: int = setting(64, "learning-based: samples of each batch of Eq. 3")
-    outer: str = setting("train", "learning-based: the outer batch of Eq. 3, train or held-out")
+    draws: int = setting(4, "learning-based: batches that each gradient of Eq. 3 is the mean of")
+    outer: str = setting("train", f"learning-based: the outer batches of Eq. 3, one of {', '.join(OUTER)}")
     val_fraction: float = setting(0.0, "part of the training split held out (0.1 for --outer held-out)")
     seed: int = setting(0, "seed of the weights and of the order of the batches")
     workers: int = setting(0, "processes that read the data; 0: none besides the main one")
@@ -107,7 +109,9 @@ def losses(model, x, y, s):
         z = model(x)
     z = [z_j.float() for z_j in z] if s.bf16 else z
     l_cls = sum(classification_loss(logits, y, s.smoothing) for logits in model.fitted(z))
-    return l_cls, modality_matching_loss([parallel.everywhere(z_j) for z_j in z], s.tau)
+    if isinstance(model, parallel.Shared):
+        z = [parallel.everywhere(z_j) for z_j in z]
+    return l_cls, modality_matching_loss(z, s.tau)
 
 
 def optimizer_of(s, params):
@@ -121,12 +125,8 @@ def optimizer_of(s, params):
     return optimizer, torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=patience)
 
 
-def endless(dataset, batch_size, seed, device, workers=0, first=0):
-    """Training batches (x, y) on the device from number `first` on, pass after pass, each pass in a new order.
-
-    What else draws random numbers does not change their order, and they draw none of the global ones.
-    """
-    order = map(parallel.own, Batches(len(dataset), batch_size, seed, first))
+def endless(dataset, order, device, workers=0):
+    """The batches (x, y) of an order, see Batches, on the device. They draw none of the global random numbers."""
     loader = DataLoader(dataset, batch_sampler=order, num_workers=workers, pin_memory=device.type == "cuda",
                         generator=torch.Generator())  # fmt: skip
     for *x, y in loader:
@@ -187,34 +187,26 @@ def mean_losses(steps, t):
     return dict(zip(names, steps.mean(0).tolist()))
 
 
-def outer_problem(s, data, model, done):
-    """Eq. 3 on the batches that the settings name, as a function (alpha, lr) -> (hypergradient or None, report).
-
-    done: the updates of alpha before.
-    """
-    device = next(model.parameters()).device
-    held_out, few = s.outer == "held-out", min(s.workers, 1)  # a batch an epoch
-    each = s.terms if s.solver == "randomised" else 1  # batches of an update
-    train_batches = endless(data["train"], s.alpha_batch, s.seed + 2**32, device, few, done * each)
-    held_out_batches = endless(data["val"], s.alpha_batch, s.seed + 2**33, device, few, done) if held_out else None
-    generator = torch.Generator().manual_seed(s.seed)
-    for _ in range(done):
-        torch.randint(s.terms, (), generator=generator)  # an update draws one number, p
-
-    # Paper silent: the batches of Eq. 3. Here: one fresh training batch for both levels, or a held-out outer one.
-    def outer():
-        return losses(model, *next(held_out_batches), s)[0]
-
-    def alpha_gradient(alpha, lr):
-        fresh = iter([next(train_batches) for _ in range(each)])
-        with evaluating(model):
-            return hypergradient(
-                lambda: losses(model, *next(fresh), s), model.parameters(), alpha, outer if held_out else None,
-                s.solver, s.terms, s.step * lr, s.damping + s.weight_decay, generator,
-                parallel.mean,
-            )  # fmt: skip
-
-    return alpha_gradient
+def alpha_gradient(s, data, model, alpha, t):
+    """Eq. 3 after epoch t: (hypergradient or None, report), see bilevel.hypergradient. Alike in every process."""
+    device, few = next(model.parameters()).device, min(s.workers, 1)  # a few batches an epoch
+    outer_split = "val" if s.outer == "held-out" else "train"
+    # Paper silent: the batches of Eq. 3. Here: fresh ones for each of its three factors, drawn by the seed and t.
+    inner_batches, outer_batches = (
+        endless(data[split], Batches(len(data[split]), s.alpha_batch, [s.seed + stream * 2**32, t]), device, few)
+        for stream, split in enumerate(["train", outer_split], 1)
+    )
+    if s.outer == "shared":
+        inner_batches = outer_batches = itertools.repeat(next(inner_batches))
+    # Paper silent: batch norm and dropout in Eq. 3. Here: batch norm as it is trained, with the batch's statistics, of
+    # which the running ones are a late copy with other gradients; no dropout; nothing is updated.
+    with evaluating(model, batch_statistics=True):
+        return hypergradient(
+            lambda: losses(model, *next(outer_batches), s)[0], lambda: losses(model, *next(inner_batches), s),
+            model.parameters(), alpha, s.solver, s.terms, damping=s.weight_decay,
+            draws=1 if s.outer == "shared" else s.draws,
+            generator=torch.Generator().manual_seed(s.seed + t * 2**32),
+        )  # fmt: skip
 
 
 def state_of(t, alpha, model, optimizer, plateau):
@@ -247,9 +239,9 @@ def train(s, data, model, omega, log, state=None):
     if state:
         done, alpha = restore(state, model, optimizer, plateau)
     inner_iters = s.inner_iters or max(1, len(data["train"]) // s.batch_size)
-    batches = endless(data["train"], s.batch_size, s.seed, device, s.workers, done * inner_iters)
+    order = map(parallel.own, Batches(len(data["train"]), s.batch_size, [s.seed], done * inner_iters))
+    batches = endless(data["train"], order, device, s.workers)
     scored = in_order(data[split], s, device)
-    alpha_gradient = outer_problem(s, data, model, done)
     shared, hidden = parallel.shared(model), parallel.rank() > 0 or None  # None: where stderr is no terminal
 
     for t in range(done + 1, T + 1):
@@ -270,8 +262,11 @@ def train(s, data, model, omega, log, state=None):
 
         # updating weighting parameter alpha based on the chosen method
         if omega is None:
-            gradient, report = alpha_gradient(alpha, lr)
-            alpha = max(0.0, min(1.0, alpha - s.eta_alpha * (gradient or 0.0)))
+            gradient, report = alpha_gradient(s, data, model, alpha, t)
+            # Departs from paper: one update moves alpha by at most alpha_limit, whatever the size of the gradient,
+            # which differs a hundredfold between models and epochs.
+            move = max(-s.alpha_limit, min(s.alpha_limit, s.eta_alpha * (gradient or 0.0)))
+            alpha = max(0.0, min(1.0, alpha - move))
             record |= {"hypergradient": gradient, **report}
         else:
             # Departs from paper: Alg. 1 has omega(t) here, so that epoch t + 1 would train with it and epoch 1 with a
@@ -285,7 +280,7 @@ def train(s, data, model, omega, log, state=None):
 def check(s):
     """Raise ValueError for a setting that no run can have."""
     for name, table in [("dataset", DATASETS), ("solver", SOLVERS), ("fusion", FUSIONS),
-                        ("outer", ["train", "held-out"]), ("optimizer", ["sgd", "adam"])]:  # fmt: skip
+                        ("outer", OUTER), ("optimizer", ["sgd", "adam"])]:  # fmt: skip
         known(name, getattr(s, name), table)
     for encoder in s.encoders.split(","):
         encoder_names(encoder, 1)
@@ -294,12 +289,12 @@ def check(s):
     known("method", name if name in SCHEDULES else s.method, METHODS)
     ranges = {
         "2 or more": (lambda v: v >= 2, ["batch_size", "alpha_batch"]),  # batch norm and L_MM need a partner
-        "more than 0": (lambda v: 0 < v < math.inf, ["epochs", "lr", "tau", "terms", "step"]),
+        "more than 0": (lambda v: 0 < v < math.inf, ["epochs", "lr", "tau", "terms", "draws"]),
         "0 or more": (
             lambda v: 0 <= v < math.inf,
-            ["inner_iters", "momentum", "weight_decay", "plateau", "eta_alpha", "damping", "workers", "keep"],
+            ["inner_iters", "momentum", "weight_decay", "plateau", "eta_alpha", "workers", "keep"],
         ),
-        "0 to 1": (lambda v: 0 <= v <= 1, ["alpha_0", "smoothing", "val_fraction"]),
+        "0 to 1": (lambda v: 0 <= v <= 1, ["alpha_0", "alpha_limit", "smoothing", "val_fraction"]),
         "0 to 4294967295": (lambda v: 0 <= v < 2**32, ["seed"]),
     }
     for expected, (fits, names) in ranges.items():
@@ -320,7 +315,7 @@ def hold_out(dataset, groups, fraction, seed):
 
 def folder_of(s):
     """The run's folder; FileExistsError where it holds a run that is not to be gone on with or written over."""
-    name = f"{s.dataset}-{s.method.replace(':', '')}{'-held-out' * (s.outer == 'held-out')}-seed{s.seed}"
+    name = f"{s.dataset}-{s.method.replace(':', '')}{'' if s.outer == 'train' else f'-{s.outer}'}-seed{s.seed}"
     folder = Path(s.resume or s.eval or s.out or f"runs/{name}")
     log = folder / "log.jsonl"
     holds = checkpoint.epochs(folder) or (log.is_file() and len(log.read_bytes().splitlines()) > 1)
@@ -334,8 +329,8 @@ def prepare(s):
     """(folder, data, model, omega) of a run; ValueError or OSError, in one sentence, where they cannot be had."""
     check(s)
     folder = folder_of(s)
-    if s.outer == "held-out" and s.method != "learning-based":
-        raise ValueError(f"--outer held-out is for learning-based; with {s.method} use --val-fraction 0.1")
+    if s.outer != "train" and s.method != "learning-based":
+        raise ValueError(f"--outer {s.outer} is for learning-based; with {s.method} use --val-fraction 0.1")
     data = DATASETS[s.dataset](s.root, functools.partial(encoder_names, s.encoders))
     if "val" in data and s.val_fraction:
         raise ValueError(f"{s.dataset} has a validation part of its own; --val-fraction is for sets without one")
@@ -350,12 +345,10 @@ def prepare(s):
         torch.use_deterministic_algorithms(True)
     if len(data["train"]) < 2:
         raise ValueError(f"{s.dataset} has {len(data['train'])} training sample here, expected 2 or more")
-    sizes = [("train", "batch_size")] + [("train", "alpha_batch")] * (s.method == "learning-based")
-    for split, name in sizes + [("val", "alpha_batch")] * (s.outer == "held-out"):
-        batch, n = min(len(data[split]), getattr(s, name)), parallel.ranks()
-        if n > 1 and (batch % n or batch < 2 * n):
-            raise ValueError(f"a batch of {batch} {split} samples cannot be shared by {n} processes; choose a "
-                             f"--{name.replace('_', '-')} of 2 or more for each, the same for all")  # fmt: skip
+    batch, n = min(len(data["train"]), s.batch_size), parallel.ranks()
+    if n > 1 and (batch % n or batch < 2 * n):
+        raise ValueError(f"a batch of {batch} training samples cannot be shared by {n} processes; choose a "
+                         "--batch-size of 2 or more for each, the same for all")  # fmt: skip
     torch.manual_seed(s.seed)
     channels = [0 if x_j.dtype == torch.int64 else x_j.shape[-3] for x_j in data["train"][0][:-1]]  # 0: text
     kind = Unimodal if s.method == "unimodal" else Model

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from bilevel import SOLVERS, dot, evaluating, grad, hessian_product, hypergradient, total_gradient
+from bilevel import SOLVERS, dot, evaluating, grad, hessian_product, hypergradient, lanczos, total_gradient
 from losses import classification_loss, modality_matching_loss, total_loss
 from model import Model
 
@@ -79,6 +79,31 @@ class Quadratic:
         return self.M @ (x - self.b) - v, v
 
 
+class Indefinite(Quadratic):
+    """H with the eigenvalues -1, .5 and 2 whatever alpha, and gradients in all three directions."""
+
+    def __init__(self):
+        super().__init__()
+        self.A = self.M = with_eigenvalues([-1, 0.5, 2] * 3, seed=7)
+        self.put(normal(9, seed=6))
+
+
+def eq_3(problem, alpha, outer=None, **options):
+    """hypergradient of a problem that has losses() and params, and no batches: all factors see the same data."""
+    outer = outer or (lambda: problem.losses()[0])
+    return hypergradient(outer, problem.losses, problem.params, alpha, **options)
+
+
+def ritz(H, v, n):
+    """(smallest, largest) eigenvalue of H within the span of v, H v, ..., H^(n-1) v, by dense matrices."""
+    basis = [v]
+    for _ in range(n - 1):
+        basis.append(H @ basis[-1])
+    Q, _ = torch.linalg.qr(torch.stack([b / b.norm() for b in basis], 1))
+    smallest, *_, largest = torch.linalg.eigvalsh(Q.T @ H @ Q).tolist() * 2
+    return smallest, largest
+
+
 def series(H, v, terms, step):
     """step * sum_k (I - step H)^k v, by dense powers."""
     A = torch.eye(len(H), dtype=H.dtype) - step * H
@@ -93,7 +118,7 @@ def test_neumann_is_its_closed_form(terms, alpha, where, dtype, tolerance):
     """- step c^T sum_{k<K} (I - step H)^k v, at an inner optimum and elsewhere."""
     q = Quadratic(dtype)
     q.put(q.solve(alpha) if where == "optimum" else normal(9, seed=6, dtype=dtype))
-    value, report = hypergradient(q.losses, q.params, alpha, terms=terms, step=0.2)
+    value, report = eq_3(q, alpha, terms=terms, step=0.2)
     c, v = q.c_and_v()
     expected = -c @ series(q.H(alpha), v, terms, 0.2)
     assert value == pytest.approx(
@@ -116,9 +141,7 @@ def test_long_series_and_cg_give_the_inverse(alpha, outer):
         dict(solver="cg", terms=9),
         dict(solver="cg", terms=50),
     ]:
-        value, report = hypergradient(
-            q.losses, q.params, alpha, q.outer if outer else None, **options
-        )
+        value, report = eq_3(q, alpha, q.outer if outer else None, **options)
         assert value == pytest.approx(expected, rel=1e-10), options
         assert report["note"] == ""
 
@@ -132,7 +155,7 @@ def test_neumann_truncation_is_within_its_bound(terms):
     mu, *_, L = torch.linalg.eigvalsh(q.H(alpha)).tolist()
     c, v = q.c_and_v()
     exact = -c @ torch.linalg.solve(q.H(alpha), v)
-    value, _ = hypergradient(q.losses, q.params, alpha, terms=terms, step=1 / L)
+    value, _ = eq_3(q, alpha, terms=terms, step=1 / L)
     error = abs(value - exact.item())
     assert 0 < error <= (c.norm() * v.norm()).item() / mu * (1 - mu / L) ** terms
 
@@ -143,7 +166,7 @@ def test_hypergradient_is_the_derivative_of_the_solved_problem(alpha):
     q, eps = Quadratic(), 1e-5
     above = q.put(q.solve(alpha + eps)).losses()[0].item()
     below = q.put(q.solve(alpha - eps)).losses()[0].item()
-    value, _ = hypergradient(q.put(q.solve(alpha)).losses, q.params, alpha, solver="cg", terms=9)
+    value, _ = eq_3(q.put(q.solve(alpha)), alpha, solver="cg", terms=9)
     assert value == pytest.approx((above - below) / (2 * eps), rel=1e-7)
 
 
@@ -205,7 +228,7 @@ class TwoTowers:
         theta = theta.detach()
         gradient = torch.func.grad(lambda x: self.total(x, alpha, weight_decay))
         hessian = torch.func.hessian(lambda x: self.total(x, alpha, weight_decay))
-        for _ in range(3):
+        for _ in range(12):
             theta = theta - torch.linalg.solve(hessian(theta), gradient(theta))
         assert gradient(theta).norm() < 1e-12 and torch.linalg.eigvalsh(hessian(theta))[0] > 0
         return theta
@@ -220,9 +243,7 @@ def test_hypergradient_of_a_net_is_the_derivative_of_the_solved_problem(alpha):
         net.losses(net.split(net.solve(optimum, a, decay)))[0] for a in (alpha + eps, alpha - eps)
     )
     net.put(optimum)
-    value, report = hypergradient(
-        net.losses, net.params, alpha, solver="cg", terms=300, damping=decay
-    )
+    value, report = eq_3(net, alpha, solver="cg", terms=300, damping=decay)
     assert value == pytest.approx((above - below).item() / (2 * eps), rel=1e-6)
     assert report["note"] == ""
 
@@ -236,9 +257,7 @@ def test_hypergradient_of_a_net_equals_the_dense_hessian(alpha):
     damping = max(0.0, -smallest)
     step = 1 / (largest + damping)
     expected = -c @ series(H + damping * torch.eye(len(H), dtype=H.dtype), v, 5, step)
-    value, report = hypergradient(
-        net.losses, net.params, alpha, terms=5, step=step, damping=damping
-    )
+    value, report = eq_3(net, alpha, terms=5, step=step, damping=damping)
     assert smallest < 0
     assert value == pytest.approx(expected.item(), rel=1e-12)
     assert report["terms"] == 5 and report["note"] == ""
@@ -252,6 +271,49 @@ def test_hessian_product_is_symmetric_and_spans_all_tensors():
     Hw, Hu = hessian_product(g, net.params, w), hessian_product(g, net.params, u)
     assert dot(u, Hw) == pytest.approx(dot(w, Hu), rel=1e-12)
     assert torch.allclose(flat(Hw), net.dense(0.6)[0] @ flat(w), rtol=1e-11, atol=1e-13)
+
+
+class NormTowers(TwoTowers):
+    """TwoTowers with batch norm behind each tanh, in the mode in which Eq. 3 has it: the batch's own statistics.
+
+    A large eps keeps weight decay from shrinking the weights for ever, which batch norm would otherwise not notice.
+    """
+
+    shapes = [(4, 3), (4, 3), (3, 10), (3,), (4,), (4,), (4,), (4,)]
+
+    def __init__(self, seed=0):
+        super().__init__(seed)
+        self.norms = torch.nn.ModuleList(torch.nn.BatchNorm1d(4, eps=0.5, dtype=torch.float64) for _ in range(2))
+        for scale in self.params[4:6]:
+            scale.data += 1.0
+        with torch.no_grad():
+            for norm in self.norms:  # running statistics that lag far behind
+                norm.running_mean += 0.3
+                norm.running_var *= 4
+
+    def losses(self, params=None):
+        W1, W2, W, b, *affine = params or self.params
+        one = torch.ones(len(self.y), 1, dtype=torch.float64)
+        with evaluating(self.norms, batch_statistics=True):
+            z = [
+                torch.cat([torch.func.functional_call(norm, {"weight": scale, "bias": shift}, torch.tanh(x @ w.T)), one], 1)
+                for norm, x, w, scale, shift in zip(self.norms, self.x, (W1, W2), affine[:2], affine[2:])
+            ]
+        return classification_loss(torch.cat(z, 1) @ W.T + b, self.y), modality_matching_loss(z, 0.5)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.6])
+def test_hypergradient_with_batch_norm_is_the_derivative_of_the_solved_problem(alpha):
+    """As above with batch norm: the inner problem is solved as it is trained, with the statistics of the batch."""
+    net, decay, eps = NormTowers(), 3e-2, 1e-5
+    before = [x.clone() for x in net.norms.state_dict().values()]
+    optimum = net.solve(flat(net.params), alpha, decay)
+    above, below = (net.losses(net.split(net.solve(optimum, a, decay)))[0] for a in (alpha + eps, alpha - eps))
+    net.put(optimum)
+    value, report = eq_3(net, alpha, solver="cg", terms=400, damping=decay)
+    assert value == pytest.approx((above - below).item() / (2 * eps), rel=1e-6)
+    assert report["note"] == ""
+    assert all(torch.equal(a, b) for a, b in zip(before, net.norms.state_dict().values()))
 
 
 def conv_net(dtype, encoder="cnn", size=16):
@@ -275,13 +337,131 @@ def conv_net(dtype, encoder="cnn", size=16):
 
 @pytest.mark.parametrize("encoder, size", [("cnn", 16), ("resnet18", 32)])
 def test_float32_agrees_with_float64(encoder, size):
-    """Five terms through convolutions and batch norm, to 1e-3."""
+    """Five terms through convolutions and batch norm, their step and damping included, to 1e-3."""
     values = []
     for dtype in (torch.float32, torch.float64):
         net, losses = conv_net(dtype, encoder, size)
         with evaluating(net):
-            values.append(hypergradient(losses, net.parameters(), 0.6, terms=5, step=1e-3)[0])
+            outer = lambda: losses()[0]  # noqa: E731
+            values.append(hypergradient(outer, losses, net.parameters(), 0.6)[0])
     assert values[0] == pytest.approx(values[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("terms", [2, 5, 9])
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_step_and_damping_follow_the_curvature(terms, alpha):
+    """damping = -smallest where that is negative, step = 1 / (largest + damping), of what the products show of H."""
+    for q in (Quadratic(), Indefinite()):
+        q.put(normal(9, seed=6))
+        H, (c, v) = q.H(alpha), q.c_and_v()
+        smallest, largest = ritz(H, v, min(terms - 1, len(set(torch.linalg.eigvalsh(H).tolist()))))
+        if isinstance(q, Indefinite):
+            smallest, largest = ritz(H, v, min(terms - 1, 3))
+        damping = max(0.0, -smallest)
+        step = 1 / (largest + damping)
+        value, report = eq_3(q, alpha, terms=terms)
+        assert report["curvature"] == pytest.approx([smallest, largest], rel=1e-9)
+        assert (report["step"], report["damping"]) == pytest.approx((step, damping), rel=1e-9, abs=1e-12)
+        assert value == pytest.approx((-c @ series(H + damping * EYE, v, terms, step)).item(), rel=1e-9)
+        assert report["terms"] == terms and report["note"] == ""
+
+
+@pytest.mark.parametrize("n", [1, 4, 9, 30])
+def test_lanczos_keeps_every_polynomial(n):
+    """c^T H^k v = a^T T^k e_1 for k = 0..n, and where n reaches the dimension for every k."""
+    H = with_eigenvalues(torch.linspace(-1, 2, 9), seed=7)
+    v, c = normal(9, seed=1), normal(9, seed=2)
+    T, a = lanczos(lambda u: [H @ u[0]], [v], [c], n)
+    for k in range(n + 1):
+        power = torch.linalg.matrix_power
+        expected = (c @ power(H, k) @ v).item()
+        assert (a @ power(T, k)[:, 0]).item() == pytest.approx(expected, rel=1e-8, abs=1e-8)
+
+
+def test_one_term_takes_one_product():
+    """Its step is one over the curvature along v."""
+    q = Quadratic().put(normal(9, seed=6))
+    c, v = q.c_and_v()
+    along = (v @ q.H(0.35) @ v / (v @ v)).item()
+    value, report = eq_3(q, 0.35, terms=1)
+    assert value == pytest.approx(-(c @ v).item() / along, rel=1e-12)
+    assert report["curvature"] == pytest.approx([along, along], rel=1e-12)
+
+
+@pytest.mark.parametrize("terms, products", [(1, 1), (2, 1), (5, 4), (9, 8)])
+def test_products_are_counted(terms, products, monkeypatch):
+    """K terms cost K - 1 products with H, one at least."""
+    q, calls = Quadratic().put(normal(9, seed=6)), []
+    real = hessian_product
+    monkeypatch.setattr("bilevel.hessian_product", lambda *a: calls.append(1) or real(*a))
+    eq_3(q, 0.35, terms=terms)
+    assert len(calls) == products
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e3, 1e6])
+def test_other_units_change_nothing_but_the_unit(scale):
+    """Both losses a thousand times as large, so that H's largest eigenvalue is: Eq. 3 is a thousand times itself."""
+    values = []
+    for factor in (1.0, scale):
+        q = Indefinite()
+        q.A, q.M = factor * q.A, factor * q.M
+        values.append(eq_3(q.put(normal(9, seed=6)), 0.35)[0] / factor)
+    assert values[1] == pytest.approx(values[0], rel=1e-9)
+
+
+class Noisy(Quadratic):
+    """The quadratic whose L_CLS is a mean over samples, each with a minimum of its own; losses() sees four of them."""
+
+    def __init__(self, n=64):
+        super().__init__()
+        self.around = 2 * normal(n, 9, seed=8)
+        self.around -= self.around.mean(0)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def batch(self):
+        return self.around[torch.randint(len(self.around), (4,), generator=self.generator)].mean(0)
+
+    def losses(self, noise=None):
+        noise = self.batch() if noise is None else noise
+        x, z = self.theta() - self.a - noise, self.theta() - self.b
+        return x @ self.A @ x / 2, z @ self.M @ z / 2
+
+
+def mean_and_error(values):
+    values = torch.tensor(values, dtype=torch.float64)
+    return values.mean().item(), values.std().item() / len(values) ** 0.5
+
+
+@pytest.mark.parametrize("draws", [1, 4])
+def test_batches_of_their_own_make_eq_3_unbiased(draws):
+    """The mean over many draws is the value of all data, within three standard errors; that of a shared batch, which
+    contains the variance of the gradient, is far above it."""
+    q, alpha, times = Noisy().put(normal(9, seed=6)), 0.6, 400
+    exact = eq_3(Quadratic().put(q.theta().detach()), alpha, terms=5, step=0.2)[0]
+    own = [eq_3(q, alpha, terms=5, step=0.2, draws=draws)[0] for _ in range(times)]
+    mean, error = mean_and_error(own)
+    assert abs(mean - exact) < 3 * error
+
+    shared = []
+    for _ in range(times):
+        noise = q.batch()
+        one = lambda noise=noise: q.losses(noise)  # noqa: E731
+        shared.append(hypergradient(lambda one=one: one()[0], one, q.params, alpha, terms=5, step=0.2)[0])
+    biased, biased_error = mean_and_error(shared)
+    assert biased > exact + 8 * biased_error
+
+
+def test_draws_are_averaged():
+    """More of them, less noise: v and c are means over as many batches, H is of one more."""
+    q, spread, calls = Noisy().put(normal(9, seed=6)), {}, []
+    real = q.batch
+    q.batch = lambda: calls.append(1) or real()
+    for draws in (1, 16):
+        calls.clear()
+        values = [eq_3(q, 0.6, terms=5, step=0.2, draws=draws)[0] for _ in range(100)]
+        assert len(calls) == 100 * (2 * draws + 1)
+        spread[draws] = torch.tensor(values).std().item()
+    assert spread[16] < 0.4 * spread[1]
 
 
 def test_randomised_averages_to_neumann_and_takes_fresh_batches():
@@ -296,21 +476,20 @@ def test_randomised_averages_to_neumann_and_takes_fresh_batches():
     for seed in range(200):
         calls.clear()
         generator = torch.Generator().manual_seed(seed)
-        value, report = hypergradient(
-            inner, q.params, 0.35, None, "randomised", terms, 0.2, generator=generator
-        )
+        value, report = hypergradient(lambda: q.losses()[0], inner, q.params, 0.35, "randomised", terms, 0.2,
+                                      generator=generator)  # fmt: skip
         p = report["terms"] - 1
-        assert len(calls) == 1 + p and report["note"] == ""
+        assert len(calls) == 2 + p and report["note"] == ""
         by_p[p] = value
         drawn.append(p)
     assert sorted(by_p) == list(range(terms))
-    expected, _ = hypergradient(q.losses, q.params, 0.35, terms=terms, step=0.2)
+    expected, _ = eq_3(q, 0.35, terms=terms, step=0.2)
     assert sum(by_p.values()) / terms == pytest.approx(expected, rel=1e-12)
     assert sum(drawn) / len(drawn) == pytest.approx((terms - 1) / 2, abs=0.3)
 
 
 def test_randomised_uses_each_batch_once():
-    """(I - step H_2)(I - step H_1) v with a Hessian of its own per batch, the first batch giving c and v."""
+    """(I - step H_2)(I - step H_1) v with a Hessian of its own per batch, the first giving c, the second the step."""
     q, scale = Quadratic().put(normal(9, seed=6)), []
 
     def inner():
@@ -318,16 +497,24 @@ def test_randomised_uses_each_batch_once():
         return tuple(scale[-1] * loss for loss in q.losses())
 
     generator = torch.Generator()
-    seed = next(
-        s for s in range(99) if int(torch.randint(4, (), generator=generator.manual_seed(s))) == 2
-    )
-    value, _ = hypergradient(
-        inner, q.params, 0.35, None, "randomised", 4, 0.05, generator=generator.manual_seed(seed)
-    )
-    c, v = q.c_and_v()
-    eye, H = EYE, q.H(0.35)
-    expected = -0.05 * 4 * c @ (eye - 0.05 * 3 * H) @ (eye - 0.05 * 2 * H) @ v
-    assert value == pytest.approx(expected.item(), rel=1e-12)
+    seed = next(s for s in range(99) if int(torch.randint(4, (), generator=generator.manual_seed(s))) == 2)
+    value, report = hypergradient(lambda: q.losses()[0], inner, q.params, 0.35, "randomised", 4,
+                                  generator=generator.manual_seed(seed))  # fmt: skip
+    (c, v), H, step = q.c_and_v(), q.H(0.35), report["step"]
+    assert step == pytest.approx(1 / ritz(2 * H, v, 3)[1], rel=1e-9) and report["damping"] == 0
+    expected = -step * 4 * c @ (EYE - step * 4 * H) @ (EYE - step * 3 * H) @ v
+    assert value == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_randomised_is_damped_as_neumann_is():
+    """On an indefinite Hessian the mean over every p is neumann's value, with the step and damping that it found."""
+    q, by_p = Indefinite(), {}
+    for seed in range(60):
+        value, report = eq_3(q, 0.35, solver="randomised", generator=torch.Generator().manual_seed(seed))
+        by_p[report["terms"]] = value
+    expected, found = eq_3(q, 0.35)
+    assert report["damping"] > 0 and report["step"] == found["step"] and len(by_p) == 5
+    assert sum(by_p.values()) / 5 == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
@@ -338,9 +525,10 @@ def test_at_an_inner_optimum_alpha_can_only_fall(alpha, damping):
     q.put(q.solve(alpha))
     _, v = q.c_and_v()
     H = q.H(alpha) + damping * EYE
-    value, _ = hypergradient(q.losses, q.params, alpha, terms=2000, step=0.2, damping=damping)
+    value, _ = eq_3(q, alpha, terms=2000, step=0.2, damping=damping)
     assert value == pytest.approx((v @ torch.linalg.solve(H, v)).item() / alpha, rel=1e-9)
-    assert hypergradient(q.losses, q.params, alpha, terms=3, step=0.2, damping=damping)[0] > 0
+    assert eq_3(q, alpha, terms=3, step=0.2, damping=damping)[0] > 0
+    assert eq_3(q, alpha, damping=damping)[0] > 0
 
 
 def test_alpha_ends_at_0_or_at_the_held_out_optimum():
@@ -350,7 +538,7 @@ def test_alpha_ends_at_0_or_at_the_held_out_optimum():
         alpha = 0.95
         for _ in range(400):
             q.put(q.solve(alpha))
-            value, _ = hypergradient(q.losses, q.params, alpha, outer, "cg", 9)
+            value, _ = eq_3(q, alpha, outer, solver="cg", terms=9)
             alpha = max(0.0, min(1.0, alpha - 0.1 * value))
         if outer is None:
             assert alpha == 0
@@ -361,7 +549,8 @@ def test_alpha_ends_at_0_or_at_the_held_out_optimum():
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_hypergradient_leaves_no_trace(solver):
+@pytest.mark.parametrize("batch_statistics", [False, True])
+def test_hypergradient_leaves_no_trace(solver, batch_statistics):
     """Parameters, buffers, .grad, modes and random state stay bit for bit; a second call gives the same value."""
     net, losses = conv_net(torch.float32)
     net.train()
@@ -374,17 +563,31 @@ def test_hypergradient_leaves_no_trace(solver):
     net.register_forward_hook(lambda *_: forwards.append(1))
     values = []
     for _ in range(2):
-        with evaluating(net):
+        with evaluating(net, batch_statistics):
             generator = torch.Generator().manual_seed(1)
-            values.append(
-                hypergradient(losses, net.parameters(), 0.6, None, solver, 4, 1e-3, 10.0, generator)
-            )
+            options = dict(solver=solver, terms=4, damping=1e4, generator=generator)
+            values.append(hypergradient(lambda: losses()[0], losses, net.parameters(), 0.6, **options))
     assert values[0] == values[1] and values[0][0] is not None
-    assert len(forwards) == 2 or solver == "randomised"
+    assert len(forwards) == 6 or solver == "randomised"
     after = [*net.state_dict().values(), *(p.grad for p in net.parameters())]
     assert all(torch.equal(a, b) for a, b in zip(before, after))
     assert modes == [m.training for m in net.modules()]
+    assert all(m.track_running_stats for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d))
     assert torch.equal(random_state, torch.get_rng_state())
+
+
+def test_batch_statistics_are_those_of_training():
+    """The features are those of train mode, where dropout would differ; eval mode has the running statistics."""
+    net, _ = conv_net(torch.float64)
+    x = [normal(8, c, 16, 16, seed=5 + c) for c in (1, 2)]
+    with evaluating(net, batch_statistics=True):
+        inside = net(x)
+        assert not any(m.training for m in net.modules() if not isinstance(m, torch.nn.BatchNorm2d))
+    with evaluating(net):
+        running = net(x)
+    net.train()
+    assert all(torch.equal(a, b) for a, b in zip(inside, net(x)))
+    assert not torch.allclose(running[0], inside[0], rtol=0.1)
 
 
 def test_modes_come_back_after_an_error():
@@ -397,44 +600,36 @@ def test_modes_come_back_after_an_error():
     assert all(m.training for m in net.modules())
 
 
-class Indefinite(Quadratic):
-    """H with the eigenvalues -1, .5 and 2 whatever alpha, and gradients in all three directions."""
-
-    def __init__(self):
-        super().__init__()
-        self.A = self.M = with_eigenvalues([-1, 0.5, 2] * 3, seed=7)
-        self.put(normal(9, seed=6))
-
-
-def test_an_indefinite_hessian_is_cut_and_said():
-    """200 undamped terms would reach 1e30: the sum ends before the first term that grows, and the note says so."""
+@pytest.mark.parametrize("terms", [5, 200])
+def test_negative_curvature_is_damped(terms):
+    """Undamped, 200 terms would reach 1e30. With the damping that follows from the products all terms stay, each no
+    larger than the one before, and the value is the damped inverse's."""
     q = Indefinite()
-    value, report = hypergradient(q.losses, q.params, 0.5, terms=200, step=0.4)
+    value, report = eq_3(q, 0.5, terms=terms)
     c, v = q.c_and_v()
-    used = report["terms"]
-    A = EYE - 0.4 * q.H(0.5)
-    sizes = [(torch.linalg.matrix_power(A, k) @ v).norm().item() for k in range(200)]
-    assert 1 <= used < 20 and sizes[used] > sizes[used - 1] and max(sizes[:used]) == sizes[0]
-    assert value == pytest.approx((-c @ series(q.H(0.5), v, used, 0.4)).item(), rel=1e-12)
-    assert f"cut after {used} of 200 terms" in report["note"]
+    assert report["damping"] == pytest.approx(1, rel=1e-9) and report["step"] == pytest.approx(1 / 3, rel=1e-9)
+    damped = q.H(0.5) + report["damping"] * EYE
+    assert value == pytest.approx((-c @ series(damped, v, terms, 1 / 3)).item(), rel=1e-8)
+    assert abs(value) <= terms / 3 * (c.norm() * v.norm()).item() and report["terms"] == terms
 
 
-def test_an_indefinite_hessian_can_be_damped():
-    """With damping above the most negative curvature all terms stay, and the value is the damped inverse's."""
+def test_an_indefinite_hessian_can_be_damped_by_hand():
+    """Damping above the most negative curvature is part of H, and the solver adds none."""
     q = Indefinite()
-    value, report = hypergradient(q.losses, q.params, 0.5, terms=400, step=0.2, damping=1.5)
+    value, report = eq_3(q, 0.5, terms=400, damping=1.5)
     c, v = q.c_and_v()
     expected = -c @ torch.linalg.solve(q.H(0.5) + 1.5 * EYE, v)
-    assert report["terms"] == 400 and report["note"] == ""
+    assert report["damping"] == 0 and report["curvature"] == pytest.approx([0.5, 3.5], rel=1e-9)
     assert value == pytest.approx(expected.item(), rel=1e-9)
-    assert 0 < report["curvature"] <= 3.5
 
 
-def test_too_large_a_step_is_cut_and_said():
-    """A step above 2 / (largest eigenvalue) makes the terms grow although H > 0."""
-    q = Quadratic().put(normal(9, seed=6))
-    value, report = hypergradient(q.losses, q.params, 0.5, terms=50, step=2.0)
-    assert math.isfinite(value) and report["terms"] < 10 and "cut after" in report["note"]
+def test_curvature_that_is_negative_everywhere_is_flat_when_damped():
+    """H = -I damped by 1 is 0: every term is c^T v, with the step 1."""
+    q = Quadratic()
+    q.A = q.M = -EYE
+    c, v = q.put(normal(9, seed=6)).c_and_v()
+    value, report = eq_3(q, 0.5, terms=5)
+    assert value == pytest.approx(-5 * (c @ v).item(), rel=1e-12) and report["step"] == pytest.approx(1)
 
 
 def test_a_singular_hessian_is_no_singularity_of_the_series():
@@ -442,62 +637,61 @@ def test_a_singular_hessian_is_no_singularity_of_the_series():
     q = Quadratic()
     q.A = q.M = with_eigenvalues([0.0, 1, 2] * 3, seed=7)
     q.put(normal(9, seed=6))
-    value, report = hypergradient(q.losses, q.params, 0.5, terms=30, step=0.4)
+    value, report = eq_3(q, 0.5, terms=30, step=0.4)
     c, v = q.c_and_v()
     assert value == pytest.approx((-c @ series(q.H(0.5), v, 30, 0.4)).item(), rel=1e-11)
     assert report["note"] == ""
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_what_is_not_finite_is_refused(solver):
-    """A loss of nan gives None and a note, never a number."""
+@pytest.mark.parametrize("factor", [math.nan, math.inf, 0.0])
+def test_what_is_not_finite_is_refused(solver, factor):
+    """A loss of nan or inf, or one without any curvature, gives None and a note, never a number."""
     q = Quadratic()
 
     def inner():
-        l_cls, l_mm = q.losses()
-        return l_cls * math.nan, l_mm
+        return tuple(factor * loss for loss in q.losses())
 
-    value, report = hypergradient(
-        inner, q.params, 0.5, solver=solver, generator=torch.Generator().manual_seed(3)
-    )
-    assert value is None and "refused" in report["note"] and math.isfinite(report["curvature"])
+    generator = torch.Generator().manual_seed(3)
+    value, report = hypergradient(lambda: inner()[0], inner, q.params, 0.5, solver, generator=generator)
+    assert value is None and f"refused: the {solver} estimate is not finite" in report["note"]
 
 
-def test_cg_refuses_negative_curvature():
+def test_cg_ends_before_negative_curvature():
     """Without a first direction of positive curvature there is no value; later, the iterate before is kept."""
     q = Quadratic()
     q.A = q.M = with_eigenvalues([-1.0] * 9, seed=7)
-    assert hypergradient(q.put(normal(9, seed=6)).losses, q.params, 0.5, solver="cg")[0] is None
+    assert eq_3(q.put(normal(9, seed=6)), 0.5, solver="cg")[0] is None
     q = Indefinite()
-    value, report = hypergradient(q.losses, q.params, 0.5, solver="cg", terms=50)
+    value, report = eq_3(q, 0.5, solver="cg", terms=50)
     c, v = q.c_and_v()
     first_iterate = (v @ v) / (v @ q.H(0.5) @ v) * v
     assert value == pytest.approx(-(c @ first_iterate).item(), rel=1e-12)
-    assert report["terms"] == 1 and "cut after 1 of 50 terms" in report["note"]
+    assert report["terms"] == 1 and report["curvature"] == pytest.approx([-1, 2], rel=1e-9)
+
+
+@pytest.mark.parametrize("terms", [1, 2, 4])
+def test_cg_is_conjugate_gradient(terms):
+    """Its value is that of the textbook's iteration, stopped after so many products."""
+    q = Quadratic().put(normal(9, seed=6))
+    (c, v), H = q.c_and_v(), q.H(0.35)
+    x, r = torch.zeros(9, dtype=torch.float64), v.clone()
+    d = r
+    for _ in range(terms):
+        length = (r @ r) / (d @ H @ d)
+        x, after = x + length * d, r - length * H @ d
+        d, r = after + (after @ after) / (r @ r) * d, after
+    assert eq_3(q, 0.35, solver="cg", terms=terms)[0] == pytest.approx(-(c @ x).item(), rel=1e-10)
 
 
 def test_cg_ends_where_it_has_solved():
-    """H = I takes one iteration; those that are left change nothing and are no sign of negative curvature."""
+    """H = I takes one iteration; those that are left change nothing."""
     q = Quadratic()
     q.A = q.M = EYE
     q.put(normal(9, seed=6))
     c, v = q.c_and_v()
-    value, report = hypergradient(q.losses, q.params, 0.5, solver="cg", terms=5)
-    assert value == pytest.approx(-(c @ v).item(), rel=1e-12) and report["note"] == ""
-
-
-def test_randomised_refuses_a_product_that_grows():
-    """Negative curvature in every factor: nothing to average."""
-    q = Quadratic()
-    q.A = q.M = with_eigenvalues([-1.0] * 9, seed=7)
-    q.put(normal(9, seed=6))
-    generator = torch.Generator()
-    seed = next(
-        s for s in range(99) if int(torch.randint(5, (), generator=generator.manual_seed(s))) > 0
-    )
-    value, report = hypergradient(q.losses, q.params, 0.5, None, "randomised", 5, 0.1,
-                                  generator=generator.manual_seed(seed))  # fmt: skip
-    assert value is None and "refused" in report["note"]
+    value, report = eq_3(q, 0.5, solver="cg", terms=5)
+    assert value == pytest.approx(-(c @ v).item(), rel=1e-12) and report["terms"] == 1 and report["note"] == ""
 
 
 def test_a_parameter_outside_a_loss_counts_as_zero():

@@ -54,7 +54,7 @@ def stop_at(monkeypatch, n):
 
 @pytest.mark.parametrize("flags", [
     ["--method", "heuristic"], ["--method", "unimodal"], ["--eta-alpha", "5"],
-    ["--solver", "randomised", "--damping", "30"],
+    ["--solver", "randomised"], ["--outer", "shared"],
     ["--outer", "held-out"], ["--method", "stepwise:0.05", "--val-fraction", "0.2"], ["--inner-iters", "2"],
 ])  # fmt: skip
 @pytest.mark.parametrize("t", [1, 3])
