@@ -60,8 +60,8 @@ def lanczos(product, v, c, n):
 
 
 def curvature(T, n):
-    """(smallest, largest) Ritz value of the projection T that n products gave; nan where T is not finite."""
-    if not T.isfinite().all():
+    """(smallest, largest) Ritz value of the projection T that n products gave; nan where there is none."""
+    if n == 0 or not T.isfinite().all():
         return math.nan, math.nan
     ritz = torch.linalg.eigvalsh(T[:n, :n])
     return ritz[0].item(), ritz[-1].item()
@@ -81,10 +81,11 @@ def safe_step(smallest, largest):
 def neumann(product, v, c, terms, step=None, generator=None):
     """c^T H^-1 v ~ step * sum_{k=0}^{terms-1} c^T (I - step (H + damping I))^k v: the mean of [16]'s estimator.
 
-    Costs terms - 1 products, one at least. They also show the curvature, from which step and damping follow; a step
-    that is given is taken as it is, undamped. The sum is taken with T in the place of H: the same number, see lanczos.
+    Costs terms - 1 products. They also show the curvature, from which step and damping follow (for this, one term
+    costs a product too); a step that is given is taken as it is, undamped. The sum is taken with T in the place of H:
+    the same number, see lanczos.
     """
-    n = max(1, terms - 1)
+    n = terms - 1 if step else max(1, terms - 1)
     T, a = lanczos(product, v, c, n)
     smallest, largest = curvature(T, n)
     step, damping = (step, 0.0) if step else safe_step(smallest, largest)
@@ -101,7 +102,7 @@ def randomised(product, v, c, terms, step=None, generator=None):
     Each H_i is of a fresh batch, as [16] prints it. Its mean is the series of `neumann` for the mean of the H_i, its
     spread several times that. Step and damping follow from terms - 1 products of one further batch.
     """
-    n = max(1, terms - 1)
+    n = 0 if step else max(1, terms - 1)
     smallest, largest = curvature(lanczos(product, v, c, n)[0], n)
     step, damping = (step, 0.0) if step else safe_step(smallest, largest)
     p, u = int(torch.randint(terms, (), generator=generator)), v

@@ -335,9 +335,10 @@ def defaults(name):
     """The settings of train.py that a set brings with it (Sec. 4.1); a flag given by hand wins."""
     if name not in SETS:
         return {}
-    # Paper silent: T, the plateau's patience; for Eq. 3 the step of the series, here .005 whatever the learning rate;
-    # Adam's weight decay; all of them for NVGesture.
+    # Paper silent: T, the plateau's patience; Eq. 3's batches, of 32 so that two ResNet18 leave room on 24 GB; how fast
+    # alpha moves, here at most by 1 / T in an epoch as on keypad; Adam's weight decay; all of them for NVGesture.
     common = {"workers": min(8, os.cpu_count()), "epochs": 100, "plateau": 10}
+    common |= {"alpha_batch": 32, "eta_alpha": 0.2, "alpha_limit": 0.01}
     if "text" in SETS[name]["modalities"]:
         adam = {"optimizer": "adam", "lr": 1e-4, "weight_decay": 0.0, "batch_size": 128}
         return common | adam | {"encoders": "resnet50,bert"}

@@ -295,10 +295,11 @@ class NormTowers(TwoTowers):
         W1, W2, W, b, *affine = params or self.params
         one = torch.ones(len(self.y), 1, dtype=torch.float64)
         with evaluating(self.norms, batch_statistics=True):
-            z = [
-                torch.cat([torch.func.functional_call(norm, {"weight": scale, "bias": shift}, torch.tanh(x @ w.T)), one], 1)
-                for norm, x, w, scale, shift in zip(self.norms, self.x, (W1, W2), affine[:2], affine[2:])
-            ]
+            z = []
+            for norm, x, w, scale, shift in zip(self.norms, self.x, (W1, W2), affine[:2], affine[2:]):
+                affine_j = {"weight": scale, "bias": shift}
+                z_j = torch.func.functional_call(norm, affine_j, torch.tanh(x @ w.T))
+                z.append(torch.cat([z_j, one], 1))
         return classification_loss(torch.cat(z, 1) @ W.T + b, self.y), modality_matching_loss(z, 0.5)
 
 
@@ -388,13 +389,14 @@ def test_one_term_takes_one_product():
     assert report["curvature"] == pytest.approx([along, along], rel=1e-12)
 
 
-@pytest.mark.parametrize("terms, products", [(1, 1), (2, 1), (5, 4), (9, 8)])
-def test_products_are_counted(terms, products, monkeypatch):
-    """K terms cost K - 1 products with H, one at least."""
+@pytest.mark.parametrize("terms, step, products", [(1, None, 1), (2, None, 1), (5, None, 4), (9, None, 8),
+                                                   (1, 0.1, 0), (5, 0.1, 4)])  # fmt: skip
+def test_products_are_counted(terms, step, products, monkeypatch):
+    """K terms cost K - 1 products with H; one term costs one where its step is to follow from it."""
     q, calls = Quadratic().put(normal(9, seed=6)), []
     real = hessian_product
     monkeypatch.setattr("bilevel.hessian_product", lambda *a: calls.append(1) or real(*a))
-    eq_3(q, 0.35, terms=terms)
+    eq_3(q, 0.35, terms=terms, step=step)
     assert len(calls) == products
 
 
