@@ -12,11 +12,11 @@ from librosa import resample, stft  # noqa: F401  before any fork, see below
 from PIL import Image
 
 import data
-from media import Samples, as_is
+from data import Samples, identity
 
 torch.set_num_threads(1)  # the tests are small; more threads only wait for each other
-# librosa parses its stubs when it is first used, and Python 3.11 can fail at that in a worker forked from these tests,
-# where old objects are collected meanwhile ("AST constructor recursion depth mismatch", python/cpython#106905).
+# librosa parses its stubs at its first use. Python 3.11 can fail there in a worker forked from
+# these tests ("AST constructor recursion depth mismatch", python/cpython#106905): import it here.
 
 
 def tiny(root=None, encoders=None, n=48):
@@ -26,10 +26,15 @@ def tiny(root=None, encoders=None, n=48):
     def pairs(n):
         y = torch.arange(n) % 3
         x = [torch.randn(n, c, 8, 8, generator=generator) + y.view(-1, 1, 1, 1) for c in (1, 2)]
-        return Samples(x, y, [as_is, as_is])
+        return Samples(x, y, [identity, identity])
 
-    return {"modalities": ["image", "sound"], "n_classes": 3, "train": pairs(n), "test": pairs(15),
-            "groups": np.arange(n) // 2}  # fmt: skip
+    return {
+        "modalities": ["image", "sound"],
+        "n_classes": 3,
+        "train": pairs(n),
+        "test": pairs(15),
+        "groups": np.arange(n) // 2,
+    }
 
 
 @pytest.fixture
@@ -41,13 +46,17 @@ def tiny_data(monkeypatch, tmp_path):
 
 
 SHARED = Path(__file__).parents[1] / "../shared/samples"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real samples, ../shared/samples, are not here")
+needs_shared = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="the real samples, ../shared/samples, are not here"
+)
 
 
 def make_wav(path, seconds=1.0, rate=16000):
     """A tone of 440 Hz."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, 0.3 * np.sin(2 * np.pi * 440 * np.arange(int(rate * seconds)) / rate), rate)
+    soundfile.write(
+        path, 0.3 * np.sin(2 * np.pi * 440 * np.arange(int(rate * seconds)) / rate), rate
+    )
 
 
 def make_jpg(path, size=(64, 48), colour=(200, 40, 10)):
@@ -56,7 +65,7 @@ def make_jpg(path, size=(64, 48), colour=(200, 40, 10)):
 
 
 def make_video(path, frames=30, size=(64, 48), sound=True, video="mpeg4"):
-    """A clip whose n-th frame has the grey level 8 n, with a tone of the same length, in the format of its ending."""
+    """A clip whose n-th frame has the grey level 8 n, with a tone of the same length."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as file:
         pictures = file.add_stream(video, rate=30, width=size[0], height=size[1], pix_fmt="yuv420p")
@@ -68,7 +77,9 @@ def make_video(path, frames=30, size=(64, 48), sound=True, video="mpeg4"):
         if sound:
             wave = 0.3 * np.sin(2 * np.pi * 440 * np.arange(44100 * frames // 30) / 44100)
             for i in range(0, len(wave), 1024):
-                part = av.AudioFrame.from_ndarray(wave[None, i : i + 1024].astype(np.float32), "fltp", "mono")
+                part = av.AudioFrame.from_ndarray(
+                    wave[None, i : i + 1024].astype(np.float32), "fltp", "mono"
+                )
                 part.sample_rate, part.pts = 44100, i
                 file.mux(tones.encode(part))
             file.mux(tones.encode())
@@ -80,12 +91,27 @@ def tiny_bert(tmp_path_factory):
     from transformers import BertConfig, BertModel, BertTokenizer
 
     folder = tmp_path_factory.mktemp("bert")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "a", "dog", "cat", "is", "fine", "."]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "the",
+        "a",
+        "dog",
+        "cat",
+        "is",
+        "fine",
+        ".",
+    ]
     (folder / "vocab.txt").write_text("\n".join(words))
     BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
     torch.manual_seed(0)
     sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
-    BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=128, **sizes)).save_pretrained(folder)
+    BertModel(
+        BertConfig(vocab_size=len(words), max_position_embeddings=128, **sizes)
+    ).save_pretrained(folder)
     return folder
 
 
@@ -103,8 +129,20 @@ def tiny_clip(tmp_path_factory):
     CLIPTokenizer(*files, model_max_length=16).save_pretrained(folder)
     torch.manual_seed(0)
     n = len(tokens)
-    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, projection_dim=24)
-    text = dict(vocab_size=n, max_position_embeddings=16, bos_token_id=n - 2, eos_token_id=n - 1, pad_token_id=n - 1)
+    sizes = dict(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        projection_dim=24,
+    )
+    text = dict(
+        vocab_size=n,
+        max_position_embeddings=16,
+        bos_token_id=n - 2,
+        eos_token_id=n - 1,
+        pad_token_id=n - 1,
+    )
     vision = dict(image_size=224, patch_size=56)
     config = CLIPConfig(text_config=sizes | text, vision_config=sizes | vision, projection_dim=24)
     CLIPModel(config).save_pretrained(folder)

@@ -8,9 +8,19 @@ import math
 import pytest
 import torch
 
-from bilevel import SOLVERS, dot, evaluating, grad, hessian_product, hypergradient, lanczos, total_gradient
+from bilevel import (
+    SOLVERS,
+    dot,
+    eval_mode,
+    grad,
+    hvp,
+    hypergradient,
+    lanczos,
+    total_gradient,
+)
 from losses import classification_loss, modality_matching_loss, total_loss
-from model import Model
+from model import MultimodalModel
+from utils.lanczos import dot, lanczos
 
 ALPHAS = [0.05, 0.35, 0.95]
 EYE = torch.eye(9, dtype=torch.float64)
@@ -263,12 +273,12 @@ def test_hypergradient_of_a_net_equals_the_dense_hessian(alpha):
     assert report["terms"] == 5 and report["note"] == ""
 
 
-def test_hessian_product_is_symmetric_and_spans_all_tensors():
+def test_hvp_is_symmetric_and_spans_all_tensors():
     """u^T H w = w^T H u, and H w equals the dense product."""
     net = TwoTowers()
     u, w = ([normal(*s, seed=seed + i) for i, s in enumerate(net.shapes)] for seed in (20, 30))
     g = total_gradient(*net.losses(), 0.6, net.params)
-    Hw, Hu = hessian_product(g, net.params, w), hessian_product(g, net.params, u)
+    Hw, Hu = hvp(g, net.params, w), hvp(g, net.params, u)
     assert dot(u, Hw) == pytest.approx(dot(w, Hu), rel=1e-12)
     assert torch.allclose(flat(Hw), net.dense(0.6)[0] @ flat(w), rtol=1e-11, atol=1e-13)
 
@@ -294,7 +304,7 @@ class NormTowers(TwoTowers):
     def losses(self, params=None):
         W1, W2, W, b, *affine = params or self.params
         one = torch.ones(len(self.y), 1, dtype=torch.float64)
-        with evaluating(self.norms, batch_statistics=True):
+        with eval_mode(self.norms, batch_statistics=True):
             z = []
             for norm, x, w, scale, shift in zip(self.norms, self.x, (W1, W2), affine[:2], affine[2:]):
                 affine_j = {"weight": scale, "bias": shift}
@@ -320,7 +330,7 @@ def test_hypergradient_with_batch_norm_is_the_derivative_of_the_solved_problem(a
 def conv_net(dtype, encoder="cnn", size=16):
     """A Model with batch norm, its losses on a random batch, in eval mode with settled statistics."""
     torch.manual_seed(0)
-    net = Model([1, 2], 3, encoder).to(dtype)
+    net = MultimodalModel([1, 2], 3, encoder).to(dtype)
     x = [
         normal(8, 1, size, size, seed=1, dtype=dtype),
         normal(8, 2, size, size, seed=2, dtype=dtype),
@@ -330,8 +340,8 @@ def conv_net(dtype, encoder="cnn", size=16):
         net(x)
 
     def losses():
-        z = net(x)
-        return classification_loss(net.logits(z), y), modality_matching_loss(z, 0.1)
+        z, logits = net(x)
+        return classification_loss(logits, y), modality_matching_loss(z, 0.1)
 
     return net, losses
 
@@ -342,7 +352,7 @@ def test_float32_agrees_with_float64(encoder, size):
     values = []
     for dtype in (torch.float32, torch.float64):
         net, losses = conv_net(dtype, encoder, size)
-        with evaluating(net):
+        with eval_mode(net):
             outer = lambda: losses()[0]  # noqa: E731
             values.append(hypergradient(outer, losses, net.parameters(), 0.6)[0])
     assert values[0] == pytest.approx(values[1], rel=1e-3)
@@ -394,8 +404,8 @@ def test_one_term_takes_one_product():
 def test_products_are_counted(terms, step, products, monkeypatch):
     """K terms cost K - 1 products with H; one term costs one where its step is to follow from it."""
     q, calls = Quadratic().put(normal(9, seed=6)), []
-    real = hessian_product
-    monkeypatch.setattr("bilevel.hessian_product", lambda *a: calls.append(1) or real(*a))
+    real = hvp
+    monkeypatch.setattr("bilevel.hvp", lambda *a: calls.append(1) or real(*a))
     eq_3(q, 0.35, terms=terms, step=step)
     assert len(calls) == products
 
@@ -565,7 +575,7 @@ def test_hypergradient_leaves_no_trace(solver, batch_statistics):
     net.register_forward_hook(lambda *_: forwards.append(1))
     values = []
     for _ in range(2):
-        with evaluating(net, batch_statistics):
+        with eval_mode(net, batch_statistics):
             generator = torch.Generator().manual_seed(1)
             options = dict(solver=solver, terms=4, damping=1e4, generator=generator)
             values.append(hypergradient(lambda: losses()[0], losses, net.parameters(), 0.6, **options))
@@ -582,21 +592,21 @@ def test_batch_statistics_are_those_of_training():
     """The features are those of train mode, where dropout would differ; eval mode has the running statistics."""
     net, _ = conv_net(torch.float64)
     x = [normal(8, c, 16, 16, seed=5 + c) for c in (1, 2)]
-    with evaluating(net, batch_statistics=True):
-        inside = net(x)
+    with eval_mode(net, batch_statistics=True):
+        inside, _ = net(x)
         assert not any(m.training for m in net.modules() if not isinstance(m, torch.nn.BatchNorm2d))
-    with evaluating(net):
-        running = net(x)
+    with eval_mode(net):
+        running, _ = net(x)
     net.train()
-    assert all(torch.equal(a, b) for a, b in zip(inside, net(x)))
+    assert all(torch.equal(a, b) for a, b in zip(inside, net(x)[0]))
     assert not torch.allclose(running[0], inside[0], rtol=0.1)
 
 
 def test_modes_come_back_after_an_error():
-    """evaluating() restores them on the way out of any exception."""
+    """eval_mode() restores them on the way out of any exception."""
     net, _ = conv_net(torch.float32)
     net.train()
-    with pytest.raises(KeyError), evaluating(net):
+    with pytest.raises(KeyError), eval_mode(net):
         assert not net.phi[0].training
         raise KeyError
     assert all(m.training for m in net.modules())

@@ -1,4 +1,7 @@
-"""data.py and prepare.py: the six sets from their original files to the final table, and what is said of damage."""
+"""The six sets, from their original files to the final table, and the errors for damaged files.
+
+data.py, utils/annotations.py, utils/files.py, scripts/prepare.py.
+"""
 
 import itertools
 import json
@@ -10,6 +13,7 @@ import sys
 import time
 import tracemalloc
 from collections import Counter
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +23,9 @@ from conftest import SHARED, make_jpg, make_video, make_wav, needs_shared
 from PIL import Image
 
 import data
-import media
-import prepare
 import train
+from scripts import prepare
+from utils import annotations, files
 
 ROOT = Path(__file__).parents[1]
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
@@ -32,9 +36,13 @@ def write(path, text):
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
 
 
+def indexed(name, root):
+    return files.index(name, root, data.SETS[name]["modalities"])
+
+
 def listed(name, root):
     """{split: number of samples} and their labels, from the annotation files below root."""
-    found = list(data.SETS[name]["list"](data.index(name, root)))
+    found = list(annotations.LISTS[name](indexed(name, root)))
     return Counter(split for split, *_ in found), [label for _, label, *_ in found]
 
 
@@ -42,13 +50,16 @@ def listed(name, root):
 
 
 @needs_shared
-@pytest.mark.parametrize("name, folder, counts, n_classes", [
-    ("cremad", "cremad", {"train": 6698, "test": 744}, 6),
-    ("kinetics-sounds", "kinetics_sounds", {"train": 14799, "test": 2597}, 31),
-    ("sarcasm", "sarcasm", {"train": 19816, "val": 2410, "test": 2409}, 2),
-    ("twitter2015", "twitter2015", {"train": 3179, "val": 1122, "test": 1037}, 3),
-    ("nvgesture", "nvgesture", {"train": 1050, "test": 482}, 25),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, folder, counts, n_classes",
+    [
+        ("cremad", "cremad", {"train": 6698, "test": 744}, 6),
+        ("kinetics-sounds", "kinetics_sounds", {"train": 14799, "test": 2597}, 31),
+        ("sarcasm", "sarcasm", {"train": 19816, "val": 2410, "test": 2409}, 2),
+        ("twitter2015", "twitter2015", {"train": 3179, "val": 1122, "test": 1037}, 3),
+        ("nvgesture", "nvgesture", {"train": 1050, "test": 482}, 25),
+    ],
+)
 def test_the_real_lists_have_their_counts(name, folder, counts, n_classes):
     """The paper's numbers; for KineticsSounds those of the list that everybody uses."""
     found, labels = listed(name, SHARED / folder)
@@ -57,7 +68,7 @@ def test_the_real_lists_have_their_counts(name, folder, counts, n_classes):
 
 @needs_shared
 def test_the_real_list_of_vggsound_has_its_counts(tmp_path):
-    """15,446 test rows in 309 classes, numbered in the order of their sorted names, with stat.csv and without."""
+    """15,446 test rows in 309 classes, in the order of their names, with stat.csv and without."""
     labels = {}
     for stat in (True, False):
         root = tmp_path / str(stat)
@@ -73,9 +84,11 @@ def test_the_real_list_of_vggsound_has_its_counts(tmp_path):
 
 @needs_shared
 def test_nvgesture_takes_the_label_of_the_list():
-    """Version 2 relabels 15 and 8 rows, so that they differ from their folder's class; windows are of 80 frames."""
+    """15 and 8 rows of version 2 differ from their folder's class; a window has 80 frames."""
     differ = Counter()
-    for split, label, group, _, wanted in data.list_nvgesture(data.index("nvgesture", SHARED / "nvgesture")):
+    for split, label, group, _, wanted in annotations.list_nvgesture(
+        indexed("nvgesture", SHARED / "nvgesture")
+    ):
         (_, _, stream, start, end), _, depth = wanted
         folder = Path(stream).parent
         differ[split] += int(folder.parent.name.removeprefix("class_")) != label + 1
@@ -85,8 +98,14 @@ def test_nvgesture_takes_the_label_of_the_list():
 
 # --- small data sets in the original layouts ---
 
-EMOTIONS = ["1001_DFA_ANG_XX", "1001_IEO_DIS_HI", "1002_IEO_FEA_LO", "1002_DFA_HAP_XX", "1003_DFA_NEU_XX",
-            "1003_DFA_SAD_XX"]  # fmt: skip
+EMOTIONS = [
+    "1001_DFA_ANG_XX",
+    "1001_IEO_DIS_HI",
+    "1002_IEO_FEA_LO",
+    "1002_DFA_HAP_XX",
+    "1003_DFA_NEU_XX",
+    "1003_DFA_SAD_XX",
+]
 VIDEOS = ["--4-0ihtnBU", "--6q_33gNew", "-00nar1nEPc", "-3Mwkq-7TV4"]
 
 
@@ -103,7 +122,10 @@ def cremad(root, tiny_bert=None, tiny_clip=None):
 
 def kinetics_sounds(root, *_):
     """mp4 as Kinetics-400 names them, train and test apart."""
-    write(root / "my_train.txt", "".join(f"{video}_000058_000068,10,{k}\n" for k, video in enumerate(VIDEOS)))
+    write(
+        root / "my_train.txt",
+        "".join(f"{video}_000058_000068,10,{k}\n" for k, video in enumerate(VIDEOS)),
+    )
     write(root / "my_test.txt", f"{VIDEOS[0]}_58,10,0\n{VIDEOS[3]}_58,10,3\n")
     for video in VIDEOS:
         make_video(root / f"k400/train/{video}_000058_000068.mp4")
@@ -113,8 +135,11 @@ def kinetics_sounds(root, *_):
 def vggsound(root, *_):
     """The three spellings of a clip's file, and a label with a comma."""
     labels = ["people marching", "bird chirping, tweeting", "playing harp", "people marching"]
-    rows = [f'{video},{30 + k},"{label}",{split}\n' for split in ("train", "test")
-            for k, (video, label) in enumerate(zip(VIDEOS, labels))]  # fmt: skip
+    rows = [
+        f'{video},{30 + k},"{label}",{split}\n'
+        for split in ("train", "test")
+        for k, (video, label) in enumerate(zip(VIDEOS, labels))
+    ]
     write(root / "vggsound.csv", "".join(rows))
     spellings = ["_000030.mp4", "_31000_41000.mp4", "_32.mp4", ".mp4"]
     for video, spelling in zip(VIDEOS, spellings):
@@ -125,8 +150,14 @@ def vggsound(root, *_):
 def sarcasm(root, tiny_bert, tiny_clip):
     """Lines of Python lists, a tweet to leave out, images under their tweets' ids."""
     for split, extra in [("train.txt", ""), ("valid2.txt", ", 0"), ("test2.txt", ", 1")]:
-        ids = [f"84000616066098{['train.txt', 'valid2.txt', 'test2.txt'].index(split)}{i}" for i in range(4)]
-        rows = [f"['{name}', 'the dog is fine . to # {name}'{extra}, {i % 2}]\r\n" for i, name in enumerate(ids)]
+        ids = [
+            f"84000616066098{['train.txt', 'valid2.txt', 'test2.txt'].index(split)}{i}"
+            for i in range(4)
+        ]
+        rows = [
+            f"['{name}', 'the dog is fine . to # {name}'{extra}, {i % 2}]\r\n"
+            for i, name in enumerate(ids)
+        ]
         rows.append(f"['910308516510011393', 'a # humor joke'{extra}, 1]\r\n")
         write(root / f"text/{split}", "".join(rows))
         for name in ids:
@@ -136,9 +167,15 @@ def sarcasm(root, tiny_bert, tiny_clip):
 
 def twitter2015(root, tiny_bert, tiny_clip):
     """Tab separated, test.tsv with its header of four names; some rows share an image."""
-    usual, odd = "index\t#1 Label\t#2 ImageID\t#3 String\t#3 String\n", "index\t#1 ImageID\t#2 String\t#2 String\n"
+    usual, odd = (
+        "index\t#1 Label\t#2 ImageID\t#3 String\t#3 String\n",
+        "index\t#1 ImageID\t#2 String\t#2 String\n",
+    )
     for split, first in [("train", 1860693), ("dev", 975807), ("test", 74960)]:
-        rows = [f"{i + 1}\t{i % 3}\t{first + i // 2}.jpg\tRT @ dog : $T$ is \"fine\tthe cat\n" for i in range(4)]
+        rows = [
+            f'{i + 1}\t{i % 3}\t{first + i // 2}.jpg\tRT @ dog : $T$ is "fine\tthe cat\n'
+            for i in range(4)
+        ]
         write(root / f"{split}.tsv", (odd if split == "test" else usual) + "".join(rows))
         for i in range(2):
             make_jpg(root / f"twitter2015_images/{first + i}.jpg")
@@ -151,20 +188,29 @@ def nvgesture(root, *_):
         rows = []
         for subject, k in itertools.product(subjects, (1, 2)):
             folder = f"Video_data/class_{k:02d}/subject{subject}_r0"
-            rows.append(f"path:./{folder} depth:sk_depth:5:85 color:sk_color:5:85 duo_left:duo_left:1:9 label:{k} \n")
+            rows.append(
+                f"path:./{folder} depth:sk_depth:5:85 color:sk_color:5:85 "
+                f"duo_left:duo_left:1:9 label:{k} \n"
+            )
             for stream in ("sk_color", "sk_depth"):
                 make_video(root / folder / f"{stream}.avi", frames=90, sound=False)
         write(root / f"nvgesture_{split}_correct_cvpr2016_v2.lst", "".join(rows))
     return []
 
 
-MAKERS = {"cremad": cremad, "kinetics-sounds": kinetics_sounds, "vggsound": vggsound, "sarcasm": sarcasm,
-          "twitter2015": twitter2015, "nvgesture": nvgesture}  # fmt: skip
+MAKERS = {
+    "cremad": cremad,
+    "kinetics-sounds": kinetics_sounds,
+    "vggsound": vggsound,
+    "sarcasm": sarcasm,
+    "twitter2015": twitter2015,
+    "nvgesture": nvgesture,
+}
 
 
 @pytest.fixture(scope="session")
 def originals(tmp_path_factory, tiny_bert, tiny_clip):
-    """name -> (folder in the original layout, flags), each made once; a test that changes it copies it first."""
+    """name -> (folder in the original layout, flags), made once; copy it before you change it."""
     made = {}
 
     def get(name):
@@ -194,7 +240,8 @@ def copied(originals, tmp_path, monkeypatch):
 
 
 def run(name, root, flags=(), method="heuristic", epochs=1):
-    usual = f"--encoders cnn --workers 0 --batch-size 2 --epochs {epochs} --method {method} --dataset {name}".split()
+    usual = ["--encoders", "cnn", "--workers", "0", "--batch-size", "2"]
+    usual += f"--epochs {epochs} --method {method} --dataset {name}".split()
     return train.main([*usual, "--root", str(root), "--out", f"{root}-{method}", *flags])
 
 
@@ -202,16 +249,20 @@ def run(name, root, flags=(), method="heuristic", epochs=1):
 def test_every_set_goes_from_its_originals_to_the_table(name, copied, capsys):
     """prepare, then both methods for two epochs."""
     root, flags = copied(name)
-    assert prepare.main(["prepare", name, "--root", str(root), "--workers", "2"]) == 0
+    assert prepare.main([name, "--root", str(root), "--workers", "2"]) == 0
     assert "0 broken" in capsys.readouterr().out
     for method in ("heuristic", "learning-based"):
         assert run(name, root, flags, method, epochs=2) == 0
-        first, *epochs, test = map(json.loads, Path(f"{root}-{method}/log.jsonl").read_text().splitlines())
+        first, *epochs, test = map(
+            json.loads, Path(f"{root}-{method}/log.jsonl").read_text().splitlines()
+        )
         assert len(epochs) == 2 and first["modalities"] == data.SETS[name]["modalities"]
         assert set(test["test"]) == {"fused", "perf_gap", *first["modalities"]}
         assert ("val" in first["samples"]) == (name in ("sarcasm", "twitter2015"))
     printed = capsys.readouterr().out
-    assert printed.count(f"{name} train: ") == 2 and "macro-F1" in printed and "missing" not in printed
+    assert (
+        printed.count(f"{name} train: ") == 2 and "macro-F1" in printed and "missing" not in printed
+    )
 
 
 def copy_writable(source, target):
@@ -224,7 +275,7 @@ def copy_writable(source, target):
 @needs_shared
 @pytest.mark.parametrize("name", ["cremad", "vggsound", "nvgesture"])
 def test_real_media_go_from_the_original_to_the_table(name, tmp_path, monkeypatch):
-    """The real clips, each under its real name; where one split has none of them, a list of our own divides them."""
+    """The real clips under their real names; a list of our own divides them if a split has none."""
     monkeypatch.chdir(tmp_path)
     root = tmp_path / name
     if name == "cremad":
@@ -237,18 +288,26 @@ def test_real_media_go_from_the_original_to_the_table(name, tmp_path, monkeypatc
         write(root / "annotations/train.csv", "".join(rows[2:]))
     elif name == "vggsound":
         copy_writable(SHARED / "vggsound/video", root)
-        starts = [(clip.name[:11], int(clip.stem[12:].split("_")[0].removesuffix("000"))) for clip in root.iterdir()]
-        rows = (f"{video},{t},{i},{'test' if i > 4 else 'train'}\n" for i, (video, t) in enumerate(starts))
+        starts = [
+            (clip.name[:11], int(clip.stem[12:].split("_")[0].removesuffix("000")))
+            for clip in root.iterdir()
+        ]
+        rows = (
+            f"{video},{t},{i},{'test' if i > 4 else 'train'}\n"
+            for i, (video, t) in enumerate(starts)
+        )
         write(root / "vggsound.csv", "".join(rows))
     else:
         copy_writable(SHARED / "nvgesture", root)
-        lines = (root / "nvgesture_train_correct_cvpr2016_v2.lst").read_text().splitlines(keepends=True)
+        lines = (
+            (root / "nvgesture_train_correct_cvpr2016_v2.lst").read_text().splitlines(keepends=True)
+        )
         here = [x for x in lines if (root / x.split()[0].removeprefix("path:")).is_dir()]
         for part, split in [(here[:3], "train"), (here[3:], "test")]:
             write(root / f"nvgesture_{split}_correct_cvpr2016_v2.lst", "".join(part))
         for wrapped in root.rglob("sk_wrapped.avi"):
             wrapped.rename(wrapped.with_name("sk_color.avi"))
-    assert prepare.main(["prepare", name, "--root", str(root), "--workers", "2"]) == 0
+    assert prepare.main([name, "--root", str(root), "--workers", "2"]) == 0
     for method in ("heuristic", "learning-based"):
         assert run(name, root, [], method, epochs=2) == 0
 
@@ -257,39 +316,48 @@ def test_real_media_go_from_the_original_to_the_table(name, tmp_path, monkeypatc
 
 
 def test_prepare_writes_ten_frames_and_the_spectrogram(copied):
-    """Evenly spaced, short side 256, in order, with the grey levels of the clip's frames; a tone of 440 Hz."""
+    """Evenly spaced, short side 256, in order, with the clip's grey levels; a tone of 440 Hz."""
     root, _ = copied("kinetics-sounds", prepared=True)
     frames = sorted((root / f"prepared/video/{VIDEOS[0]}_000058").iterdir())
     assert [f.name for f in frames] == [f"{i:05d}.jpg" for i in range(1, 11)]
     for n, frame in zip(range(1, 30, 3), frames):
         picture = Image.open(frame)
-        assert min(picture.size) == 256 and np.asarray(picture).mean() == pytest.approx(8 * n, abs=6)
+        assert min(picture.size) == 256 and np.asarray(picture).mean() == pytest.approx(
+            8 * n, abs=6
+        )
     kept = np.load(root / f"prepared/audio/{VIDEOS[0]}_000058.npy")
     assert kept.shape == (257, 1004) and kept.dtype == np.float16
-    assert (kept[:, 5:50].argmax(0) * 16000 / 512 == 437.5).all() and kept.max() == pytest.approx(np.log(38), abs=0.2)
+    assert (kept[:, 5:50].argmax(0) * 16000 / 512 == 437.5).all() and kept.max() == pytest.approx(
+        np.log(38), abs=0.2
+    )
 
 
 def test_raw_frames_are_those_of_the_pictures(copied, capsys):
-    """--raw: the same frames as bytes, made anew or of those that are there, which train; one cut in half is made
-    anew, pictures of the user's own are left alone; for sets of videos alone."""
+    """--raw: the same frames as bytes, whether the images were there or not, and they train.
+
+    A damaged array is made again; the user's own images are left alone; only for sets with videos.
+    """
     root, _ = copied("cremad", prepared=True)
     raw, own = root.parent / "raw", root / f"Image-01-FPS/{EMOTIONS[5]}/00001.jpg"
     shutil.copytree(root, raw, ignore=shutil.ignore_patterns("prepared"))
     shutil.rmtree(root / f"prepared/video/{EMOTIONS[5]}")
     make_jpg(own)
-    x = [media.clip(root / f"prepared/video/{CLIP}", seed) for seed in (None, 5)]
+    x = [data.clip(root / f"prepared/video/{CLIP}", seed) for seed in (None, 5)]
     for folder in (raw, root):
-        command = ["prepare", "cremad", "--root", str(folder), "--workers", "1", "--raw"]
+        command = ["cremad", "--root", str(folder), "--workers", "1", "--raw"]
         assert prepare.main(command) == 0
         path = folder / f"prepared/video/{CLIP}.npy"
         assert np.load(path).shape == (10, 256, 341, 3) and not path.with_suffix("").exists()
-        assert all((media.clip(path, seed) == x_j).all() for seed, x_j in zip((None, 5), x))
+        assert all((data.clip(path, seed) == x_j).all() for seed, x_j in zip((None, 5), x))
         assert run("cremad", folder) == 0
     assert own.exists() and len(list((root / "prepared/video").iterdir())) == 5
     cut(path)
-    assert run("cremad", root, ["--overwrite"]) == 2 and f"{path} cannot be read" in capsys.readouterr().err
-    assert prepare.main(command) == 0 and (media.clip(path) == x[0]).all()
-    assert prepare.main(["prepare", "sarcasm", "--root", str(raw), "--raw"]) == 2
+    assert (
+        run("cremad", root, ["--overwrite"]) == 2
+        and f"{path} cannot be read" in capsys.readouterr().err
+    )
+    assert prepare.main(command) == 0 and (data.clip(path) == x[0]).all()
+    assert prepare.main(["sarcasm", "--root", str(raw), "--raw"]) == 2
     assert "--raw is for the sets of audio and video" in capsys.readouterr().err
 
 
@@ -298,7 +366,9 @@ def test_prepare_keeps_a_gestures_window_and_its_flow(copied, monkeypatch):
     root, _ = copied("nvgesture", prepared=True)
     for modality in ("rgb", "depth"):
         frames = sorted((root / f"prepared/{modality}/class_01-subject3_r0").iterdir())
-        assert len(frames) == 80 and np.asarray(Image.open(frames[0])).mean() == pytest.approx(40, abs=6)
+        assert len(frames) == 80 and np.asarray(Image.open(frames[0])).mean() == pytest.approx(
+            40, abs=6
+        )
     flow = np.load(root / "prepared/flow/class_01-subject3_r0.npy")
     assert flow.shape == (128, 170, 2, 79) and flow.dtype == np.float16
 
@@ -316,14 +386,22 @@ def test_flow_points_where_things_move(tmp_path):
 
 
 def snapshot(folder):
-    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.suffix != ".csv"}
+    return {
+        p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.suffix != ".csv"
+    }
 
 
 def preparing(root):
-    """(command, process) of a prepare of cremad that has written one clip's frames and goes on with the next."""
-    command = [sys.executable, ROOT / "data.py", "prepare", "cremad", "--root", root, "--workers", "1"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-                               start_new_session=True)  # fmt: skip
+    """(command, process) of a prepare of cremad that has written one clip and still runs."""
+    command = [sys.executable, "-m", "scripts.prepare", "cremad", "--root", root, "--workers", "1"]
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    )
     while not list(root.glob("prepared/video/[!.]*/00010.jpg")):
         assert process.poll() is None
         time.sleep(0.002)
@@ -331,19 +409,21 @@ def preparing(root):
 
 
 def test_prepare_goes_on_after_a_kill(copied, capsys):
-    """Killed at a moment of its work it leaves whole clips alone; again, it makes the rest and touches none of them."""
+    """A killed prepare leaves complete clips only; the next one makes the rest and changes none."""
     root, _ = copied("cremad")
     command, process = preparing(root)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    done = [clip for clip in (root / "prepared/video").iterdir() if not clip.name.startswith(".part-")]
+    done = [
+        clip for clip in (root / "prepared/video").iterdir() if not clip.name.startswith(".part-")
+    ]
     assert 1 <= len(done) <= 6 and all(len(list(clip.iterdir())) == 10 for clip in done)
     before = {p: t for clip in done for p, t in snapshot(clip).items()}
     write(root / "prepared/video/.part-1-x/00001.jpg", b"half a picture")
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
     after = snapshot(root / "prepared")
     assert len(after) == 66 and before.items() <= after.items()
-    assert prepare.main(["prepare", "cremad", "--root", str(root), "--workers", "1"]) == 0
+    assert prepare.main(["cremad", "--root", str(root), "--workers", "1"]) == 0
     assert "already there: 6" in capsys.readouterr().out
     assert snapshot(root / "prepared") == after
 
@@ -355,12 +435,15 @@ def test_ctrl_c_stops_prepare_with_one_sentence(copied):
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate()
     assert process.returncode == 130 and "Traceback" not in said
-    assert said.splitlines()[-1] == "data.py: stopped; what is done stays, the same command goes on from there"
-    assert prepare.main([*map(str, command[2:]), "--workers", "0"]) == 0
+    assert (
+        said.splitlines()[-1]
+        == "prepare: stopped; finished samples are kept, run the same command again to continue"
+    )
+    assert prepare.main([*map(str, command[3:]), "--workers", "0"]) == 0
 
 
 def test_frames_that_people_have_are_read_as_they_are(copied, capsys):
-    """Image-01-FPS/<id>/*.jpg, frame_0000N.jpg and <id>_<start>.mp4/: nothing but the sound to prepare."""
+    """Image-01-FPS/<id>/*.jpg, frame_0000N.jpg, <id>_<start>.mp4/: only sound is prepared."""
     root, _ = copied("cremad")
     shutil.rmtree(root / "VideoFlash")
     for name in EMOTIONS:
@@ -372,105 +455,169 @@ def test_frames_that_people_have_are_read_as_they_are(copied, capsys):
         make_wav(root2 / f"train-audios/{video}_{30 + k}.wav")
     for name, folder in [("cremad", root), ("vggsound", root2)]:
         assert run(name, folder) == 2
-        assert f"run python data.py prepare {name} --root {folder}" in capsys.readouterr().err
-        assert prepare.main(["prepare", name, "--root", str(folder), "--workers", "1"]) == 0
+        assert f"run python -m scripts.prepare {name} --root {folder}" in capsys.readouterr().err
+        assert prepare.main([name, "--root", str(folder), "--workers", "1"]) == 0
         assert not (folder / "prepared/video").exists() and run(name, folder) == 0
 
 
 def test_a_part_of_the_data_trains_and_is_counted(copied, capsys):
-    """Missing, pointers, undecodable and without sound: each by its reason, in prepare's count and in training's."""
+    """Missing, pointers, undecodable, without sound: prepare and training count each reason."""
     root, _ = copied("kinetics-sounds")
     clips = sorted((root / "k400/train").iterdir())
-    write(root / "my_train.txt", (root / "my_train.txt").read_text() + "zzzzzzzzzz1_1_11,10,7\nzzzzzzzzzz2_1_11,10,7\n")
+    write(
+        root / "my_train.txt",
+        (root / "my_train.txt").read_text() + "zzzzzzzzzz1_1_11,10,7\nzzzzzzzzzz2_1_11,10,7\n",
+    )
     write(clips[1], LFS)
     write(clips[2], clips[2].read_bytes()[:3000])
     make_video(root / "k400/train/zzzzzzzzzz1_000001_000011.mp4", sound=False)
-    assert prepare.main(["prepare", "kinetics-sounds", "--root", str(root), "--workers", "1"]) == 0
+    assert prepare.main(["kinetics-sounds", "--root", str(root), "--workers", "1"]) == 0
     printed = capsys.readouterr().out
-    for line in ("done: 2", "missing: 1", "git-lfs pointer: 1", "undecodable: 1", "no audio track: 1", "2 broken"):
+    for line in (
+        "done: 2",
+        "missing: 1",
+        "git-lfs pointer: 1",
+        "undecodable: 1",
+        "no audio track: 1",
+        "2 broken",
+    ):
         assert line in printed
     assert run("kinetics-sounds", root) == 0
-    said = "train: 2 of 6 found (paper: 15000); 1 git-lfs pointer, 1 missing, 1 no audio track, 1 undecodable"
+    lost = "1 git-lfs pointer, 1 missing, 1 no audio track, 1 undecodable"
+    said = f"train: 2 of 6 found (paper: 15000); {lost}"
     assert said in capsys.readouterr().out
 
 
 def test_classes_do_not_hang_on_what_is_there(copied):
-    """The last clip keeps its label when all others are gone; rows in another order give each the same label."""
+    """Rows in another order give each clip the same label."""
     root, _ = copied("cremad")
     lines = (root / "annotations/train.csv").read_text().splitlines(keepends=True)
-    expected = {names[0]: label for _, label, _, names, _ in data.list_cremad(data.index("cremad", root))}
+    expected = {
+        names[0]: label
+        for _, label, _, names, _ in annotations.list_cremad(indexed("cremad", root))
+    }
     assert sorted(expected.values()) == [0, 1, 2, 3, 4, 5] and expected["1003_DFA_NEU_XX"] == 0
     write(root / "annotations/train.csv", "".join(lines[::-1]))
-    assert {names[0]: label for _, label, _, names, _ in data.list_cremad(data.index("cremad", root))} == expected
+    assert {
+        names[0]: label
+        for _, label, _, names, _ in annotations.list_cremad(indexed("cremad", root))
+    } == expected
 
 
 def test_held_out_actors_are_in_one_part(copied):
-    """--val-fraction divides CREMA-D by actor; a set with a validation part of its own refuses it."""
+    """--val-fraction divides CREMA-D by actor."""
     root, _ = copied("cremad", prepared=True)
-    s = train.parse(["--dataset", "cremad", "--root", str(root), "--val-fraction", "0.3", "--encoders", "cnn"])
-    _, parts, *_ = train.prepare(s)
-    actors = {split: {path.split("/")[-1][:4] for path in parts[split].sources[0]} for split in ("train", "val")}
+    args = train.parse(["--dataset", "cremad", "--root", str(root), "--val-fraction", "0.3"])
+    parts = data.load_data(args, lambda m: ["cnn"] * m)
+    actors = {
+        split: {path.split("/")[-1][:4] for path in parts[split].sources[0]}
+        for split in ("train", "val")
+    }
     assert len(parts["val"]) == 2 and not actors["train"] & actors["val"]
 
 
 def test_the_target_stands_in_its_sentence(copied):
     """$T$ is put back; quotes are characters like any other."""
     root, _ = copied("twitter2015")
-    *_, (_, sentence) = next(data.list_twitter2015(data.index("twitter2015", root)))
+    *_, (_, sentence) = next(annotations.list_twitter2015(indexed("twitter2015", root)))
     assert sentence == 'RT @ dog : the cat is "fine'
 
 
 def test_a_long_list_costs_its_rows(tmp_path, capsys):
-    """Twice the rows, twice the memory and no more: less than 2 kB a row, whatever the media weigh."""
+    """Memory is linear in the number of rows: less than 2 kB a row."""
     peaks = []
     for n in (5000, 10000):
-        rows = (f"{i:011d},{i % 600},label {i % 309},{'train' if i % 10 else 'test'}\n" for i in range(n))
+        rows = (
+            f"{i:011d},{i % 600},label {i % 309},{'train' if i % 10 else 'test'}\n"
+            for i in range(n)
+        )
         write(tmp_path / "vggsound.csv", "".join(rows))
         tracemalloc.start()
         with pytest.raises(FileNotFoundError):
-            data.gather("vggsound", tmp_path, lambda m: ["cnn"] * m)
+            data.load("vggsound", tmp_path, lambda m: ["cnn"] * m)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 2.3 * peaks[0] and peaks[1] < 2000 * 10000
 
 
 def test_files_are_found_wherever_they_lie(tmp_path):
-    """Whatever the case of their endings; the nearer of two, then the first by name; nothing hidden, no dead link, no
-    circle; pictures are images only where a set has some."""
+    """Endings in any case; the nearer of two, then the first by name; not hidden, no broken link.
+
+    Circular links end; files are images only in a set that has images.
+    """
     for path in ("x.WAV", "deep/x.wav", "b/y.wav", "a/y.wav", ".z.wav", ".w/w.wav", "v/1.JPG"):
         write(tmp_path / path, "")
     (tmp_path / "dead.wav").symlink_to(tmp_path / "nowhere")
     (tmp_path / "deep/up").symlink_to(tmp_path)
-    files = data.index("cremad", tmp_path)
-    assert files["audio"] == {"x": str(tmp_path / "x.WAV"), "y": str(tmp_path / "a/y.wav")}
-    assert files["frames"] == {"v": str(tmp_path / "v")} and not files["image"]
-    assert set(data.index("sarcasm", tmp_path)["image"]) == {"1"}
+    found = indexed("cremad", tmp_path)
+    assert found["audio"] == {"x": str(tmp_path / "x.WAV"), "y": str(tmp_path / "a/y.wav")}
+    assert found["frames"] == {"v": str(tmp_path / "v")} and not found["image"]
+    assert set(indexed("sarcasm", tmp_path)["image"]) == {"1"}
 
 
 LISTINGS = [  # files, and (split, class, group) of each sample in them
-    ("cremad", {"train.csv": "1001_DFA_ANG_XX.flv, ANG\n\n1002_IEO_NEU_LO.wav,NEU\n", "test.csv": ""},
-     [("train", 5, "1001"), ("train", 0, "1002")]),
-    ("cremad", {"train.csv": "Label,Name,x\nSAD,1002_IEO_SAD_LO,1\n", "test.csv": ""}, [("train", 2, "1002")]),
-    ("kinetics-sounds", {"train.csv": "--4-0ihtnBU,bowling\n", "test.csv": "youtube_id,label\n-00nar1nEPc,tickling\n"},
-     [("train", 2, "--4-0ihtnBU"), ("test", 30, "-00nar1nEPc")]),
-    ("vggsound", {"vggsound.csv": "--4-0ihtnBU,1,tickling,train\n--4-0ihtnBU,70,label,test\n"},
-     [("train", 1, "--4-0ihtnBU"), ("test", 0, "--4-0ihtnBU")]),
-    ("sarcasm", {"train.txt": "['1', 'a', 1]", "valid.txt": "['4', 'b', 1]", "valid2.txt": "['2', 'b', 1, 0]",
-                 "test.txt": "['3', 'c', 0]"}, [("train", 1, "1"), ("val", 0, "2"), ("test", 0, "3")]),
-    ("twitter2015", {"train.tsv": "1\t2\t17.jpg\ta\rb $T$\tdog\n2\t0\t17.jpg\t$T$\tcat", "dev.tsv": "", "test.tsv": ""},
-     [("train", 2, "17"), ("train", 0, "17")]),
-    ("nvgesture", {f"nvgesture_{split}_correct{v}_v2.lst": f"path:./a/subject{k}_r0 depth:d:1:2 color:c:1:2 x label:{k}"
-                   for split in ("train", "test") for k, v in ((2, ""), (1, "_cvpr2016"))},
-     [("train", 0, "subject1"), ("test", 0, "subject1")]),
-]  # fmt: skip
+    (
+        "cremad",
+        {"train.csv": "1001_DFA_ANG_XX.flv, ANG\n\n1002_IEO_NEU_LO.wav,NEU\n", "test.csv": ""},
+        [("train", 5, "1001"), ("train", 0, "1002")],
+    ),
+    (
+        "cremad",
+        {"train.csv": "Label,Name,x\nSAD,1002_IEO_SAD_LO,1\n", "test.csv": ""},
+        [("train", 2, "1002")],
+    ),
+    (
+        "kinetics-sounds",
+        {
+            "train.csv": "--4-0ihtnBU,bowling\n",
+            "test.csv": "youtube_id,label\n-00nar1nEPc,tickling\n",
+        },
+        [("train", 2, "--4-0ihtnBU"), ("test", 30, "-00nar1nEPc")],
+    ),
+    (
+        "vggsound",
+        {"vggsound.csv": "--4-0ihtnBU,1,tickling,train\n--4-0ihtnBU,70,label,test\n"},
+        [("train", 1, "--4-0ihtnBU"), ("test", 0, "--4-0ihtnBU")],
+    ),
+    (
+        "sarcasm",
+        {
+            "train.txt": "['1', 'a', 1]",
+            "valid.txt": "['4', 'b', 1]",
+            "valid2.txt": "['2', 'b', 1, 0]",
+            "test.txt": "['3', 'c', 0]",
+        },
+        [("train", 1, "1"), ("val", 0, "2"), ("test", 0, "3")],
+    ),
+    (
+        "twitter2015",
+        {
+            "train.tsv": "1\t2\t17.jpg\ta\rb $T$\tdog\n2\t0\t17.jpg\t$T$\tcat",
+            "dev.tsv": "",
+            "test.tsv": "",
+        },
+        [("train", 2, "17"), ("train", 0, "17")],
+    ),
+    (
+        "nvgesture",
+        {
+            f"nvgesture_{split}_correct{v}_v2.lst": (
+                f"path:./a/subject{k}_r0 depth:d:1:2 color:c:1:2 x label:{k}"
+            )
+            for split in ("train", "test")
+            for k, v in ((2, ""), (1, "_cvpr2016"))
+        },
+        [("train", 0, "subject1"), ("test", 0, "subject1")],
+    ),
+]
 
 
-@pytest.mark.parametrize("name, files, samples", LISTINGS)
-def test_lists_are_read_in_all_their_forms(name, files, samples, tmp_path):
-    """With and without a header, by its names whatever their case; of two versions the corrected one."""
-    for file, content in files.items():
+@pytest.mark.parametrize("name, written, samples", LISTINGS)
+def test_lists_are_read_in_all_their_forms(name, written, samples, tmp_path):
+    """With a header in any case or without one; of two versions the corrected one."""
+    for file, content in written.items():
         write(tmp_path / file, content)
-    found = list(data.SETS[name]["list"](data.index(name, tmp_path)))
+    found = list(annotations.LISTS[name](indexed(name, tmp_path)))
     assert [sample[:3] for sample in found] == samples
     if name == "cremad":
         assert all(names == [names[0].split(".")[0]] for *_, names, _ in found)
@@ -479,16 +626,26 @@ def test_lists_are_read_in_all_their_forms(name, files, samples, tmp_path):
 def test_more_classes_than_the_published_ones(copied):
     """The paper has 310 in VGGSound, its lists 309: the list that is there decides."""
     root, _ = copied("vggsound", prepared=True)
-    labels = {label for *_, label, _ in data.table(root / "vggsound.csv", "id", "start", "label", "split")}
-    write(root / "stat.csv", "".join(f'"{label}",1,x\n' for label in [*labels, *(f"a{i}" for i in range(400))]))
-    assert data.gather("vggsound", root, lambda m: ["cnn"] * m)["n_classes"] == 400 + len(labels)
+    labels = {
+        label
+        for *_, label, _ in annotations.read_csv(
+            root / "vggsound.csv", "id", "start", "label", "split"
+        )
+    }
+    write(
+        root / "stat.csv",
+        "".join(f'"{label}",1,x\n' for label in [*labels, *(f"a{i}" for i in range(400))]),
+    )
+    assert data.load("vggsound", root, lambda m: ["cnn"] * m)["n_classes"] == 400 + len(labels)
 
 
 def test_a_gesture_is_read_by_eight_frames_never_mirrored():
     """Colour has three channels, depth one; left and right are different gestures."""
-    rgb, flow, depth = data.readers(["rgb", "flow", "depth"], ["cnn"] * 3, None)
-    assert rgb.keywords == {"frames": 8, "flip": False} and flow.keywords == {"frames": 8}
-    assert depth.keywords == {"frames": 8, "flip": False, "mode": "L"}
+    read = data.make_readers(["rgb", "flow", "depth"], ["cnn"] * 3, None)
+    rgb, flow, depth = ({k: p.default for k, p in signature(r).parameters.items()} for r in read)
+    assert (rgb["frames"], rgb["flip"], rgb["mode"]) == (8, False, "RGB")
+    assert (depth["frames"], depth["flip"], depth["mode"]) == (8, False, "L")
+    assert flow["frames"] == 8
 
 
 def test_a_gestures_own_frames_are_read(copied):
@@ -499,7 +656,7 @@ def test_a_gestures_own_frames_are_read(copied):
             (folder / f"{stream}.avi").unlink()
             for i in range(80):
                 make_jpg(folder / f"{stream}_all/{i}.jpg", (16, 12))
-    assert prepare.main(["prepare", "nvgesture", "--root", str(root)]) == 0
+    assert prepare.main(["nvgesture", "--root", str(root)]) == 0
     assert not (root / "prepared/rgb").exists() and run("nvgesture", root) == 0
 
 
@@ -524,7 +681,9 @@ FLOW = "Video_data/flow_data/train/0.npy"
 
 
 def append(text):
-    return lambda path: write(path, path.read_bytes() + (text if isinstance(text, bytes) else text.encode()))
+    return lambda path: write(
+        path, path.read_bytes() + (text if isinstance(text, bytes) else text.encode())
+    )
 
 
 def floats(path, values, **options):
@@ -533,35 +692,105 @@ def floats(path, values, **options):
 
 
 LINES = [  # damage to annotation files: training and preparing stop with this sentence
-    ("cremad", LIST, append("1001_IOM_JOY_XX,JOY\n"), "line 7: unknown label 'JOY', expected one of ['NEU'"),
+    (
+        "cremad",
+        LIST,
+        append("1001_IOM_JOY_XX,JOY\n"),
+        "line 7: unknown label 'JOY', expected one of ['NEU'",
+    ),
     ("cremad", LIST, append("1001_IOM_ANG_XX\n"), "line 7 has 1 columns, expected 2: name, label"),
     ("cremad", LIST, append("1001_IOM_ANG_XX,ANG,1\n"), "line 7 has 3 columns, expected 2"),
     ("cremad", LIST, append(b"\xff\xfe1\x00,\x00"), "is not UTF-8 text"),
-    ("cremad", LIST, append('"1001_IOM_ANG_XX,ANG\n'), "line 7 is no line of a csv file"),
+    ("cremad", LIST, append('"1001_IOM_ANG_XX,ANG\n'), "line 7 is not csv"),
     ("cremad", LIST, lambda p: write(p, "name,emotion\nx,ANG\n"), "is a header without ['label']"),
-    ("cremad", LIST, lambda p: p.unlink(), "has no train.csv; README, Data, cremad"),
+    ("cremad", LIST, lambda p: p.unlink(), "has no train.csv; see docs/DATA.md"),
     ("cremad", LIST, folder_for, "has no train.csv"),
     ("cremad", LIST, lambda p: write(p, ""), "its list is empty"),
-    ("kinetics-sounds", TRAIN, append("--4-0ihtnBU_000058_000068,10,31\n"), "line 5: unknown label '31'"),
-    ("kinetics-sounds", TRAIN, append("abc,10,3\n"), "line 5 is 'abc' from '', expected a YouTube id"),
-    ("vggsound", "vggsound.csv", append("--4-0ihtnBU,x,people marching,train\n"), "from 'x', expected a YouTube id"),
-    ("vggsound", "vggsound.csv", append("--4-0ihtnBU,3,people marching,dev\n"), "unknown split 'dev'"),
-    ("vggsound", "vggsound.csv", append("short,3,people marching,train\n"), "'short' from '3', expected a YouTube id"),
-    ("sarcasm", "text/train.txt", append("['1', 'text'\n"), "line 6 is not ['tweet id', 'text', label 0 or 1]"),
-    ("sarcasm", "text/train.txt", append("__import__('os').mkdir('owned')\n"), "line 6 is not ['tweet id'"),
+    (
+        "kinetics-sounds",
+        TRAIN,
+        append("--4-0ihtnBU_000058_000068,10,31\n"),
+        "line 5: unknown label '31'",
+    ),
+    (
+        "kinetics-sounds",
+        TRAIN,
+        append("abc,10,3\n"),
+        "line 5 is 'abc' from '', expected a YouTube id",
+    ),
+    (
+        "vggsound",
+        "vggsound.csv",
+        append("--4-0ihtnBU,x,people marching,train\n"),
+        "from 'x', expected a YouTube id",
+    ),
+    (
+        "vggsound",
+        "vggsound.csv",
+        append("--4-0ihtnBU,3,people marching,dev\n"),
+        "unknown split 'dev'",
+    ),
+    (
+        "vggsound",
+        "vggsound.csv",
+        append("short,3,people marching,train\n"),
+        "'short' from '3', expected a YouTube id",
+    ),
+    (
+        "sarcasm",
+        "text/train.txt",
+        append("['1', 'text'\n"),
+        "line 6 is not ['tweet id', 'text', label 0 or 1]",
+    ),
+    (
+        "sarcasm",
+        "text/train.txt",
+        append("__import__('os').mkdir('owned')\n"),
+        "line 6 is not ['tweet id'",
+    ),
     ("sarcasm", "text/train.txt", append("['1', 'text', 2]\n"), "line 6 is not ['tweet id'"),
     ("sarcasm", "text/train.txt", append("['1', ' ', 1]\n"), "line 6 is not ['tweet id'"),
     ("sarcasm", "text/train.txt", append("['x', 'text', 1]\n"), "line 6 is not ['tweet id'"),
     ("sarcasm", "text/train.txt", append("[1, 'text', 1]\n"), "line 6 is not ['tweet id'"),
     ("sarcasm", "text/train.txt", append("[" * 5000 + "\n"), "line 6 is not ['tweet id'"),
     ("sarcasm", "text/train.txt", append(b"['1', 't\xe9xt', 1]\n"), "is not UTF-8 text (invalid"),
-    ("twitter2015", "train.tsv", append("5\t1\tx.jpg\ta $T$\n"), "line 6 is not index, sentiment 0 to 2, image"),
-    ("twitter2015", "train.tsv", append("5\t-1\tx.jpg\ta $T$\tdog\n"), "line 6 is not index, sentiment"),
-    ("twitter2015", "train.tsv", append("x\t1\tx.jpg\ta $T$\tdog\n"), "line 6 is not index, sentiment"),
-    ("nvgesture", LST, append("path:./a/b depth:d:1:2 color:c:1:2 x label:0\n"), "line 5 is not path:.. depth"),
-    ("nvgesture", LST, append("path:./x depth:sk_depth:1:2 label:1\n"), "line 5 is not path:.. depth"),
-    ("nvgesture", LST, append("path:./a/b depth:d:1:2 color:c:1:2 x label:26\n"), "line 5 is not path:.. depth"),
-]  # fmt: skip
+    (
+        "twitter2015",
+        "train.tsv",
+        append("5\t1\tx.jpg\ta $T$\n"),
+        "line 6 is not index, sentiment 0 to 2, image",
+    ),
+    (
+        "twitter2015",
+        "train.tsv",
+        append("5\t-1\tx.jpg\ta $T$\tdog\n"),
+        "line 6 is not index, sentiment",
+    ),
+    (
+        "twitter2015",
+        "train.tsv",
+        append("x\t1\tx.jpg\ta $T$\tdog\n"),
+        "line 6 is not index, sentiment",
+    ),
+    (
+        "nvgesture",
+        LST,
+        append("path:./a/b depth:d:1:2 color:c:1:2 x label:0\n"),
+        "line 5 is not path:.. depth",
+    ),
+    (
+        "nvgesture",
+        LST,
+        append("path:./x depth:sk_depth:1:2 label:1\n"),
+        "line 5 is not path:.. depth",
+    ),
+    (
+        "nvgesture",
+        LST,
+        append("path:./a/b depth:d:1:2 color:c:1:2 x label:26\n"),
+        "line 5 is not path:.. depth",
+    ),
+]
 
 
 @pytest.mark.parametrize("name, file, damage, said", LINES)
@@ -571,8 +800,8 @@ def test_a_damaged_list_is_one_sentence(name, file, damage, said, copied, capsys
     damage(root / file)
     results = [("train.py", run(name, root, flags), capsys.readouterr().err)]
     if said != "its list is empty":  # where there is nothing to prepare, that is no error
-        status = prepare.main(["prepare", name, "--root", str(root), "--workers", "1"])
-        results.append(("data.py", status, capsys.readouterr().err))
+        status = prepare.main([name, "--root", str(root), "--workers", "1"])
+        results.append(("prepare", status, capsys.readouterr().err))
     for program, status, err in results:
         (line,) = [x for x in err.splitlines() if x.startswith(program)]
         assert status == 2 and said in line
@@ -588,31 +817,72 @@ def test_a_list_with_a_header_bom_and_crlf_is_read(copied):
 
 
 MEDIA = [  # damage to media: prepare counts it by this reason, training leaves it out
-    ("cremad", WAV, cut, "undecodable", "cut off"),
+    ("cremad", WAV, cut, "undecodable", "truncated"),
     ("cremad", WAV, lambda p: write(p, ""), "undecodable", "the file is empty"),
     ("cremad", WAV, lambda p: write(p, b"RIFF"), "undecodable", "cannot be read"),
     ("cremad", WAV, lambda p: write(p, "<html>404</html>"), "undecodable", "cannot be read"),
     ("cremad", WAV, lambda p: write(p, LFS), "git-lfs pointer", None),
     ("cremad", WAV, lambda p: p.unlink(), "no audio track", "has no audio track"),
     ("cremad", WAV, folder_for, "no audio track", "has no audio track"),
-    ("cremad", WAV, lambda p: soundfile.write(p, [np.nan] * 99, 8000, subtype="FLOAT"), "undecodable", "not finite"),
-    ("cremad", FLV, lambda p: cut(p, 0.6), "undecodable", "cut off"),
+    (
+        "cremad",
+        WAV,
+        lambda p: soundfile.write(p, [np.nan] * 99, 8000, subtype="FLOAT"),
+        "undecodable",
+        "not finite",
+    ),
+    ("cremad", FLV, lambda p: cut(p, 0.6), "undecodable", "truncated"),
     ("cremad", FLV, lambda p: write(p, ""), "undecodable", "the file is empty"),
     ("cremad", FLV, lambda p: write(p, LFS), "git-lfs pointer", None),
     ("cremad", FLV, lambda p: p.unlink(), "missing", None),
     ("cremad", FLV, lambda p: write(p, bytes(2000)), "undecodable", "cannot be read"),
     ("kinetics-sounds", MP4, cut, "undecodable", "cannot be read"),
     ("kinetics-sounds", MP4, lambda p: write(p, ""), "undecodable", "the file is empty"),
-    ("kinetics-sounds", MP4, lambda p: make_wav(p.with_suffix(".wav")) or p.with_suffix(".wav").rename(p),
-     "no video track", "has no video track"),
-    ("nvgesture", AVI, cut, "undecodable", "cut off"),
-    ("nvgesture", AVI, lambda p: make_video(p, frames=20, sound=False), "too few frames", "expected at least 85"),
+    (
+        "kinetics-sounds",
+        MP4,
+        lambda p: make_wav(p.with_suffix(".wav")) or p.with_suffix(".wav").rename(p),
+        "no video track",
+        "has no video track",
+    ),
+    ("nvgesture", AVI, cut, "undecodable", "truncated"),
+    (
+        "nvgesture",
+        AVI,
+        lambda p: make_video(p, frames=20, sound=False),
+        "too few frames",
+        "expected at least 85",
+    ),
     ("nvgesture", AVI, lambda p: write(p, b"RIFF"), "undecodable", "cannot be read"),
     ("nvgesture", AVI, lambda p: p.unlink(), "missing", None),
-    ("nvgesture", FLOW, lambda p: floats(p, np.zeros((4, 4, 2))), "undecodable", "expected numbers (H, W, 2, T)"),
-    ("nvgesture", FLOW, lambda p: floats(p, np.array([{}]), allow_pickle=True), "undecodable", "cannot be read"),
-    ("nvgesture", FLOW, lambda p: floats(p, np.full((4, 4, 2, 9), np.inf)), "undecodable", "not finite"),
-    ("nvgesture", FLOW, lambda p: floats(p, np.zeros((9, 9, 2, 9))) or cut(p), "undecodable", "cannot be read"),
+    (
+        "nvgesture",
+        FLOW,
+        lambda p: floats(p, np.zeros((4, 4, 2))),
+        "undecodable",
+        "expected numbers (H, W, 2, T)",
+    ),
+    (
+        "nvgesture",
+        FLOW,
+        lambda p: floats(p, np.array([{}]), allow_pickle=True),
+        "undecodable",
+        "cannot be read",
+    ),
+    (
+        "nvgesture",
+        FLOW,
+        lambda p: floats(p, np.full((4, 4, 2, 9), np.inf)),
+        "undecodable",
+        "not finite",
+    ),
+    (
+        "nvgesture",
+        FLOW,
+        lambda p: floats(p, np.zeros((9, 9, 2, 9))) or cut(p),
+        "undecodable",
+        "cannot be read",
+    ),
     ("nvgesture", FLOW, lambda p: write(p, ""), "undecodable", "the file is empty"),
     ("sarcasm", JPG, cut, "undecodable", "cannot be read"),
     ("sarcasm", JPG, lambda p: write(p, ""), "undecodable", "the file is empty"),
@@ -620,24 +890,24 @@ MEDIA = [  # damage to media: prepare counts it by this reason, training leaves 
     ("sarcasm", JPG, lambda p: write(p, LFS), "git-lfs pointer", None),
     ("sarcasm", JPG, lambda p: p.unlink(), "missing", None),
     ("sarcasm", JPG, folder_for, "missing", None),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("name, file, damage, reason, what", MEDIA)
 def test_damaged_media_are_counted_and_left_out(name, file, damage, reason, what, copied, capsys):
-    """By prepare with the details in its list, and by training with its reason; the rest is there."""
+    """prepare lists the details, training counts the reason and reads the rest."""
     root, flags = copied(name, prepared=True)
     for sample in (CLIP, f"{VIDEOS[0]}_000058", "class_01-subject3_r0"):
         for made in root.glob(f"prepared/*/{sample}*"):
             prepare.remove(made)
     damage(root / file)
-    assert prepare.main(["prepare", name, "--root", str(root), "--workers", "1"]) == 0
+    assert prepare.main([name, "--root", str(root), "--workers", "1"]) == 0
     printed = capsys.readouterr().out
     assert f"{reason}: 1" in printed and "already there" in printed
     listed = (root / "prepared/broken.csv").read_text().splitlines()[1:]
     assert len(listed) == (what is not None) and (what is None or what in listed[0])
     encoders = train.encoder_names(flags[1] if flags else "cnn", len(data.SETS[name]["modalities"]))
-    found = data.gather(name, root, lambda m: encoders)
+    found = data.load(name, root, lambda m: encoders)
     assert f"1 {reason}" in capsys.readouterr().out
     for x in (found["train"][i] for i in range(len(found["train"]))):
         assert len(x) == len(encoders) + 1
@@ -646,7 +916,7 @@ def test_damaged_media_are_counted_and_left_out(name, file, damage, reason, what
 @pytest.mark.parametrize("workers", ["0", "1"])
 @pytest.mark.parametrize("file", [f"prepared/audio/{CLIP}.npy", f"prepared/video/{CLIP}/00005.jpg"])
 def test_damage_that_training_meets_first_stops_it(file, workers, copied, capsys):
-    """Unprepared, in the main process and in a worker: status 1 or 2, one sentence with the path, no traceback."""
+    """In the main process or in a worker: status 1 or 2, one sentence with the path."""
     root, _ = copied("cremad", prepared=True)
     cut(root / file)
     assert run("cremad", root, ["--workers", workers, "--epochs", "30"]) in (1, 2)
@@ -655,16 +925,18 @@ def test_damage_that_training_meets_first_stops_it(file, workers, copied, capsys
 
 
 def test_prepare_mends_what_it_made(copied, capsys):
-    """A prepared frame that was damaged since is made anew from its video; without the video that is said."""
+    """A damaged prepared frame is made again from its video; without the video it is an error."""
     root, _ = copied("cremad", prepared=True)
     frame = root / f"prepared/video/{CLIP}/00005.jpg"
     for video_there in (True, False):
         write(frame, "")
         if not video_there:
             (root / FLV).unlink()
-        assert prepare.main(["prepare", "cremad", "--root", str(root), "--workers", "1"]) == 0
+        assert prepare.main(["cremad", "--root", str(root), "--workers", "1"]) == 0
         printed = capsys.readouterr().out
-        assert ("done: 1" in printed) == video_there and ("undecodable: 1" in printed) != video_there
+        assert ("done: 1" in printed) == video_there and (
+            "undecodable: 1" in printed
+        ) != video_there
         assert frame.is_file() == video_there and (not video_there or frame.stat().st_size > 0)
 
 
@@ -680,7 +952,7 @@ def test_prepare_lists_what_is_not_there(copied):
     make_wav(root / WAV)
     make_jpg(root / f"Image-01-FPS/{CLIP}/1.jpg")
     prepare.prepare("cremad", root, 1)
-    assert len(data.gather("cremad", root, lambda m: ["cnn"] * m)["train"]) == 6
+    assert len(data.load("cremad", root, lambda m: ["cnn"] * m)["train"]) == 6
 
 
 def test_one_sample_is_not_enough(copied, capsys):
@@ -704,15 +976,21 @@ def test_a_folder_without_frames_is_said(copied, capsys):
     assert "holds no numbered pictures" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flags, said", [
-    (["--encoders", "bert"], "encoder 'bert' cannot encode audio"),
-    (["--encoders", "cnn,cnn,cnn"], "names 3 encoders, expected 1 or 2"),
-    (["--encoders", "cnn:x"], "encoder 'cnn' takes no source"),
-    (["--root", "nowhere"], "nowhere is no folder; expected the folder of cremad (README, Data, cremad"),
-    (["--root", ""], "cremad needs --root"),
-    (["--workers", "-1"], "--workers is -1, expected 0 or more"),
-    (["--optimizer", "lbfgs"], "unknown optimizer 'lbfgs'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--encoders", "bert"], "encoder 'bert' cannot encode audio"),
+        (["--encoders", "cnn,cnn,cnn"], "names 3 encoders, expected 1 or 2"),
+        (["--encoders", "cnn:x"], "encoder 'cnn' takes no source"),
+        (
+            ["--root", "nowhere"],
+            "nowhere is not a folder; expected the folder of cremad; see docs/DATA.md",
+        ),
+        (["--root", ""], "cremad needs --root"),
+        (["--workers", "-1"], "--workers is -1, expected 0 or more"),
+        (["--optimizer", "lbfgs"], "unknown optimizer 'lbfgs'"),
+    ],
+)
 def test_what_does_not_fit_is_one_sentence(flags, said, copied, capsys):
     """Status 2."""
     root, _ = copied("cremad", prepared=True)
@@ -721,7 +999,9 @@ def test_what_does_not_fit_is_one_sentence(flags, said, copied, capsys):
 
 
 @pytest.mark.parametrize("which", ["bert", "clip", "nowhere", "other"])
-def test_a_text_model_that_cannot_be_loaded_is_one_sentence(which, copied, capsys, tiny_bert, tiny_clip, tmp_path):
+def test_a_text_model_that_cannot_be_loaded_is_one_sentence(
+    which, copied, capsys, tiny_bert, tiny_clip, tmp_path
+):
     """Weights cut in half, a folder that is not there, another kind of model."""
     root, _ = copied("sarcasm")
     broken = {"nowhere": tmp_path / "nowhere", "other": tiny_bert}.get(which, tmp_path / "model")
@@ -732,24 +1012,3 @@ def test_a_text_model_that_cannot_be_loaded_is_one_sentence(which, copied, capsy
     assert run("sarcasm", root, ["--encoders", encoders]) == 2
     (said,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("train.py: ")]
     assert str(broken) in said
-
-
-# --- the order of training ---
-
-
-def test_each_pass_sees_every_sample_once():
-    """Two passes are two permutations with seeds of their own; what is left over is dropped."""
-    batches = list(itertools.islice(iter(data.Batches(10, 3, [5])), 6))
-    keys = [key for batch in batches for key in batch]
-    for part in (keys[:9], keys[9:]):
-        assert len({i for i, _ in part}) == 9
-    assert keys[:9] != keys[9:] and len({seed for _, seed in keys}) == 18
-    assert len(data.Batches(10, 3, [5])) == 3 and len(data.Batches(2, 3, [5])) == 1
-
-
-@pytest.mark.parametrize("first", [0, 1, 3, 4, 7])
-def test_the_order_goes_on_from_any_batch(first):
-    """Leaving out the first batches gives what comes after them."""
-    all_of_them = list(itertools.islice(iter(data.Batches(10, 3, [5])), 12))
-    assert list(itertools.islice(iter(data.Batches(10, 3, [5], first)), 12 - first)) == all_of_them[first:]
-    assert list(itertools.islice(iter(data.Batches(10, 3, [6])), 12)) != all_of_them

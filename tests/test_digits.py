@@ -1,4 +1,4 @@
-"""digits.py: what is in the two sets, and what is said of files that are broken."""
+"""utils/digits.py, keypad and spoken_digits of data.py: their content and their errors."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ import pytest
 import soundfile
 import torch
 
-import digits
-import media
+import data
+from utils import digits, media
 
 FSDD = Path(__file__).parents[1] / "../shared/samples/fsdd"
 
@@ -18,19 +18,20 @@ def tensors(split):
     return [x.numpy() for x in (*split.sources, split.y)]
 
 
-def test_keypad_is_the_same_for_a_seed():
-    """Bit for bit; another seed gives other pairs."""
-    first, again, other = digits.keypad(), digits.keypad(), digits.keypad(seed=1)
+def test_keypad_is_always_the_same():
+    """Bit for bit, whatever was drawn before."""
+    first = data.keypad()
+    np.random.seed(1)
+    torch.manual_seed(1)
+    again = data.keypad()
     for split in ("train", "test"):
-        assert all(
-            np.array_equal(a, b) for a, b in zip(tensors(first[split]), tensors(again[split]))
-        )
-        assert not np.array_equal(tensors(first[split])[0], tensors(other[split])[0])
+        pairs = zip(tensors(first[split]), tensors(again[split]))
+        assert all(np.array_equal(a, b) for a, b in pairs)
 
 
 def test_keypad_has_the_promised_pairs():
-    """14,376 and 1,198 pairs of all ten digits, standardised, with groups that keep an image's copies together."""
-    pairs = digits.keypad()
+    """14,376 and 1,198 pairs of ten digits, normalized; a group holds the copies of one image."""
+    pairs = data.keypad()
     image, sound, y = (torch.from_numpy(x) for x in tensors(pairs["train"]))
     assert image.shape == (14376, 1, 20, 20) and sound.shape == (14376, 1, 65, 24)
     assert len(pairs["test"]) == 1198 and set(y.tolist()) == set(range(10))
@@ -52,7 +53,7 @@ def test_images_are_split_by_image():
 def test_the_canvas_shows_the_digit_at_its_column(monkeypatch):
     """Without noise the ink is where the returned place says, unchanged."""
     monkeypatch.setattr(digits, "IMAGE_NOISE", 0.0)
-    canvas, column = digits.place(np.ones((500, 8, 8)), np.random.default_rng(0))
+    canvas, column = digits.place_on_canvas(np.ones((500, 8, 8)), np.random.default_rng(0))
     for picture, place in zip(canvas[:, 0], column):
         assert picture.sum() == 64
         assert np.flatnonzero(picture.sum(0))[0] == round(place * (digits.CANVAS - 8))
@@ -60,11 +61,11 @@ def test_the_canvas_shows_the_digit_at_its_column(monkeypatch):
 
 
 def test_a_key_sounds_its_two_tones_at_the_onset(monkeypatch):
-    """Silence before and after; between, the spectrum's two peaks are the key's frequencies of ITU-T Q.23."""
+    """Silence before and after; in between the spectrum's two peaks are those of ITU-T Q.23."""
     monkeypatch.setattr(digits, "TONE_NOISE", 0.0)
     labels, onsets = np.arange(10), np.linspace(0, 1, 10)
     for wave, digit, onset in zip(
-        digits.press(labels, onsets, np.random.default_rng(0)), labels, onsets
+        digits.dtmf_tones(labels, onsets, np.random.default_rng(0)), labels, onsets
     ):
         heard = np.flatnonzero(wave) / digits.RATE
         assert heard[0] == pytest.approx(onset * 0.35, abs=0.002) and np.ptp(
@@ -91,27 +92,34 @@ def test_log_spectrogram_is_the_log_of_a_windowed_transform():
 
 
 def test_the_later_key_is_further_right(monkeypatch):
-    """In keypad the onset of the key is the column of the digit that it is paired with, and the key is that digit's."""
-    shown, heard = [], []
-    real_place, real_press = digits.place, digits.press
+    """In keypad the key is the image's digit, and its onset is the digit's column."""
+    placed, shown, heard = {}, [], []
+    real_place, real_tones = digits.place_on_canvas, digits.dtmf_tones
 
     def place(images, rng):
+        placed["test" if shown else "train"] = images
         shown.append(real_place(images, rng))
         return shown[-1]
 
-    def press(labels, onsets, rng):
+    def dtmf_tones(labels, onsets, rng):
         heard.append((labels, onsets))
-        return real_press(labels, onsets, rng)
+        return real_tones(labels, onsets, rng)
 
-    monkeypatch.setattr(digits, "place", place)
-    monkeypatch.setattr(digits, "press", press)
-    pairs = digits.keypad()
+    monkeypatch.setattr(digits, "place_on_canvas", place)
+    monkeypatch.setattr(digits, "dtmf_tones", dtmf_tones)
+    pairs = data.keypad()
     for split, (_, column), (labels, onsets) in zip(("train", "test"), shown, heard):
         assert np.array_equal(column, onsets) and np.array_equal(labels, tensors(pairs[split])[2])
+        images, classes = digits.handwritten_digits(np.random.default_rng(0))[split]
+        class_of = {image.tobytes(): k for image, k in zip(images, classes)}
+        assert [class_of[image.tobytes()] for image in placed[split]] == labels.tolist()
 
 
 def clone(folder, **replaced):
-    """A small FSDD in the original layout: 10 digits, one speaker, index 0 and 5; replaced: file stem -> bytes."""
+    """A small FSDD in the original layout: 10 digits, one speaker, index 0 and 5.
+
+    replaced: file stem -> bytes.
+    """
     (folder / "recordings").mkdir(parents=True)
     for digit in range(10):
         for index in (0, 5):
@@ -123,8 +131,8 @@ def clone(folder, **replaced):
 
 
 def test_spoken_digits_reads_a_clone(tmp_path):
-    """Index 0-4 is the test split, the rest train; the label is the file name's digit; copies are as promised."""
-    pairs = digits.spoken_digits(clone(tmp_path))
+    """Index 0-4 is the test split; the label is the file name's digit; 5 and 4 copies each."""
+    pairs = data.spoken_digits(clone(tmp_path))
     for split, copies in [("train", 5), ("test", 4)]:
         assert tensors(pairs[split])[2].tolist() == np.repeat(np.arange(10), copies).tolist()
         assert tensors(pairs[split])[1].shape == (10 * copies, 1, 65, 24)
@@ -134,7 +142,7 @@ def test_spoken_digits_reads_a_clone(tmp_path):
 def test_a_recording_is_resampled_and_repeated(tmp_path):
     """3,000 samples at 8 kHz are 1,500 at 4 kHz; 0.5 s holds them once and a third, with peak 1."""
     path = clone(tmp_path) / "recordings/3_theo_0.wav"
-    wave = digits.spoken(path)
+    wave = digits.read_recording(path)
     expected = librosa.resample(soundfile.read(path)[0], orig_sr=8000, target_sr=4000)
     assert wave.shape == (2000,) and np.abs(wave).max() == pytest.approx(1)
     assert np.allclose(
@@ -146,13 +154,15 @@ def test_a_recording_is_resampled_and_repeated(tmp_path):
     not FSDD.is_dir(), reason="the real recordings, ../shared/samples/fsdd, are not here"
 )
 def test_spoken_digits_pairs_the_real_recordings(monkeypatch):
-    """2,700 and 300 recordings, 5 and 4 times, of one class and split; no group shares an image or a recording."""
+    """2,700 and 300 recordings, 5 and 4 times; groups share neither images nor recordings."""
     seen = {}
     monkeypatch.setattr(
-        digits, "place", lambda images, rng: (seen.setdefault(len(images), images)[:, None], None)
+        digits,
+        "place_on_canvas",
+        lambda images, rng: (seen.setdefault(len(images), images)[:, None], None),
     )
     monkeypatch.setattr(digits, "SPEECH_NOISE", 0.0)
-    pairs = digits.spoken_digits(FSDD)
+    pairs = data.spoken_digits(FSDD)
     shown = digits.handwritten_digits(np.random.default_rng(0))
     for split, each in [("train", 1350), ("test", 120)]:
         _, sounds, y = tensors(pairs[split])
@@ -161,7 +171,10 @@ def test_spoken_digits_pairs_the_real_recordings(monkeypatch):
         class_of = {image.tobytes(): k for image, k in zip(images, classes)}
         assert [class_of[image.tobytes()] for image in seen[len(y)]] == y.tolist()
     groups, y = pairs["groups"], tensors(pairs["train"])[2]
-    assert all(set(y[groups == k]) == set(range(10)) for k in range(10)) and len(np.unique(groups)) == 10
+    assert (
+        all(set(y[groups == k]) == set(range(10)) for k in range(10))
+        and len(np.unique(groups)) == 10
+    )
     for things in (seen[13500], tensors(pairs["train"])[1]):
         groups_of = {}
         for thing, group in zip(things, groups):
@@ -180,7 +193,7 @@ def test_spoken_digits_pairs_the_real_recordings(monkeypatch):
         ("not finite", "is silent|holds no samples"),
         ("a folder", "is a folder, expected a file"),
         ("half a header", "cannot be read"),
-        ("half of it", "is cut off"),
+        ("half of it", "truncated"),
     ],
 )
 def test_a_broken_recording_is_named(tmp_path, content, said):
@@ -197,24 +210,26 @@ def test_a_broken_recording_is_named(tmp_path, content, said):
         halves = {"half a header": 20, "half of it": 3000}
         path.write_bytes(path.read_bytes()[: halves[content]] if content in halves else content)
     with pytest.raises(ValueError, match=said) as error:
-        digits.spoken_digits(tmp_path)
+        data.spoken_digits(tmp_path)
     assert str(path) in str(error.value)
 
 
 def test_a_folder_that_is_no_clone_says_what_is_expected(tmp_path):
     """No --root, a wrong one, and one with a single split."""
     with pytest.raises(ValueError, match="needs --root; expected a clone"):
-        digits.spoken_digits("")
+        data.spoken_digits("")
     for folder in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(FileNotFoundError, match="has no train recordings of the digits .*README"):
-            digits.spoken_digits(folder)
+        with pytest.raises(
+            FileNotFoundError, match="has no train recordings of the digits .*docs/DATA.md"
+        ):
+            data.spoken_digits(folder)
     for path in clone(tmp_path).glob("recordings/*_5.wav"):
         path.unlink()
     with pytest.raises(FileNotFoundError, match=r"has no train recordings of the digits \[0, 1"):
-        digits.spoken_digits(tmp_path)
+        data.spoken_digits(tmp_path)
 
 
 def test_a_root_for_keypad_is_refused():
     """It would be ignored in silence."""
     with pytest.raises(ValueError, match="takes no --root"):
-        digits.keypad("somewhere")
+        data.keypad("somewhere")

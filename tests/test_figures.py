@@ -1,4 +1,4 @@
-"""figures.py: the table's numbers, what is drawn, and what is said of folders that are no runs."""
+"""scripts/figures.py: the table's numbers, what is drawn, and the folders that are refused."""
 
 import json
 import statistics
@@ -9,10 +9,10 @@ import torch
 from sklearn.decomposition import PCA
 from torch import nn
 
-import checkpoint
-import figures
 import train
-from model import Model
+from model import MultimodalModel
+from scripts import figures
+from utils.run import checkpoint_path, load_checkpoint, save_checkpoint
 
 
 def write(folder, method="heuristic", seed=0, acc=50.0, test=True, **settings):
@@ -123,9 +123,9 @@ def test_features_are_those_that_the_similarity_sees(tiny_data):
     """z of the test split in evaluation mode, on the unit sphere, in order."""
     data = tiny_data()
     torch.manual_seed(0)
-    model = Model([1, 2], 3).eval()
+    model = MultimodalModel([1, 2], 3).eval()
     z = figures.features(data, model.train())
-    expected = model.eval()([x.float() for x in data["test"].sources])
+    expected, _ = model.eval()([x.float() for x in data["test"].sources])
     for z_j, e in zip(z, expected):
         assert z_j == pytest.approx(nn.functional.normalize(e, dim=1).detach().numpy(), abs=1e-5)
 
@@ -133,7 +133,7 @@ def test_features_are_those_that_the_similarity_sees(tiny_data):
 def test_grad_cam_of_a_linear_encoder():
     """Where the logit is linear in the averaged maps the heat is relu(sum_c W_kc A_c), up to its maximum."""
     torch.manual_seed(0)
-    model = Model([1, 1], 3)
+    model = MultimodalModel([1, 1], 3)
     conv, head = nn.Conv2d(1, 4, 1), nn.Linear(4, 64)
     model.phi[0] = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
     x = [torch.randn(1, 1, 6, 6), torch.randn(1, 1, 8, 8)]
@@ -150,7 +150,7 @@ def test_grad_cam_of_a_linear_encoder():
 def test_a_clip_shows_its_middle_frame():
     """Of five frames the third, and its own heat."""
     torch.manual_seed(0)
-    model = Model([3, 1], 9)
+    model = MultimodalModel([3, 1], 9)
     x = [torch.randn(1, 5, 3, 16, 16), torch.randn(1, 1, 8, 8)]
     k, heat = next((k, heat) for k in range(9) if (heat := figures.grad_cam(model, x, 0, k)).any())
     assert heat.shape == (16, 16) and heat.max() == 1
@@ -176,26 +176,26 @@ def test_gradcam_says_what_is_not_there(runs, capsys, flags, message):
 def test_gradcam_needs_maps(tiny_bert):
     """A text encoder has none."""
     with pytest.raises(ValueError, match="no maps to look at"):
-        figures.grad_cam(Model([1, 0], 2, f"cnn,bert:{tiny_bert}"), [None, None], 1, 0)
+        figures.grad_cam(MultimodalModel([1, 0], 2, f"cnn,bert:{tiny_bert}"), [None, None], 1, 0)
 
 
 @pytest.mark.parametrize("command", ["gap", "gradcam"])
 def test_checkpoints_that_cannot_be_drawn_are_one_sentence(runs, capsys, command):
     """None; for gradcam fewer than three; one of another model; half of one."""
-    state, path = checkpoint.load("step"), checkpoint.name("step", 3)
+    state, path = load_checkpoint("step"), checkpoint_path("step", 3)
 
     def refused():
         capsys.readouterr()
         assert figures.main([command, *runs]) == 2
         said = capsys.readouterr().err
-        assert said.startswith("figures.py: ") and said.count("\n") == 1
+        assert said.startswith("figures: ") and said.count("\n") == 1
         return said
 
-    checkpoint.save("step", state | {"model": {}}, range(4))
-    assert "of another model" in refused()
+    save_checkpoint("step", state | {"model": {}}, range(4))
+    assert "another model" in refused()
     path.write_bytes(path.read_bytes()[:999])
     assert "t0003.pt is damaged" in refused()
-    checkpoint.save("step", state, [])
+    save_checkpoint("step", state, [])
     if command == "gradcam":
         assert "step has checkpoints of epochs [3], gradcam needs three; train with --keep 9" in refused()
     path.unlink()
@@ -215,7 +215,7 @@ def test_a_folder_that_is_no_run_is_one_sentence(tmp_path, capsys, command):
     for folder in ("absent", "empty", "torn", "blank", "other", "foreign"):
         assert figures.main([command, str(tmp_path / folder)]) == 2
         said = capsys.readouterr().err
-        assert said.count("\n") == 1 and said.startswith("figures.py: ") and str(tmp_path / folder) in said
+        assert said.count("\n") == 1 and said.startswith("figures: ") and str(tmp_path / folder) in said
     if command == "table":
         assert figures.main(["table", write(tmp_path / "unfinished", test=False)]) == 2
         assert "did not finish" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""media.py: what a file becomes, and that its augmentation hangs on the seed alone."""
+"""utils/media.py and the readers of data.py; the augmentation depends on the seed alone."""
 
 import functools
 import pickle
@@ -10,14 +10,17 @@ import torch
 from conftest import make_jpg, make_wav
 from PIL import Image
 
-import media
-import prepare
-from media import Samples, as_is
+import data
+from data import Samples, identity
+from scripts import prepare
+from utils import media
 
 
 def test_samples_read_by_position_and_seed():
-    """samples[i] reads without a seed, samples[i, seed] with it; a subset keeps the pairs together."""
-    samples = Samples([["a", "b", "c"], torch.arange(3)], [7, 8, 9], [lambda s, seed: (s, seed), as_is])
+    """samples[i] reads without a seed, samples[i, seed] with it; a subset keeps the pairs."""
+    samples = Samples(
+        [["a", "b", "c"], torch.arange(3)], [7, 8, 9], [lambda s, seed: (s, seed), identity]
+    )
     assert samples[1] == (("b", None), 1, 8) and samples[1, 5] == (("b", 5), 1, 8)
     part = samples.subset(np.array([2, 0]))
     assert len(part) == 2 and part[0] == (("c", None), 2, 9) and part[1] == (("a", None), 0, 7)
@@ -25,23 +28,23 @@ def test_samples_read_by_position_and_seed():
 
 @pytest.mark.parametrize("seconds, frames", [(3, 299), (10, 1004)])
 def test_spectrograms_have_the_papers_sizes(tmp_path, seconds, frames):
-    """257 x 299 and 257 x 1004 (Sec. 4.1), for a recording that is shorter and one that is longer."""
+    """257 x 299 and 257 x 1004 (Sec. 4.1), for a shorter and for a longer recording."""
     for length in (1.3, 12.0):
         make_wav(tmp_path / "a.wav", length)
-        prepare.keep_sound(tmp_path / "a.wav", seconds, tmp_path / "a")
-        x = media.sound(tmp_path / "a.npy", seconds=seconds)
+        prepare.write_spectrogram(tmp_path / "a.wav", seconds, tmp_path / "a")
+        x = data.sound(tmp_path / "a.npy", seconds=seconds)
         assert x.shape == (1, 257, frames) and x.dtype == torch.float16
 
 
 def test_sound_is_the_log_of_a_windowed_transform(tmp_path):
-    """16 kHz, repeated to 3 s, periodic Hann window of 512, hop 159, no padding: written out for a few frames.
+    """16 kHz, repeated to 3 s, periodic Hann window of 512, hop 159, no padding: a few frames.
 
     Kept in half precision: to 0.004.
     """
     wave = np.random.default_rng(0).uniform(-0.5, 0.5, 20000)
     soundfile.write(tmp_path / "a.wav", wave, 16000, subtype="FLOAT")
-    prepare.keep_sound(tmp_path / "a.wav", 3, tmp_path / "a")
-    result, long = media.sound(tmp_path / "a.npy", seconds=3)[0].numpy(), np.tile(wave, 3)[:48000]
+    prepare.write_spectrogram(tmp_path / "a.wav", 3, tmp_path / "a")
+    result, long = data.sound(tmp_path / "a.npy", seconds=3)[0].numpy(), np.tile(wave, 3)[:48000]
     window = np.sin(np.pi * np.arange(512) / 512) ** 2
     for n in (0, 1, 130, 298):
         expected = np.log(np.abs(np.fft.rfft(window * long[159 * n : 159 * n + 512])) + 1e-7)
@@ -52,31 +55,37 @@ def test_sound_is_mono_at_16_khz(tmp_path):
     """Channels are averaged, and another rate is resampled: a tone stays at its pitch."""
     t = np.arange(44100) / 44100
     soundfile.write(tmp_path / "a.wav", np.stack([np.sin(2 * np.pi * 1000 * t), 0 * t], 1), 44100)
-    wave = media.listen(tmp_path / "a.wav", 16000)
+    wave = media.read_audio(tmp_path / "a.wav", 16000)
     assert len(wave) == 16000 and np.abs(wave[1000:-1000]).max() == pytest.approx(0.5, abs=0.02)
     assert np.abs(np.fft.rfft(wave)).argmax() == 1000
 
 
 def test_a_sound_louder_than_full_is_cut():
     """What goes beyond 1 is 1."""
-    assert np.allclose(media.spectrogram(np.zeros(9), 3), np.log(1e-7))  # and silence is not minus infinity
+    assert np.allclose(
+        data.spectrogram(np.zeros(9), 3), np.log(1e-7)
+    )  # and silence is not minus infinity
     wave = np.sin(np.arange(16000))
-    assert np.array_equal(media.spectrogram(5 * wave, 3), media.spectrogram((5 * wave).clip(-1, 1), 3))
+    assert np.array_equal(
+        data.spectrogram(5 * wave, 3), data.spectrogram((5 * wave).clip(-1, 1), 3)
+    )
 
 
 def test_a_stream_whose_size_was_left_open_is_read(tmp_path):
     """All ones in its header."""
     make_wav(tmp_path / "a.wav")
-    whole = media.listen(tmp_path / "a.wav", 16000)
+    whole = media.read_audio(tmp_path / "a.wav", 16000)
     content = bytearray((tmp_path / "a.wav").read_bytes())
     content[4:8] = b"\xff" * 4
     (tmp_path / "a.wav").write_bytes(content)
-    assert np.array_equal(media.listen(tmp_path / "a.wav", 16000), whole)
+    assert np.array_equal(media.read_audio(tmp_path / "a.wav", 16000), whole)
 
 
 def broken_png(path):
     """A picture whose second piece of pixels is none."""
-    Image.fromarray(np.random.default_rng(0).integers(256, size=(256, 256, 3), dtype=np.uint8)).save(path, "PNG")
+    Image.fromarray(
+        np.random.default_rng(0).integers(256, size=(256, 256, 3), dtype=np.uint8)
+    ).save(path, "PNG")
     content = path.read_bytes()
     second = content.index(b"IDAT", content.index(b"IDAT") + 4)
     path.write_bytes(content[:second] + bytes(4) + content[second + 4 :])
@@ -95,43 +104,82 @@ def mixed(folder):
 
 
 NO_MEDIA = [  # what is read, made into what, what is said, counted as
-    (media.pixels, lambda p: None, "is missing; get it anew", "missing"),
-    (media.pixels, lambda p: p.mkdir(), "is a folder, expected a file", "undecodable"),
-    (media.pixels, lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\n"), "is a git-lfs pointer",
-     "git-lfs pointer"),
-    (media.pixels, broken_png, "cannot be read (broken PNG file", "undecodable"),
-    (media.pixels, bomb, "could be decompression bomb", "undecodable"),
-    (lambda p: media.listen(p, 16000), lambda p: soundfile.write(p, np.zeros(0), 8000, format="WAV"),
-     "it holds no samples", "undecodable"),
-    (media.flow, lambda p: None, "is missing; get it anew", "missing"),
-    (media.flow, lambda p: np.save(p, np.zeros((9, 9, 2, 0))), "expected numbers (H, W, 2, T)", "undecodable"),
-    (media.flow, lambda p: np.save(p, np.full((9, 9, 2, 9), "x")), "expected numbers (H, W, 2, T)", "undecodable"),
-    (media.flow, lambda p: np.save(p, np.full((9, 9, 2, 9), {}), allow_pickle=True), "cannot be read", "undecodable"),
-    (media.flow, lambda p: p.write_bytes(pickle.dumps(np.zeros((9, 9, 2, 9)))), "cannot be read", "undecodable"),
-    (media.flow, lambda p: np.save(p, np.array([0, np.nan] * 324).reshape(9, 9, 2, 4)), "not finite", "undecodable"),
-    (media.clip, lambda p: None, "is missing; get it anew", "missing"),
-    (media.clip, lambda p: p.mkdir(), "holds no numbered pictures", "no frames"),
-    (media.clip, mixed, "has frames of several sizes", "mixed frames"),
-]  # fmt: skip
+    (media.read_image, lambda p: None, "is missing; download it again", "missing"),
+    (media.read_image, lambda p: p.mkdir(), "is a folder, expected a file", "undecodable"),
+    (
+        media.read_image,
+        lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "is a git-lfs pointer",
+        "git-lfs pointer",
+    ),
+    (media.read_image, broken_png, "cannot be read (broken PNG file", "undecodable"),
+    (media.read_image, bomb, "could be decompression bomb", "undecodable"),
+    (
+        lambda p: media.read_audio(p, 16000),
+        lambda p: soundfile.write(p, np.zeros(0), 8000, format="WAV"),
+        "it holds no samples",
+        "undecodable",
+    ),
+    (data.flow, lambda p: None, "is missing; download it again", "missing"),
+    (
+        data.flow,
+        lambda p: np.save(p, np.zeros((9, 9, 2, 0))),
+        "expected numbers (H, W, 2, T)",
+        "undecodable",
+    ),
+    (
+        data.flow,
+        lambda p: np.save(p, np.full((9, 9, 2, 9), "x")),
+        "expected numbers (H, W, 2, T)",
+        "undecodable",
+    ),
+    (
+        data.flow,
+        lambda p: np.save(p, np.full((9, 9, 2, 9), {}), allow_pickle=True),
+        "cannot be read",
+        "undecodable",
+    ),
+    (
+        data.flow,
+        lambda p: p.write_bytes(pickle.dumps(np.zeros((9, 9, 2, 9)))),
+        "cannot be read",
+        "undecodable",
+    ),
+    (
+        data.flow,
+        lambda p: np.save(p, np.array([0, np.nan] * 324).reshape(9, 9, 2, 4)),
+        "not finite",
+        "undecodable",
+    ),
+    (data.clip, lambda p: None, "is missing; download it again", "missing"),
+    (data.clip, lambda p: p.mkdir(), "holds no numbered pictures", "no frames"),
+    (data.clip, mixed, "has frames of several sizes", "mixed frames"),
+]
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("read, make, said, reason", NO_MEDIA)
 def test_what_is_no_media_is_one_sentence(tmp_path, read, make, said, reason):
     """The path, what is wrong, and by which reason it is counted."""
-    path = tmp_path / "x.npy" if read is media.flow else tmp_path / "x"
+    path = tmp_path / "x.npy" if read is data.flow else tmp_path / "x"
     make(path)
-    with pytest.raises(media.Broken) as error:
+    with pytest.raises(media.UnreadableFile) as error:
         read(path)
-    assert str(error.value).startswith(str(path)) and said in str(error.value) and error.value.reason == reason
+    assert (
+        str(error.value).startswith(str(path))
+        and said in str(error.value)
+        and error.value.reason == reason
+    )
 
 
 def test_spread_takes_one_position_of_each_part():
     """The middles without a seed; with one a random one within each part; short clips repeat."""
-    assert media.spread(10, 3).tolist() == [1, 5, 8]
-    seen = np.array([media.spread(9, 3, seed) for seed in range(200)])
+    assert media.sample_positions(10, 3).tolist() == [1, 5, 8]
+    seen = np.array([media.sample_positions(9, 3, seed) for seed in range(200)])
     assert all(set(seen[:, part]) == {3 * part, 3 * part + 1, 3 * part + 2} for part in range(3))
-    assert media.spread(1, 3, 5).tolist() == [0, 0, 0] and media.spread(2, 3).tolist() == [0, 1, 1]
+    assert media.sample_positions(1, 3, 5).tolist() == [0, 0, 0] and media.sample_positions(
+        2, 3
+    ).tolist() == [0, 1, 1]
 
 
 def numbered_frames(folder, n, first=1, size=(64, 48)):
@@ -148,52 +196,70 @@ def levels(x):
 
 def test_a_clip_is_sorted_by_number(tmp_path):
     """frame_2 comes before frame_10; three frames, 224 x 224."""
-    x = media.clip(numbered_frames(tmp_path, 10))
+    x = data.clip(numbered_frames(tmp_path, 10))
     assert x.shape == (3, 3, 224, 224) and levels(x) == [2, 6, 9]
 
 
 def test_other_frames_with_another_seed(tmp_path):
     """Of pictures, of bytes and of flow; whatever the case of their endings."""
     for i in range(1, 9):
-        make_jpg(tmp_path / f"frames/{i}{['.JPG', '.jpeg', '.jpg', '.JPEG'][i % 4]}", (64, 48), (10 * i,) * 3)
-    np.save(tmp_path / "raw.npy", np.arange(10, 90, 10, np.uint8).repeat(64 * 48 * 3).reshape(8, 48, 64, 3))
+        make_jpg(
+            tmp_path / f"frames/{i}{['.JPG', '.jpeg', '.jpg', '.JPEG'][i % 4]}",
+            (64, 48),
+            (10 * i,) * 3,
+        )
+    np.save(
+        tmp_path / "raw.npy",
+        np.arange(10, 90, 10, np.uint8).repeat(64 * 48 * 3).reshape(8, 48, 64, 3),
+    )
     np.save(tmp_path / "flow.npy", np.zeros((8, 8, 2, 8)) + 10 * np.arange(1, 9))
-    for source, read in [("frames", media.clip), ("raw.npy", media.clip), ("flow.npy", media.flow)]:
-        assert len({tuple(levels(read(tmp_path / source, seed, frames=2))) for seed in range(9)}) > 3
+    for source, read in [("frames", data.clip), ("raw.npy", data.clip), ("flow.npy", data.flow)]:
+        assert (
+            len({tuple(levels(read(tmp_path / source, seed, frames=2))) for seed in range(9)}) > 3
+        )
         assert levels(read(tmp_path / source, frames=2)) == [3, 7]
 
 
 def test_a_gesture_is_read_within_its_window(tmp_path):
-    """Frames start to end - 1 of a whole clip, or all of a folder that holds just so many; fewer are an error."""
-    whole, cut = numbered_frames(tmp_path / "whole", 20), numbered_frames(tmp_path / "cut", 4, first=11)
+    """Frames start..end-1, or all of a folder of exactly so many; fewer are an error."""
+    whole, cut = (
+        numbered_frames(tmp_path / "whole", 20),
+        numbered_frames(tmp_path / "cut", 4, first=11),
+    )
     for folder in (whole, cut):
-        assert levels(media.clip((folder, 10, 14), frames=4)) == [11, 12, 13, 14]
-    assert levels(media.clip((whole, 16, 20), frames=4)) == [17, 18, 19, 20]  # its end is the clip's
-    with pytest.raises(media.Broken, match="has 4 frames, expected 5 or at least 15"):
-        media.clip((cut, 10, 15))
+        assert levels(data.clip((folder, 10, 14), frames=4)) == [11, 12, 13, 14]
+    assert levels(data.clip((whole, 16, 20), frames=4)) == [17, 18, 19, 20]  # its end is the clip's
+    with pytest.raises(media.UnreadableFile, match="has 4 frames, expected 5 or at least 15"):
+        data.clip((cut, 10, 15))
 
 
 def test_augmentation_is_drawn_from_the_seed(tmp_path):
-    """The same for a seed, another for another, whatever was drawn before; the global random state stays."""
+    """Whatever was drawn before; the global random state stays."""
     noise = np.random.default_rng(0).integers(256, size=(90, 120, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "1.png")
     state = torch.get_rng_state()
-    a, b, c = (media.picture(tmp_path / "1.png", seed) for seed in (3, 3, 4))
+    a, b, c = (data.picture(tmp_path / "1.png", seed) for seed in (3, 3, 4))
     assert torch.equal(state, torch.get_rng_state())
     torch.rand(5)
-    assert torch.equal(a, b) and torch.equal(a, media.picture(tmp_path / "1.png", 3)) and not torch.equal(a, c)
-    assert torch.equal(media.picture(tmp_path / "1.png"), media.picture(tmp_path / "1.png"))
+    assert (
+        torch.equal(a, b)
+        and torch.equal(a, data.picture(tmp_path / "1.png", 3))
+        and not torch.equal(a, c)
+    )
+    assert torch.equal(data.picture(tmp_path / "1.png"), data.picture(tmp_path / "1.png"))
 
 
 def test_a_large_jpeg_is_decoded_small(tmp_path):
-    """1200 x 900 at one half, so that both sides keep 448 or more; its mean colours stay; no other format changes."""
+    """1200 x 900 at one half, so that both sides keep 448; colours stay; a PNG is read whole."""
     small = np.random.default_rng(0).integers(256, size=(9, 12, 3), dtype=np.uint8)
     large = Image.fromarray(small).resize((1200, 900), Image.NEAREST)
     for ending, shape in [("jpg", (3, 450, 600)), ("png", (3, 900, 1200))]:
         large.save(tmp_path / f"a.{ending}", quality=95)
-        x = media.pixels(tmp_path / f"a.{ending}")
+        x = media.read_image(tmp_path / f"a.{ending}")
         assert x.shape == shape
-        squares = x.float().unflatten(1, (9, -1)).unflatten(3, (12, -1)).mean((2, 4)).permute(1, 2, 0)
+        squares = (
+            x.float().unflatten(1, (9, -1)).unflatten(3, (12, -1)).mean((2, 4)).permute(1, 2, 0)
+        )
         assert np.allclose(squares, small, atol=6)
 
 
@@ -202,40 +268,52 @@ def test_the_frames_of_a_clip_are_cropped_alike(tmp_path):
     noise = np.random.default_rng(0).integers(256, size=(90, 120, 3), dtype=np.uint8)
     for i in range(3):
         Image.fromarray(noise).save(tmp_path / f"{i}.png")
-    x = media.clip(tmp_path, seed=1)
+    x = data.clip(tmp_path, seed=1)
     assert torch.equal(x[0], x[1]) and torch.equal(x[0], x[2])
 
 
 def test_a_direction_is_not_mirrored(tmp_path):
-    """Flow never swaps left and right, nor does a clip with flip=False; pictures do so half of the time."""
+    """Flow never swaps left and right, nor does a clip with flip=False; images sometimes do."""
     ramp = np.arange(64, dtype=np.uint8).repeat(3).reshape(1, 64, 3).repeat(48, 0)
     Image.fromarray(ramp).save(tmp_path / "1.png")
     np.save(tmp_path / "flow.npy", ramp[..., :2, None].repeat(8, 3))
-    readers = {media.picture: tmp_path / "1.png", media.clip: tmp_path, media.flow: tmp_path / "flow.npy",
-               functools.partial(media.clip, flip=False): tmp_path}  # fmt: skip
+    readers = {
+        data.picture: tmp_path / "1.png",
+        data.clip: tmp_path,
+        data.flow: tmp_path / "flow.npy",
+        functools.partial(data.clip, flip=False): tmp_path,
+    }
     for read, path in readers.items():
-        rising = [bool((read(path, seed).flatten(0, -2)[0].float().diff() >= -1e-3).all()) for seed in range(40)]
-        assert (0 < sum(rising) < 40) if read in (media.picture, media.clip) else all(rising)
+        rising = [
+            bool((read(path, seed).flatten(0, -2)[0].float().diff() >= -1e-3).all())
+            for seed in range(40)
+        ]
+        assert (0 < sum(rising) < 40) if read in (data.picture, data.clip) else all(rising)
 
 
 def test_depth_has_one_channel(tmp_path):
     """Mode L."""
-    x = media.clip(numbered_frames(tmp_path, 3), mode="L")
+    x = data.clip(numbered_frames(tmp_path, 3), mode="L")
     assert x.shape == (3, 1, 224, 224) and levels(x) == [1, 2, 3]
 
 
 def test_flow_is_read_from_h_w_2_t(tmp_path):
     """(H, W, 2, T) -> (frames, 2, 224, 224), the frames spread over T, values as they are."""
-    np.save(tmp_path / "a.npy", np.broadcast_to(np.arange(16.0), (20, 30, 2, 16)).astype(np.float16))
-    x = media.flow(tmp_path / "a.npy", frames=8)
+    np.save(
+        tmp_path / "a.npy", np.broadcast_to(np.arange(16.0), (20, 30, 2, 16)).astype(np.float16)
+    )
+    x = data.flow(tmp_path / "a.npy", frames=8)
     assert x.shape == (8, 2, 224, 224) and x[:, 0, 5, 5].tolist() == [1, 3, 5, 7, 9, 11, 13, 15]
 
 
 def test_text_is_ids_and_mask(tiny_bert, tiny_clip):
-    """[CLS] words [SEP], filled up to 128, the mask 1 for what is text; cut where the encoder reads less."""
+    """[CLS] words [SEP], padded to 128, mask 1 for text; cut to what the encoder reads."""
     from transformers import AutoTokenizer
 
-    x = media.text("The dog", tokenizer=AutoTokenizer.from_pretrained(tiny_bert))
+    x = data.text("The dog", tokenizer=AutoTokenizer.from_pretrained(tiny_bert))
     assert x.shape == (2, 128) and x[0, :5].tolist() == [2, 5, 7, 3, 0] and x[1].sum() == 4
-    assert media.text("a " * 300, tokenizer=AutoTokenizer.from_pretrained(tiny_bert))[1].sum() == 128
-    assert media.text("a " * 300, tokenizer=AutoTokenizer.from_pretrained(tiny_clip)).shape == (2, 16)
+    assert data.text("a " * 300, tokenizer=AutoTokenizer.from_pretrained(tiny_bert))[1].sum() == 128
+    assert data.text("a " * 300, tokenizer=AutoTokenizer.from_pretrained(tiny_clip)).shape == (
+        2,
+        16,
+    )

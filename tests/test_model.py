@@ -1,14 +1,18 @@
 """model.py: shapes, and that a modality's score is what it says."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torchvision
 from transformers import AutoTokenizer
 
-import media
-from bilevel import evaluating, grad, hessian_product, hypergradient, total_gradient
+import data
+from baselines import Unimodal, unimodal_losses
+from bilevel import eval_mode, grad, hvp, hypergradient, total_gradient
 from losses import classification_loss, modality_matching_loss, total_loss
-from model import CLIP, ENCODERS, FUSIONS, IMAGENET, Model, Unimodal, encoder_names, standardised
+from model import CLIP, ENCODERS, FUSIONS, IMAGENET, MultimodalModel, encoder_names
+from utils.media import normalize
 
 
 def features(m, B=5, d=64):
@@ -37,26 +41,26 @@ def test_pictures_become_numbers_in_the_encoder(mean, std):
     """Bytes by the channels' mean and std, one channel alone to 0..1, of a clip too; halves become floats."""
     x = torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1).expand(2, 3, 4, 4)
     expected = [(v - m) / s for v, m, s in zip([0, 0.2, 1], mean, std)]
-    assert standardised(x, (mean, std))[1, :, 2, 2].tolist() == pytest.approx(expected, rel=1e-5)
-    assert standardised(x[:, 1:2], (mean, std)).unique().tolist() == pytest.approx([0.2])
+    assert normalize(x, (mean, std))[1, :, 2, 2].tolist() == pytest.approx(expected, rel=1e-5)
+    assert normalize(x[:, 1:2], (mean, std)).unique().tolist() == pytest.approx([0.2])
     numbers = torch.randn(2, 3, 4, 4)
-    assert standardised(numbers, (mean, std)) is numbers
-    assert torch.equal(standardised(numbers.half(), (mean, std)), numbers.half().float())
+    assert normalize(numbers, (mean, std)) is numbers
+    assert torch.equal(normalize(numbers.half(), (mean, std)), numbers.half().float())
 
 
 def test_encoders_see_standardised_pictures(tiny_clip):
     """ResNets by ImageNet's numbers, CLIP by its own."""
     for encoder, statistics in [("resnet18", IMAGENET), (f"clip:{tiny_clip}", CLIP)]:
-        phi = Model([3], 5, encoder).phi[0].eval()
+        phi = MultimodalModel([3], 5, encoder).phi[0].eval()
         x = torch.randint(256, (2, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        assert torch.equal(phi(x), phi(standardised(x, statistics)))
+        assert torch.equal(phi(x), phi(normalize(x, statistics)))
         assert not torch.allclose(phi(x), phi(x / 255), atol=1e-3)
 
 
 def test_features_of_several_widths_are_mapped_to_the_smallest():
     """cnn gives 64 numbers and ResNet18 512: z^(j) has 64 each, and L_MM can compare them."""
-    model = Model([1, 3], 5, "cnn,resnet18")
-    z = model([torch.randn(2, 1, 20, 20), torch.randn(2, 3, 40, 40)])
+    model = MultimodalModel([1, 3], 5, "cnn,resnet18")
+    z, _ = model([torch.randn(2, 1, 20, 20), torch.randn(2, 3, 40, 40)])
     assert [z_j.shape for z_j in z] == [(2, 64)] * 2 and model.logits(z).shape == (2, 5)
     assert isinstance(model.phi[1][1], torch.nn.Linear)
 
@@ -70,10 +74,10 @@ def test_pretrained_weights_are_torchvisions(monkeypatch):
         return real(name, weights=None)
 
     monkeypatch.setattr(torchvision.models, "get_model", get_model)
-    model = Model([1, 3], 5, "resnet18", pretrained=True)
+    model = MultimodalModel([1, 3], 5, "resnet18", pretrained=True)
     assert asked == [("resnet18", "DEFAULT")] * 2
     assert model.phi[0].net.conv1.weight.shape == (64, 1, 7, 7) and model.phi[1].net.conv1.weight.shape == (64, 3, 7, 7)
-    Model([1], 5, "resnet18")
+    MultimodalModel([1], 5, "resnet18")
     assert asked[-1] == ("resnet18", None)
 
 
@@ -84,18 +88,18 @@ def text_model(request, tiny_bert, tiny_clip):
     kinds = {"bert": (f"cnn,bert:{tiny_bert}", tiny_bert, 32), "clip": (f"clip:{tiny_clip}", tiny_clip, 24)}
     encoders, folder, d = kinds[request.param]
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    texts = torch.stack([media.text(x, tokenizer=tokenizer) for x in sentences])
+    texts = torch.stack([data.text(x, tokenizer=tokenizer) for x in sentences])
     return encoders, torch.randn(2, 3, 224, 224), texts, d
 
 
 def test_text_encoders_load_from_a_folder(text_model):
     """By the call that loads the real ones; what is filled up behind a text does not matter."""
     encoders, image, texts, d = text_model
-    model = Model([3, 0], 2, encoders).eval()
-    z = model([image, texts])
+    model = MultimodalModel([3, 0], 2, encoders).eval()
+    z, _ = model([image, texts])
     assert [z_j.shape for z_j in z] == [(2, d)] * 2
     length = int(texts[:, 1].sum(1).max())
-    assert torch.allclose(z[1], model([image, texts[:, :, :length]])[1], atol=1e-5)
+    assert torch.allclose(z[1], model([image, texts[:, :, :length]])[0][1], atol=1e-5)
     assert not torch.allclose(z[1][0], z[1][1], atol=1e-3)
 
 
@@ -103,18 +107,18 @@ def test_attention_can_be_differentiated_twice(text_model):
     """Eq. 3 through BERT and CLIP in evaluation mode equals the central difference of the gradient: H u, in float64."""
     encoders, image, texts, _ = text_model
     torch.manual_seed(0)
-    model = Model([3, 0], 2, encoders).double().eval()
+    model = MultimodalModel([3, 0], 2, encoders).double().eval()
     params, image = list(model.parameters()), image.double()
 
     def losses():
-        z = model([image, texts])
-        return classification_loss(model.logits(z), torch.tensor([0, 1])), modality_matching_loss(z, 0.5)
+        z, logits = model([image, texts])
+        return classification_loss(logits, torch.tensor([0, 1])), modality_matching_loss(z, 0.5)
 
     u, eps = [torch.randn_like(p) for p in params], 1e-5
     for u_i, p in zip(u, params):
         if any(p is q for q in model.phi[0].parameters()) and encoders.startswith("cnn"):
             u_i.zero_()  # no difference across the kinks of the image encoder's ReLU
-    product = hessian_product(total_gradient(*losses(), 0.5, params), params, u)
+    product = hvp(total_gradient(*losses(), 0.5, params), params, u)
     sides = []
     for sign in (1, -1):
         with torch.no_grad():
@@ -127,7 +131,7 @@ def test_attention_can_be_differentiated_twice(text_model):
     difference = [(a - b) / (2 * eps) for a, b in zip(*sides)]
     error = sum((a - b).square().sum() for a, b in zip(product, difference)).sqrt()
     assert error < 1e-4 * sum(a.square().sum() for a in product).sqrt()
-    with evaluating(model):
+    with eval_mode(model):
         assert hypergradient(lambda: losses()[0], losses, params, 0.5)[0] is not None
 
 
@@ -147,14 +151,14 @@ def test_encoder_names_are_filled_up(text, m, names):
 def test_every_fusion_takes_any_number_of_modalities(fusion, m):
     """(B, d) each -> (B, D), every modality has a say, and the score of one needs only that one."""
     torch.manual_seed(0)
-    model = Model([1] * m, 10, fusion=fusion)
+    model = MultimodalModel([1] * m, 10, fusion=fusion)
     z = [z_j.requires_grad_() for z_j in features(m)]
     assert model.fusion(z).shape == (5, model.fusion.D)
     assert model.logits(z).shape == (5, 10)
     for gradient in torch.autograd.grad(model.logits(z).square().sum(), z):
         assert gradient.abs().sum() > 0
     for j in range(m):
-        score = model.score(z, j)
+        score = model.unimodal_logits(z, j)
         gradients = torch.autograd.grad(
             score.square().sum(), z, allow_unused=True, materialize_grads=True
         )
@@ -163,29 +167,23 @@ def test_every_fusion_takes_any_number_of_modalities(fusion, m):
 
 def test_concat_scores_by_its_block_of_the_classifier():
     """Score of j = W^(j) z^(j) + b, and the fused logits are the sum of the blocks."""
-    model, z, d = Model([1, 1, 1], 10), features(3), 64
+    model, z, d = MultimodalModel([1, 1, 1], 10), features(3), 64
     W, b = model.classifier.weight, model.classifier.bias
     for j in range(3):
         block = z[j] @ W[:, j * d : (j + 1) * d].T + b
-        assert torch.allclose(model.score(z, j), block, atol=1e-6)
+        assert torch.allclose(model.unimodal_logits(z, j), block, atol=1e-6)
     assert torch.allclose(
-        sum(model.score(z, j) for j in range(3)) - 2 * b, model.logits(z), atol=1e-6
+        sum(model.unimodal_logits(z, j) for j in range(3)) - 2 * b, model.logits(z), atol=1e-6
     )
 
 
 def test_fusions_compute_their_formulas():
-    """Sum, FiLM and gates, written out for two modalities."""
+    """Sum and FiLM, written out for two modalities."""
     z = features(2)
     assert torch.equal(FUSIONS["sum"](2, 64)(z), z[0] + z[1])
     affine = FUSIONS["affine"](2, 64)
     gamma, beta = affine.films[0](z[1]).split(64, dim=1)
     assert torch.allclose(affine(z), z[0] + gamma * z[0] + beta)
-    gated = FUSIONS["gated"](2, 64)
-    both = torch.cat(z, 1)
-    gates = [1 / (1 + torch.exp(-gated.gates[j](both))) for j in (0, 1)]
-    assert torch.allclose(
-        gated(z), sum(gates[j] * torch.tanh(gated.values[j](z[j])) for j in (0, 1)), atol=1e-6
-    )
 
 
 def test_unimodal_trains_each_modality_alone():
@@ -193,27 +191,31 @@ def test_unimodal_trains_each_modality_alone():
     torch.manual_seed(0)
     model, y = Unimodal([1, 2], 3), torch.tensor([0, 1, 2, 0])
     x = [torch.randn(4, 1, 16, 16), torch.randn(4, 2, 16, 16)]
-    z = model(x)
-    sum(classification_loss(o, y) for o in model.fitted(z)).backward()
+    z, heads = model(x)
+    args = SimpleNamespace(smoothing=0.0, tau=0.1)
+    l_cls, l_mm = unimodal_losses(z, heads, y, args)
+    assert l_mm == modality_matching_loss(z, 0.1)
+    l_cls.backward()
     for j in (0, 1):
         own = [*model.phi[j].parameters(), *model.classifiers[j].parameters()]
         alone = torch.autograd.grad(
             classification_loss(model.classifiers[j](model.phi[j](x[j])), y), own
         )
         assert all(torch.allclose(p.grad, g, atol=1e-6) for p, g in zip(own, alone))
-        assert torch.equal(model.score(z, j), model.classifiers[j](z[j]))
-    assert torch.allclose(model.logits(z), model.score(z, 0) + model.score(z, 1))
+        assert torch.equal(model.unimodal_logits(z, j), model.classifiers[j](z[j]))
+    assert torch.allclose(model.logits(z), model.unimodal_logits(z, 0) + model.unimodal_logits(z, 1))
 
 
-def test_a_joint_model_fits_its_fused_logits():
-    """L_CLS of a joint model sees only W f(z) + b."""
-    model, z = Model([1, 1], 3), features(2)
-    (fitted,) = model.fitted(z)
-    assert torch.equal(fitted, model.logits(z))
+def test_a_model_returns_features_and_fused_logits():
+    """model(x) = (z, W f(z) + b), as Sec. 3.1 has it."""
+    model, x = MultimodalModel([1, 2], 3), [torch.randn(4, c, 16, 16) for c in (1, 2)]
+    z, logits = model(x)
+    assert all(torch.equal(z_j, phi(x_j)) for z_j, phi, x_j in zip(z, model.phi, x))
+    assert torch.equal(logits, model.classifier(model.fusion(z)))
 
 
 @pytest.mark.parametrize("names", [dict(encoders="vit"), dict(fusion="cat")])
 def test_an_unknown_name_lists_the_choices(names):
     """Encoders and fusions alike."""
     with pytest.raises(ValueError, match="choose from .*(cnn|affine)"):
-        Model([1, 1], 3, **names)
+        MultimodalModel([1, 1], 3, **names)

@@ -1,4 +1,4 @@
-"""The README's commands run, and the functions that it names exist."""
+"""README.md and docs/: the commands run, the names and the links exist."""
 
 import ast
 import importlib
@@ -10,146 +10,238 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-import figures
+import bilevel
 import losses
-import prepare
 import train
+from scripts import figures, prepare
+from utils.run import folder_of
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-FIRST_SCREEN = README.split("\n## ")[0]
-EXERCISES = README.split("## Exercises")[1].split("\n## ")[0]
-INSTALL = "python3 -m venv .venv && .venv/bin/python -m pip install -r requirements.txt && "
-COMMANDS = [
-    line.split("#")[0].strip()
-    for block in re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)
-    for line in block.replace("\\\n", " ").splitlines()
-    if line.strip()
-]
+PATHS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = {path: path.read_text() for path in PATHS}
+README, ALL = PAGES[ROOT / "README.md"], "\n".join(PAGES.values())
+TRY_IT = README.split("## Try it")[1].split("\n## ")[0]
+EXERCISES = PAGES[ROOT / "docs/EXERCISES.md"]
+ANSWERS = PAGES[ROOT / "docs/ANSWERS.md"]
+CHOICES = PAGES[ROOT / "docs/CHOICES.md"]
+SOURCES = sorted(p for folder in (".", "utils", "scripts") for p in (ROOT / folder).glob("*.py"))
+INSTALL = "python3 -m venv .venv && . .venv/bin/activate && pip install -r requirements.txt && "
 
 
-def test_the_first_screen_has_two_commands_that_install():
-    """One line each, install included: the main job, and the tests as .ci/run calls them."""
-    first = [c for c in COMMANDS if c in FIRST_SCREEN]
-    assert first == [INSTALL + ".venv/bin/python train.py", INSTALL + ".venv/bin/python -m pytest"]
+def code(text, language):
+    """The blocks of code in that language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
+
+
+def commands(text):
+    """A page's commands: each line of its sh blocks, and each `python ...` in the text."""
+    lines = [line for block in code(text, "sh") for line in block.splitlines() if line.strip()]
+    return lines + re.findall(r"`(python [^`]*)`", text)
+
+
+def scripts(command):
+    """(program, its arguments) of each of our programs that a command calls, in order."""
+    program = r"\b(train\.py|scripts\.figures|scripts\.prepare)(.*?)(?=;|&&|$)"
+    return [(call[1], call[2].split()) for call in re.finditer(program, command)]
+
+
+def test_the_first_commands_install_and_run_everything():
+    """One line each on a fresh machine: the main job, and the tests as .ci/run calls them."""
+    first = code(TRY_IT, "sh")[0].splitlines()
+    assert first == [INSTALL + "python train.py", INSTALL + "python -m pytest"]
     pattern = re.search(r"grep -m 1 -E '(.*?)' README.md", (ROOT / ".ci/run").read_text())[1]
     assert re.search(pattern, README, re.M).group() == first[1]
 
 
+def test_the_readme_is_short():
+    """What is longer is in docs/."""
+    assert len(README.splitlines()) <= 200
+
+
+def test_no_command_names_the_environment():
+    """It is activated once; after that a command is plain `python ...`."""
+    assert ".venv/bin/python" not in ALL
+
+
+def anchors(text):
+    """The headings of a page as GitHub makes links of them."""
+    headings = re.findall(r"^#+ (.*)", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_link_and_picture_exists(page):
+    """Each relative link leads to a file, and to a heading of it where it names one."""
+    for target in re.findall(r"\]\(([^)]*)\)", PAGES[page]):
+        if not re.match(r"\w+:", target):
+            path, _, heading = target.partition("#")
+            path = (page.parent / path).resolve() if path else page
+            assert path.is_file(), target
+            assert not heading or heading in anchors(path.read_text()), target
+
+
+def test_every_page_and_picture_is_reached():
+    """Whatever is in docs/ has a link from another page."""
+    linked = {
+        (page.parent / target.partition("#")[0]).resolve()
+        for page, text in PAGES.items()
+        for target in re.findall(r"\]\(([^)#:]+)", text)
+    }
+    assert set((ROOT / "docs").iterdir()) <= linked
+
+
 def test_the_main_job_runs(tmp_path):
     """The first command after its install, one short epoch of it: from no argument to the table."""
-    arguments = ["--epochs", "1", "--inner-iters", "2", "--out"]
-    done = subprocess.run([sys.executable, ROOT / "train.py", *arguments, tmp_path / "run"], text=True, cwd=tmp_path,
-                          capture_output=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
-    assert done.stdout.startswith("keypad, learning-based, seed 0")
-    assert (
-        re.search(r"^fused +\d", done.stdout, re.M) and "perf_gap" in done.stdout.splitlines()[-2]
+    command = [sys.executable, ROOT / "train.py", "--epochs", "1", "--inner-iters", "2"]
+    done = subprocess.run(
+        [*command, "--out", tmp_path / "run"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        check=True,
     )
+    assert done.stdout.startswith("keypad, learning-based, seed 0")
+    assert re.search(r"^fused +\d", done.stdout, re.M)
+    assert "perf_gap" in done.stdout.splitlines()[-2]
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if re.search(r"(train|figures|data)\.py", c)])
-def test_every_command_of_the_readme_parses(command, monkeypatch, tmp_path):
-    """Flags and method names exist; shell variables stand for a seed or a method."""
-    monkeypatch.setitem(losses.SCHEDULES, "linear", lambda t, T: 1 - t / T)  # the README's own omega(t)
-    monkeypatch.setattr(train, "METHODS", [*train.METHODS, "linear"])
+@pytest.mark.parametrize("script, arguments", [call for c in commands(ALL) for call in scripts(c)])
+def test_every_command_parses(script, arguments, monkeypatch, tmp_path):
+    """Flags and method names exist; a shell variable is a seed, a method or a weight decay."""
+    monkeypatch.setitem(losses.SCHEDULES, "linear", lambda t, T: 1 - t / T)  # as in the README
     monkeypatch.chdir(tmp_path)
-    script, *arguments = re.search(r"(train|figures|data)\.py(.*?)(?=;|&&|$)", command).group().split()
-    values = {"$seed": "0", "$method": "heuristic", "$data": "keypad", "$decay": "0.1", "DIR": "."}
-    arguments = [values.get(a.strip("'\""), a) for a in arguments]
+    values = {"$seed": "0", "$method": "heuristic", "$decay": "0.1", "DIR": ".", "NAME": "cremad"}
+    arguments = [values.get(a, a) for a in arguments]
     if script == "train.py":
-        monkeypatch.setattr(train, "continued", lambda folder, given: given)
-        s = train.parse([a for a in arguments if not a.startswith("$")])
-        train.check(s)
-    elif script == "data.py":
+        monkeypatch.setattr(train, "resumed_settings", lambda folder, given, _: given)
+        train.check(train.parse(arguments))
+    elif script == "scripts.prepare":
         monkeypatch.setattr(prepare, "prepare", lambda *_: None)
         assert prepare.main(arguments) == 0
     else:
         assert figures.main(arguments) == 2  # no such run, but every flag is one
 
 
+def test_every_program_of_a_command_exists():
+    """`python NAME.py` and `python -m scripts.NAME`, also those whose flags no test here knows."""
+    text = "\n".join(commands(ALL))
+    names = set(re.findall(r"python ([\w/.]+\.py)", text))
+    names |= {name.replace(".", "/") + ".py" for name in re.findall(r"-m (scripts\.\w+)", text)}
+    assert {"train.py", "scripts/benchmarks.py"} <= names
+    assert [name for name in names if not (ROOT / name).is_file()] == []
+
+
 def test_three_lines_add_a_schedule(tmp_path):
-    """The README's own omega(t), put between the marks: its --method name and its test are there at once."""
-    block = re.search(r"^```python\n(.*?)^```", README, re.M | re.S)[1]
+    """With the README's omega(t) between the marks, `--method` and the tests know it."""
+    (block,) = code(README, "python")
     assert block.count("\n") == 3
-    for path in [*ROOT.glob("*.py"), ROOT / "tests/test_losses.py", ROOT / "pyproject.toml"]:
-        text = path.read_text()
+    for path in [*SOURCES, ROOT / "tests/test_losses.py", ROOT / "pyproject.toml"]:
+        text, copy = path.read_text(), tmp_path / path.relative_to(ROOT)
         if path.name == "losses.py":
             text = text.replace("# --- end ---", block + "# --- end ---", 1)
-        (tmp_path / path.name).write_text(text)
-    code = "import train; train.check(train.parse(['--method', 'linear']))"
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
-    tests = [sys.executable, "-m", "pytest", "-q", "test_losses.py", "-k", "every_schedule and linear"]
-    done = subprocess.run(tests, cwd=tmp_path, capture_output=True, text=True)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_text(text)
+    lines = "import train; train.check(train.parse(['--method', 'linear']))"
+    subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, check=True)
+    tests = ["-q", "tests/test_losses.py", "-k", "every_schedule and linear"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *tests], cwd=tmp_path, capture_output=True, text=True
+    )
     assert "3 passed" in done.stdout, done.stdout
 
 
-def test_the_readme_names_what_exists():
+def test_the_pages_name_what_exists():
     """Every `file.py:name` is there."""
-    names = re.findall(r"`(\w+)\.py:(\w+(?:\.\w+)?)`", README)
-    assert len(names) > 10
+    names = re.findall(r"`([\w/]+)\.py:(\w+(?:\.\w+)?)`", ALL)
+    assert len(names) > 40
     for module, name in names:
-        thing = importlib.import_module(module)
+        thing = importlib.import_module(module.replace("/", "."))
         for part in name.split("."):
             thing = getattr(thing, part)
 
 
 def test_every_exercise_has_its_commands_and_its_answer():
-    """Flags and methods in the table of the exercises exist, and ANSWERS.md answers each in its order."""
+    """Flags and methods of the table exist; docs/ANSWERS.md has an answer to each, in order."""
     rows = re.findall(r"^\| (\d+) \|.*", EXERCISES, re.M)
     assert rows == [str(n + 1) for n in range(len(rows))] and len(rows) >= 8
-    assert re.findall(r"^(\d+)\. ", (ROOT / "ANSWERS.md").read_text(), re.M) == rows
+    assert re.findall(r"^(\d+)\. ", ANSWERS, re.M) == rows
     looks = re.findall(r"; `(\w+)`", EXERCISES)
     assert len(looks) == len(rows) and set(looks) <= set(figures.COMMANDS)
-    commands = re.findall(r"`train\.py (--.*?)`", EXERCISES)
-    assert len(commands) > 6
-    known = {"linear": "heuristic", "fitted": "heuristic", "product": "sum", "maximum": "sum", "released": "cg"}
-    for command in commands:
-        arguments = [known.get(word, word) for word in command.split()]  # the student's own
+    runs = re.findall(r"`train\.py (--.*?)`", EXERCISES)
+    assert len(runs) > 6
+    known = {"linear": "heuristic", "fitted": "heuristic"}  # the student's own
+    known |= {"product": "sum", "maximum": "sum", "released": "cg"}
+    for command in runs:
+        arguments = [known.get(word, word) for word in command.split()]
         train.check(train.parse(arguments))
 
 
 def test_the_exercises_runs_do_not_meet(monkeypatch, tmp_path):
     """Every command of the exercises, in their order, has a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "METHODS", [*train.METHODS, "linear", "fitted"])
-    commands = re.findall(r"train\.py (--.*?)(?:`|$)", EXERCISES, re.M)
-    folders = [str(train.folder_of(train.parse(command.split()))) for command in commands]
+    runs = re.findall(r"train\.py (--.*?)(?:`|$)", EXERCISES, re.M)
+    folders = [str(folder_of(train.parse(command.split()))) for command in runs]
     assert len(folders) > 15 and len(set(folders)) == len(folders)
 
 
 def test_the_lines_that_fit_a_cubic_run(monkeypatch, tmp_path, capsys):
-    """The exercise's own, on a log as train.py writes it: its four numbers are those of the curve."""
+    """On a log as train.py writes it, they print the coefficients of its curve."""
     monkeypatch.chdir(tmp_path)
-    code = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)[1]
-    log = tmp_path / re.search(r'open\("(.*?)"\)', code)[1]
+    fit, _ = code(EXERCISES, "python")
+    log = tmp_path / re.search(r'open\("(.*?)"\)', fit)[1]
     log.parent.mkdir(parents=True)
-    lines = [{"settings": {}}, *({"t": t, "alpha": 1 - 0.1 * t + 0.002 * t**3} for t in range(1, 11)), {"test": {}}]
+    epochs = [{"t": t, "alpha": 1 - 0.1 * t + 0.002 * t**3} for t in range(1, 11)]
+    lines = [{"settings": {}}, *epochs, {"test": {}}]
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    exec(code, {})
+    exec(fit, {})
     numbers = [float(x) for x in capsys.readouterr().out.strip(" []\n").split()]
     assert numbers == pytest.approx([0.002, 0, -0.1, 1], abs=1e-6)
 
 
+def test_the_lines_of_the_released_formula_run(monkeypatch):
+    """Its value is the mean of H v over the first tensor, without a minus."""
+    _, lines = code(EXERCISES, "python")
+    monkeypatch.setattr(bilevel, "SOLVERS", dict(bilevel.SOLVERS))
+    exec(lines, {"SOLVERS": bilevel.SOLVERS})
+    a, b = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([3.0], requires_grad=True)
+    l_cls, l_mm = lambda: (a**3).sum() + a.sum() * b.sum(), lambda: (b**2).sum()
+    value, report = bilevel.hypergradient(l_cls, lambda: (l_cls(), l_mm()), [a, b], 0.5, "released")
+    v = [3 + 3, 12 + 3, 1 + 2]  # grad L_CLS
+    expected = 0.5 * ((6 * v[0] + v[2]) + (12 * v[1] + v[2])) / 2  # the rows of a of 0.5 Hess L_CLS
+    assert value == pytest.approx(expected) and report["terms"] == 1
+
+
+def innermost(tree, n):
+    """The name of the innermost function or class around line n, as in `Run.save`."""
+    names, body = [], tree.body
+    while node := next((x for x in body if x.lineno <= n <= x.end_lineno), None):
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            break
+        names.append(node.name)
+        body = node.body if isinstance(node, ast.ClassDef) else []
+    return ".".join(names)
+
+
 def marked(mark):
-    """{file.py:name} of every function or class that holds `# mark:`, the innermost one."""
-    places = set()
-    for path in ROOT.glob("*.py"):
-        tree, lines = ast.parse(path.read_text()), path.read_text().splitlines()
-        for n in [n for n, text in enumerate(lines, 1) if f"# {mark}:" in text]:
-            around = [(tree.body, "")]
-            for body, outer in around:
-                for node in body:
-                    if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.lineno <= n <= node.end_lineno:
-                        name = f"{outer}.{node.name}".strip(".")
-                        around.append((node.body if isinstance(node, ast.ClassDef) else [], name))
-            places.add(f"{path.name}:{around[-1][1]}")
-    return places
+    """file.py:name around each `# mark:` of the code, in order, as often as there are marks."""
+    places = []
+    for path in SOURCES:
+        text = path.read_text()
+        tree = ast.parse(text)
+        for n, line in enumerate(text.splitlines(), 1):
+            if f"# {mark}:" in line:
+                places.append(f"{path.relative_to(ROOT)}:{innermost(tree, n)}")
+    return sorted(places)
 
 
-def test_every_silence_and_departure_is_in_the_readme():
-    """A `# Paper silent:` or `# Departs from paper:` in the code has its row there, and the other way round."""
+def test_every_silence_and_departure_has_a_row():
+    """The marks in the code and the rows of docs/CHOICES.md agree."""
     for mark in ("Paper silent", "Departs from paper"):
-        section = re.search(rf"^{mark}:.*?\n(.*?)(?=^#|\Z)", README, re.M | re.S)[1]
-        named = {row.split("|")[-2].strip(" `") for row in section.splitlines() if row.startswith("| ")}
-        assert marked(mark) == named - {"where"}, mark
+        section = re.search(rf"^{mark}:.*?\n(.*?)(?=^#|\Z)", CHOICES, re.M | re.S)[1]
+        rows = [
+            row.split("|")[-2].strip(" `") for row in section.splitlines() if row.startswith("| ")
+        ]
+        assert marked(mark) == sorted(rows[1:]), mark  # without the head

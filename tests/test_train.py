@@ -1,5 +1,6 @@
 """train.py: Algorithm 1's steps, the log, the scores, the command line."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -12,14 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-import digits
 import train
 from bilevel import SOLVERS
-from losses import SCHEDULES, schedule
-from media import Samples
-from model import ENCODERS, Model
+from data import load_data, paired, eval_loader
+from losses import SCHEDULES, make_schedule
+from model import ENCODERS, MultimodalModel
+from utils import cli, digits
 
 ROOT = Path(__file__).parents[1]
+METHODS = ["learning-based", *train.BASELINES, *SCHEDULES]
 EXAMPLE = {"constant": "constant:0.5", "stepwise": "stepwise:0.05"}
 QUICK = dict(dataset="tiny", epochs=3, batch_size=16)
 
@@ -36,15 +38,41 @@ def sentence(capsys):
     return said[0]
 
 
+def arguments_of(**settings):
+    """Settings as a command line."""
+    words = [(cli.flag(name), value) for name, value in settings.items() if value is not False]
+    return [x for name, value in words for x in ([name] if value is True else [name, str(value)])]
+
+
 def run(**settings):
     """A run of the tiny set: (first line, epochs, test line) of its log."""
-    s = train.Settings(**QUICK | dict(out="run", overwrite=True) | settings)
-    train.run(s, *train.prepare(s))
-    first, *epochs, test = log_of(s.out)
+    settings = QUICK | dict(out="run", overwrite=True) | settings
+    assert train.main(arguments_of(**settings)) == 0
+    first, *epochs, test = log_of(settings["out"])
     return first, epochs, test["test"]
 
 
-@pytest.mark.parametrize("method", [EXAMPLE.get(m, m) for m in train.METHODS])
+def prepared(**settings):
+    """(args, data, model) as main() makes them."""
+    args = train.Settings(**QUICK | settings)
+    data = load_data(args, None)
+    return args, data, train.make_model(args, data)
+
+
+class NoFolder:
+    """In place of utils.run.Run: nothing is written."""
+
+    def resume(self, alpha, *parts):
+        return 1, alpha
+
+    def progress(self, batches, t):
+        return batches.epoch(t)
+
+    def save(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("method", [EXAMPLE.get(m, m) for m in METHODS])
 def test_every_method_runs_and_logs(tiny_data, capsys, method):
     """Settings, one line an epoch, the test scores; the same on the terminal, and a table."""
     first, epochs, test = run(method=method)
@@ -74,7 +102,7 @@ def test_every_method_runs_and_logs(tiny_data, capsys, method):
 def test_epoch_t_trains_with_omega_of_t(tiny_data, method):
     """Sec. 3.3: alpha_t = omega(t), t from 1."""
     _, epochs, _ = run(method=method)
-    assert [r["alpha"] for r in epochs] == [schedule(method)(t, 3) for t in (1, 2, 3)]
+    assert [r["alpha"] for r in epochs] == [make_schedule(method)(t, 3) for t in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -113,7 +141,8 @@ def call_eq_3(monkeypatch, **settings):
         return 0.0, {"note": ""}
 
     monkeypatch.setattr(train, "hypergradient", record)
-    monkeypatch.setattr(train, "Model", lambda *a: models.append(Model(*a)) or models[-1])
+    real = train.make_model
+    monkeypatch.setattr(train, "make_model", lambda *a: models.append(real(*a)) or models[-1])
     run(**settings)
     return calls
 
@@ -137,24 +166,25 @@ def test_a_shared_batch_is_the_same_for_every_factor(tiny_data, monkeypatch):
 
 def test_the_outer_batches_are_held_out(tiny_data, monkeypatch):
     """--outer held-out: from samples that are not trained on, all of them where there are fewer than alpha_batch."""
-    parts, real = {}, train.endless
-    monkeypatch.setattr(train, "endless", lambda dataset, *a: parts.setdefault(len(dataset), 0) or real(dataset, *a))
     calls = call_eq_3(monkeypatch, outer="held-out", val_fraction=0.25)
-    assert sorted(parts) == [12, 36]
     assert all(outer == pytest.approx([outer[0]] * 3, rel=1e-5) for outer, *_ in calls)
+    args, data, _ = prepared(outer="held-out", val_fraction=0.25)
+    _, inner, outer, _ = train.make_batches(args, data, torch.device("cpu"))
+    assert inner.dataset is data["train"] and outer.dataset is data["val"]
 
 
 def test_the_batches_of_eq_3_depend_on_seed_and_epoch_alone(tiny_data, monkeypatch):
-    """The third epoch's are the same whatever came before."""
-    one = call_eq_3(monkeypatch, alpha_batch=8, lr=1e-9, weight_decay=0.0)
-    monkeypatch.undo()
-    monkeypatch.setitem(train.DATASETS, "tiny", tiny_data)
-    s = train.Settings(**QUICK | dict(alpha_batch=8, out="b", lr=1e-9, weight_decay=0.0))
-    _, data, model, _ = train.prepare(s)
-    losses = []
-    monkeypatch.setattr(train, "hypergradient", lambda outer, *_, **__: losses.append(outer().item()))
-    train.alpha_gradient(s, data, model, 0.95, 3)
-    assert losses[0] == pytest.approx(one[2][0][0], rel=1e-5)
+    """Those of the third epoch are the same whatever came before; those of the inner and the outer level differ."""
+    args, data, _ = prepared(alpha_batch=8)
+    cpu = torch.device("cpu")
+    batches = [train.make_batches(args, data, cpu) for _ in range(2)]
+    next(batches[0][1].draw(1))
+    drawn = [[next(level.draw(3)) for level in b[1:3]] for b in batches]
+    for (_, y), (_, again) in zip(*drawn):
+        assert torch.equal(y, again)
+    assert not torch.equal(drawn[0][0][0][0], drawn[0][1][0][0])
+    other = train.make_batches(dataclasses.replace(args, seed=1), data, cpu)
+    assert not torch.equal(next(other[1].draw(3))[0][0], drawn[0][0][0][0])
 
 
 def test_a_refused_hypergradient_leaves_alpha(tiny_data, monkeypatch, capsys):
@@ -178,10 +208,9 @@ def test_inner_iters_counts_batches(tiny_data, monkeypatch):
 def test_the_optimiser_minimises_the_total_loss(tiny_data):
     """alpha = 1 leaves the classifier as it was initialised, alpha = 0 moves it."""
     for method, moved in [("constant:1", False), ("constant:0", True)]:
-        s = train.Settings(**QUICK, method=method, weight_decay=0.0)
-        _, data, model, omega = train.prepare(s)
+        args, data, model = prepared(method=method, weight_decay=0.0)
         before = model.classifier.weight.clone()
-        train.train(s, data, model, omega, lambda *_: None)
+        train.train(args, data, model, NoFolder())
         assert torch.equal(before, model.classifier.weight) != moved
 
 
@@ -207,7 +236,12 @@ def test_methods_see_the_same_batches(tiny_data, monkeypatch):
 def test_the_batch_of_eq_3_has_a_size_of_its_own(tiny_data, monkeypatch):
     """--alpha-batch, for both levels, --draws of it for v and for c, one for H; a smaller held-out part gives all."""
     sizes, real = [], train.losses
-    monkeypatch.setattr(train, "losses", lambda model, x, y, s: sizes.append(len(y)) or real(model, x, y, s))
+
+    def losses(z, logits, y, args):
+        sizes.append(len(y))
+        return real(z, logits, y, args)
+
+    monkeypatch.setattr(train, "losses", losses)
     run(epochs=1, alpha_batch=8, draws=2)
     assert sizes == [16, 16, 16, *[8] * 5]
     sizes.clear()
@@ -217,17 +251,27 @@ def test_the_batch_of_eq_3_has_a_size_of_its_own(tiny_data, monkeypatch):
 
 def test_bf16_is_for_the_steps_alone(tiny_data):
     """A step's features are rounded to bfloat16, its losses and gradients are float32; Eq. 3's losses are exact."""
-    s = train.Settings(**QUICK)
-    _, data, model, _ = train.prepare(s)
+    args, data, model = prepared()
     x, y = [x_j[:16] for x_j in data["train"].sources], data["train"].y[:16]
-    for mode, exact in [(model.train, False), (model.eval, True)]:
-        mode()
-        full, half = [train.losses(model, x, y, dataclasses.replace(s, bf16=bf16)) for bf16 in (False, True)]
-        for a, b in zip(full, half):
-            assert b.dtype == torch.float32 and (a == b) == exact and b.item() == pytest.approx(a.item(), rel=0.05)
-        sum(half).backward()
-        assert all(p.grad.dtype == torch.float32 for p in model.parameters())
-    kernel = next(p for p in train.prepare(dataclasses.replace(s, bf16=True, out="b"))[2].parameters() if p.dim() == 4)
+    seen = {}
+    for bf16 in (False, True):
+        def losses(z, logits, y, args, bf16=bf16):
+            seen[bf16] = z[0].dtype
+            return train.losses(z, logits, y, args)
+
+        start = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(start.parameters(), 0.1)
+        flags = dataclasses.replace(args, bf16=bf16)
+        seen[bf16, "losses"] = train.inner_step(start, optimizer, x, y, 0.5, flags, losses)
+        assert all(p.grad.dtype == torch.float32 for p in start.parameters())
+    assert (seen[False], seen[True]) == (torch.float32, torch.bfloat16)
+    full, half = seen[False, "losses"], seen[True, "losses"]
+    assert half.dtype == torch.float32 and not torch.equal(full, half)
+    assert torch.allclose(full, half, rtol=0.05)
+    batches = train.make_batches(args, data, torch.device("cpu"))[1:3]
+    values = [train.alpha_gradient(model, *batches, 0.5, 1, dataclasses.replace(args, bf16=b))[0] for b in (False, True)]
+    assert values[0] == values[1]
+    kernel = next(p for p in prepared(bf16=True)[2].parameters() if p.dim() == 4)
     assert kernel.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -236,14 +280,6 @@ def test_bf16_trains(tiny_data):
     for bf16 in (False, True):
         losses = [r["l_total"] for r in run(method="heuristic", bf16=bf16, epochs=6, seed=1)[1]]
         assert losses[-1] < 0.8 * losses[0]
-
-
-def test_the_workers_that_score_stay(tiny_data):
-    """The second epoch is read by the processes of the first: none of them imports its libraries anew."""
-    readers = [lambda *_: torch.tensor([os.getpid()])]
-    loader = train.in_order(Samples([range(6)], range(6), readers), train.Settings(workers=1), torch.device("cpu"))
-    first, second = [{int(x) for xs, _ in loader for x in xs} for _ in range(2)]
-    assert first == second and os.getpid() not in first and len(first) == 1
 
 
 def test_scores_are_acc_map_and_macro_f1():
@@ -268,30 +304,18 @@ def test_scores_are_acc_map_and_macro_f1():
 
 def test_evaluate_is_in_eval_mode_and_measures_the_gap(tiny_data):
     """Buffers and modes stay; perf_gap is the best modality's ACC minus the worst's."""
-    data, model = tiny_data(), Model([1, 2], 3)
+    data, model = tiny_data(), MultimodalModel([1, 2], 3)
     model.train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    loader = train.in_order(data["test"], train.Settings(batch_size=4), torch.device("cpu"))
+    loader = eval_loader(data["test"], 4, torch.device("cpu"))
     result = train.evaluate(model, loader, data["modalities"])
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and model.training
     assert result["perf_gap"] == abs(result["image"]["acc"] - result["sound"]["acc"])
     model.eval()
     y = data["test"].y
-    z = model(data["test"].sources)
-    assert result["fused"] == train.scores(model.logits(z).detach(), y.numpy())
-    assert result["sound"] == train.scores(model.score(z, 1).detach(), y.numpy())
-
-
-def test_hold_out_keeps_groups_together(tiny_data):
-    """No group on both sides, nothing lost, about the fraction asked for; at least one group."""
-    data = tiny_data()
-    data["train"].sources[0] = torch.arange(48)
-    for fraction, expected in [(0.25, 12), (0.001, 2)]:
-        rest, held_out = train.hold_out(data["train"], data["groups"], fraction, 0)
-        i, j = rest.sources[0].tolist(), held_out.sources[0].tolist()
-        assert sorted(i + j) == list(range(48)) and len(held_out) == expected
-        assert not set(data["groups"][i]) & set(data["groups"][j])
-        assert held_out.y.tolist() == data["train"].y[j].tolist()
+    z, logits = model(data["test"].sources)
+    assert result["fused"] == train.scores(logits.detach(), y.numpy())
+    assert result["sound"] == train.scores(model.unimodal_logits(z, 1).detach(), y.numpy())
 
 
 def test_with_a_validation_part_its_best_epoch_is_tested(tiny_data, monkeypatch, capsys):
@@ -306,7 +330,7 @@ def test_with_a_validation_part_its_best_epoch_is_tested(tiny_data, monkeypatch,
         return real(model, loader, *rest)
 
     monkeypatch.setattr(train, "evaluate", evaluate)
-    monkeypatch.setattr(train, "line", lambda *_: "")
+    monkeypatch.setattr("utils.run.epoch_line", lambda *_: "")
     first, epochs, _ = run(method="heuristic", val_fraction=0.25)
     assert first["samples"] == {"train": 36, "val": 12, "test": 15} and epochs[0]["split"] == "val"
     assert log_of("run")[-1]["t"] == 2 and "epoch 2, the best on the validation part" in capsys.readouterr().out
@@ -319,9 +343,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_data, monkeypatch, capsys)
     def losses(*arguments):
         calls.append(1)
         l_cls, l_mm = real(*arguments)
-        return (
-            l_cls * math.nan if len(calls) == 8 else l_cls
-        ), l_mm  # 3 steps an epoch: the 2nd of the 3rd
+        broken = len(calls) == 8  # 3 steps an epoch: the 2nd of the 3rd
+        return (l_cls * math.nan if broken else l_cls), l_mm
 
     monkeypatch.setattr(train, "losses", losses)
     assert (
@@ -340,14 +363,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_data, monkeypatch, capsys)
     [
         ("--dataset cremat", "unknown dataset 'cremat'; choose from ['cremad', 'keypad'"),
         ("--method heuristics", "unknown method 'heuristics'; choose from ['constant'"),
-        ("--method constant", "constant:p with numbers"),
-        ("--method heuristic:2", "not of the form heuristic"),
+        ("--method constant", "expected constant:p with numbers"),
+        ("--method heuristic:2", "does not fit heuristic(t, T); expected heuristic with numbers"),
         ("--method unimodal:1", "unknown method 'unimodal:1'; choose from"),
         ("--fusion cat", "unknown fusion 'cat'; choose from ['affine'"),
         ("--encoders vit", "unknown encoder 'vit'"),
         ("--solver exact", "unknown solver 'exact'"),
         ("--outer test", "unknown outer 'test'; choose from ['held-out', 'shared', 'train']"),
-        ("--device tpu", "device 'tpu' is not here; choose from ['auto'"),
+        ("--device tpu", "device 'tpu' is not available; choose from ['auto'"),
         ("--dataset spoken-digits", "needs --root"),
         (
             "--dataset spoken-digits --root nowhere",
@@ -355,7 +378,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_data, monkeypatch, capsys)
         ),
         ("--epochs 0", "--epochs is 0, expected more than 0"),
         ("--batch-size 1", "--batch-size is 1, expected 2 or more"),
-        ("--method constant:5", "not of the form constant:p"),
+        ("--method constant:5", "has p = 5, expected 0 to 1"),
         ("--method heuristic --outer held-out", "--outer held-out is for learning-based"),
         ("--dataset keypad --root x", "keypad is built in and takes no --root"),
         ("--tau nan", "--tau is nan, expected more than 0"),
@@ -423,7 +446,7 @@ def test_the_command_line_is_the_settings():
 def test_a_set_brings_its_settings_and_a_flag_wins():
     """Sec. 4.1's: SGD at 1e-2 in batches of 256 for audio-video, Adam at 1e-4 in batches of 128 for image-text."""
     s = train.parse(["--dataset", "cremad"])
-    assert (s.optimizer, s.lr, s.momentum, s.batch_size, s.encoders) == ("sgd", 1e-2, 0.9, 256, "resnet18")
+    assert (s.optimizer, s.lr, s.batch_size, s.encoders) == ("sgd", 1e-2, 256, "resnet18")
     s = train.parse(["--dataset", "sarcasm", "--lr", "0.02", "--batch-size", "64"])
     assert (s.optimizer, s.lr, s.batch_size, s.encoders) == ("adam", 0.02, 64, "resnet50,bert")
 
@@ -441,9 +464,10 @@ def six_digits(root="", encoders=None):
     splits = {}
     for (split, (images, labels)), n in zip(digits.handwritten_digits(rng).items(), (1728, 300)):
         i = np.resize(np.flatnonzero(labels < 6), n)
-        canvas, column = digits.place(images[i] + rng.normal(0, 0.2, images[i].shape), rng)
-        splits[split] = canvas, digits.spectrograms(digits.press(labels[i], column, rng) * 0.7), labels[i]
-    return digits.paired(["image", "sound"], splits, np.arange(1728)) | {"n_classes": 6}
+        image, column = digits.place_on_canvas(images[i] + rng.normal(0, 0.2, images[i].shape), rng)
+        sound = digits.spectrograms(0.7 * digits.dtmf_tones(labels[i], column, rng))
+        splits[split] = [image, sound], labels[i]
+    return paired(["image", "sound"], splits, np.arange(1728)) | {"n_classes": 6}
 
 
 def narrow_resnet(channels, pretrained=False, source=""):
@@ -481,7 +505,7 @@ def test_the_optimiser_is_the_one_that_is_asked_for(tiny_data):
     params = [torch.nn.Parameter(torch.ones(2))]
     for name, kind in [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam)]:
         s = train.Settings(optimizer=name, lr=0.1, weight_decay=0.3, plateau=1)
-        optimizer, plateau = train.optimizer_of(s, params)
+        optimizer, plateau = train.make_optimizer(s, params)
         assert type(optimizer) is kind and optimizer.defaults["weight_decay"] == 0.3
         for loss in (1.0, 1.0, 1.0):
             plateau.step(loss)

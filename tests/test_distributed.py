@@ -1,4 +1,4 @@
-"""parallel.py: two processes of torchrun give what one gives on the same batches."""
+"""utils/distributed.py: two processes of torchrun give what one gives on the same batches."""
 
 import json
 import os
@@ -12,10 +12,10 @@ import torch
 from conftest import tiny
 from torch import nn
 
-import checkpoint
 import data
 import model
 import train
+from utils import run as runs
 
 ROOT = Path(__file__).parents[1]
 FLAGS = ["--dataset", "tiny", "--epochs", "3", "--batch-size", "16", "--eta-alpha", "1", "--keep", "9", "--encoders"]
@@ -31,10 +31,10 @@ def tiny_run(arguments):
     model.ENCODERS["plain"] = plain
     data.DATASETS["tiny"] = tiny
     torch.set_num_threads(1)
-    save = checkpoint.save
+    save = runs.save_checkpoint
     if "KILLED" in os.environ:
         die = lambda: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
-        checkpoint.save = lambda folder, state, kept: die() if state["t"] == 2 else save(folder, state, kept)
+        runs.save_checkpoint = lambda folder, state, kept: die() if state["t"] == 2 else save(folder, state, kept)
     return train.main(arguments)
 
 
@@ -49,8 +49,8 @@ def torchrun(*arguments, **environment):
 def first_epoch_of(folder, target):
     """A run as it stood after its first epoch."""
     target.mkdir()
-    state = checkpoint.load(folder, 1)
-    checkpoint.save(target, state, [])
+    state = runs.load_checkpoint(folder, 1)
+    runs.save_checkpoint(target, state, [])
     (target / "log.jsonl").write_text(state["log"])
 
 
@@ -64,7 +64,7 @@ def numbers(thing):
 def alike(folder, other):
     """The same log and the same parameters, to 1e-4."""
     logs = [[json.loads(x) for x in (f / "log.jsonl").read_text().splitlines()[1:]] for f in (folder, other)]
-    states = [checkpoint.load(f)["model"] for f in (folder, other)]
+    states = [runs.load_checkpoint(f)["model"] for f in (folder, other)]
     assert len(logs[0]) == len(logs[1]) == 4
     assert numbers(dict(enumerate(logs[0]))) == pytest.approx(numbers(dict(enumerate(logs[1]))), abs=1e-4)
     for name, value in states[0].items():
@@ -82,7 +82,7 @@ def test_two_processes_are_one(tmp_path, monkeypatch, flags):
     run = [*FLAGS, "plain", *flags, "--out"]
     assert tiny_run([*run, "one"]) == 0
     first_epoch_of("one", tmp_path / "more")
-    assert torchrun(*run, "two", KILLED="1").returncode != 0 and checkpoint.epochs("two") == [1]
+    assert torchrun(*run, "two", KILLED="1").returncode != 0 and runs.checkpoint_epochs("two") == [1]
     first_epoch_of("two", tmp_path / "fewer")
     for folder in ("two", "more"):
         done = torchrun("--resume", folder)
@@ -96,7 +96,7 @@ def test_two_processes_are_one(tmp_path, monkeypatch, flags):
 @pytest.mark.parametrize("batch", ["16", "3"])
 def test_a_batch_that_cannot_be_shared_is_refused(tiny_data, monkeypatch, capsys, batch):
     """One sentence before anything is written: 16 samples among three processes, or one for each."""
-    monkeypatch.setattr("parallel.ranks", lambda: 3)
+    monkeypatch.setattr("utils.distributed.world_size", lambda: 3)
     assert train.main(["--dataset", "tiny", "--batch-size", batch, "--out", "run"]) == 2
     assert f"a batch of {batch} training samples cannot be shared by 3 processes" in capsys.readouterr().err
     assert not Path("run").exists()

@@ -34,22 +34,22 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import media
 import numpy as np
+import prepare
 import soundfile
 import torch
+from media import Samples, as_is
 from PIL import Image
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-import media
-import prepare
 import train
 from bilevel import evaluating, hypergradient
 from data import CREMAD, SETS, Batches, defaults
 from losses import total_loss
-from media import Samples, as_is
 from model import Model
 
 ROOT = Path(__file__).parents[1]

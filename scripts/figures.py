@@ -1,10 +1,10 @@
-"""Pictures and tables from what training wrote (Fig. 1 to 4, Tables 1, 3 and 4). A leaf: nothing imports it.
+"""Pictures and tables from what training wrote (Fig. 1 to 4, Tables 1, 3 and 4).
 
-    python figures.py curves runs/keypad-constant0-seed0 runs/keypad-learning-based-seed0
-    python figures.py alpha runs/*-learning-based-seed0 --out alpha.pdf
-    python figures.py gap runs/keypad-constant0-seed0 runs/keypad-learning-based-seed0
-    python figures.py gradcam RUN RUN --modality sound        of two runs that were trained with --keep 9
-    python figures.py table runs/keypad-* --metric map
+    python -m scripts.figures curves runs/keypad-constant0-seed0 runs/keypad-learning-based-seed0
+    python -m scripts.figures alpha runs/*-learning-based-seed0 --out alpha.pdf
+    python -m scripts.figures gap runs/keypad-constant0-seed0 runs/keypad-learning-based-seed0
+    python -m scripts.figures gradcam RUN RUN --modality sound     two runs trained with --keep 9
+    python -m scripts.figures table runs/keypad-* --metric map
 
 here       the paper
 curves     losses and scores over the epochs
@@ -13,28 +13,29 @@ gap        Fig. 2
 gradcam    Fig. 4
 table      Tables 1, 3, 4; with runs of --smoothing 0.3 Fig. 1
 
-curves, alpha and table read RUN/log.jsonl alone; gap and gradcam also the checkpoints and the data.
+curves, alpha and table read only RUN/log.jsonl; gap and gradcam also read checkpoints and data.
 """
 
 import argparse
 import dataclasses
+import functools
 import inspect
 import itertools
-import json
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
-import checkpoint
 import train
-from bilevel import evaluating
-from data import defaults
-from losses import schedule
-from model import known
+from bilevel import eval_mode
+from data import defaults, eval_loader, load_data
+from losses import make_schedule
+from model import encoder_names
+from utils import cli
+from utils.run import checkpoint_epochs, load_best, load_checkpoint, load_state, read_log
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 COLOURS = ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
@@ -42,41 +43,25 @@ BLACK, *_, PINK, ORANGE, SKY = COLOURS
 METRICS = {"acc": "ACC", "map": "MAP", "f1": "macro-F1"}
 
 
-def read(folder):
-    """A run's log: (first line, list of epochs, test scores or None). ValueError where it is none."""
-    path = Path(folder) / "log.jsonl"
-    if not path.is_file():
-        raise ValueError(f"{folder} holds no run: {path} is missing; give a folder that train.py wrote")
-    try:
-        lines = path.read_text().splitlines()
-        first, *rest = map(json.loads, lines)
-        epochs = [r for r in rest if "alpha" in r]
-        first["settings"]["seed"], first["modalities"]
-        return first, epochs, next((r["test"] for r in rest if "test" in r), None)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a log of train.py ({error}); its run may have been cut off") from error
-
-
 def drawn(folder):
     """A run's (first line, list of epochs), to be drawn; ValueError where there is no epoch."""
-    first, epochs, _ = read(folder)
+    first, epochs, _ = read_log(folder)
     if not epochs:
         raise ValueError(f"{folder} has no finished epoch to draw")
     return first, epochs
 
 
 def opened(folder):
-    """A run's (data, model without its weights, title), to look into its checkpoints; ValueError where it has none."""
+    """A run's (data, model without its weights, title); ValueError if it has no checkpoint."""
     first, _ = drawn(folder)
-    _, data, model, _ = train.prepare(train.parse(["--eval", folder]))
-    return data, model, titled(folder, first["settings"])
+    args = train.parse(["--eval", folder])
+    data = load_data(args, functools.partial(encoder_names, args.encoders))
+    return data, train.make_model(args, data), titled(folder, first["settings"])
 
 
 def pyplot():
-    """matplotlib's pyplot, imported only where something is drawn, and without a screen."""
-    import matplotlib
-
-    matplotlib.use("Agg")
+    """matplotlib's pyplot, imported only to draw, and without a screen."""
+    os.environ["MPLBACKEND"] = "Agg"  # a notebook's own value may name a module that is not here
     import matplotlib.pyplot as plt
 
     return plt
@@ -89,28 +74,30 @@ def save(figure, out):
 
 
 def label(settings):
-    """The run's method and every setting that is not the data set's default, as on the command line."""
+    """The run's method and every setting that is not the data set's default, as on the command
+    line."""
     usual = dataclasses.asdict(train.Settings()) | defaults(settings["dataset"])
-    apart = [f"--{k.replace('_', '-')} {v}" for k, v in settings.items()
-             if k not in train.OUTSIDE | {"dataset", "method", "seed"} and v != usual.get(k)]  # fmt: skip
+    silent = cli.changeable(train.Settings) | {"dataset", "method", "seed"}
+    apart = [f"{cli.flag(k)} {v}" for k, v in settings.items() if k not in silent and v != usual[k]]
     return " ".join([settings["method"], *apart])
 
 
 def titled(folder, settings):
-    """The label, after the folder's name where --out gave one: what is apart may be the code alone."""
+    """The label, after the folder's name where --out gave one: the code alone may differ."""
     name = Path(folder).name
     return label(settings) if name.startswith(settings["dataset"]) else f"{name}: {label(settings)}"
 
 
 def table(runs, metric="acc"):
-    """Mean and std over seeds of the test scores in percent, a Markdown row per setting, in the order given.
+    """Mean and std over seeds of the test scores in percent, a Markdown row per setting, in the
+    order given.
 
     metric: acc (Table 4), map or f1 (Table 3), that of the single modalities and of perf_gap.
     """
-    known("metric", metric, METRICS)
+    cli.check_choice("metric", metric, METRICS)
     groups = {}
     for folder in runs:
-        first, _, test = read(folder)
+        first, _, test = read_log(folder)
         if test is None:
             raise ValueError(f"{folder} has no test scores; its run did not finish")
         name, seed = label(first["settings"]), first["settings"]["seed"]
@@ -122,22 +109,32 @@ def table(runs, metric="acc"):
 
 
 def one_table(names, rows, metric):
-    """The Markdown table of one data set; names: it and its modalities; rows: {label: {seed: test scores}}."""
+    """The Markdown table of one data set; names: it and its modalities; rows: {label: {seed: test
+    scores}}."""
     dataset, *modalities = names
     pair = ["acc", "f1" if metric == "f1" else "map"]  # the two of Table 1
-    head = [dataset, "seeds", *(METRICS[k] for k in pair), *(f"{m} {METRICS[metric]}" for m in modalities)]
+    head = [
+        dataset,
+        "seeds",
+        *(METRICS[k] for k in pair),
+        *(f"{m} {METRICS[metric]}" for m in modalities),
+    ]
     lines = [[*head, "perf_gap" if metric == "acc" else f"perf_gap of {METRICS[metric]}"]]
     lines.append(["---"] * len(lines[0]))
     for name, tests in rows.items():
         single = [[test[m][metric] for m in modalities] for test in tests.values()]
         fused = [cell([test["fused"][key] for test in tests.values()]) for key in pair]
         single = [*map(cell, zip(*single)), cell([max(scores) - min(scores) for scores in single])]
-        if name.split()[0] == "unimodal":  # nothing is fused: the summed logits have a row of their own
+        if (
+            name.split()[0] == "unimodal"
+        ):  # nothing is fused: the summed logits have a row of their own
             lines.append([name, len(tests), "", "", *single])
             lines.append([f"{name}, logits summed", len(tests), *fused, *[""] * len(single)])
         else:
             lines.append([name, len(tests), *fused, *single])
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines).replace("| --- ", "|---")
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines).replace(
+        "| --- ", "|---"
+    )
 
 
 def cell(values):
@@ -153,7 +150,8 @@ def plain(axis):
 
 
 def plot(axis, epochs, lines):
-    """Lines over t, {name: (value of an epoch's record, colour, style)}; returns where each ends, for `name_ends`."""
+    """Lines over t, {name: (value of an epoch's record, colour, style)}; returns where each ends,
+    for `name_ends`."""
     t, ends = [r["t"] for r in epochs], []
     for name, (value, colour, style) in lines.items():
         values = [value(r) for r in epochs]
@@ -164,33 +162,59 @@ def plot(axis, epochs, lines):
 
 
 def name_ends(axis, ends):
-    """Write each line's name at its right end, pushed up where it would stand on another, all within the axis."""
+    """Write each line's name at its right end, pushed up where it would stand on another, all
+    within the axis."""
     low, high = axis.get_ylim()
     height, place, names = (high - low) / 12, -np.inf, sorted(ends)
     for left, (value, t, name, colour) in zip(range(len(names), 0, -1), names):
         place = min(max(value, place + height), high + height - left * height)
-        axis.annotate(name, (t, place), (4, 0), textcoords="offset points", color=colour, va="center", fontsize=9)
+        axis.annotate(
+            name,
+            (t, place),
+            (4, 0),
+            textcoords="offset points",
+            color=colour,
+            va="center",
+            fontsize=9,
+        )
 
 
 def curves(runs, out="curves.png"):
-    """ACC of the fused model and of each modality, perf_gap, the losses and alpha over the epochs: a column per run."""
+    """ACC of the fused model and of each modality, perf_gap, the losses and alpha over the epochs:
+    a column per run."""
     logs = [drawn(folder) for folder in runs]
-    figure, axes = pyplot().subplots(3, len(runs), figsize=(4.5 * len(runs), 7), sharex="col", sharey="row",
-                                     squeeze=False, height_ratios=[3, 2, 1], layout="constrained")  # fmt: skip
+    figure, axes = pyplot().subplots(
+        3,
+        len(runs),
+        figsize=(4.5 * len(runs), 7),
+        sharex="col",
+        sharey="row",
+        squeeze=False,
+        height_ratios=[3, 2, 1],
+        layout="constrained",
+    )
     axes[0, 0].set(ylabel="ACC, %; perf_gap, points", ylim=(0, 100))
     axes[1, 0].set_ylabel("losses of training, nats")
     axes[2, 0].set(ylabel=r"$\alpha$", ylim=(-0.05, 1.05))
     ends = []
     for (above, middle, below), folder, (first, epochs) in zip(axes.T, runs, logs):
-        acc = {name: (lambda r, name=name: r[name]["acc"], colour, "-")
-               for name, colour in zip(["fused", *first["modalities"]], COLOURS)}  # fmt: skip
-        losses = {"L_CLS": (lambda r: r["l_cls"], ORANGE, "-"), "L_MM": (lambda r: r["l_mm"], SKY, "-"),
-                  "L_Total": (lambda r: r["l_total"], BLACK, ":")}  # fmt: skip
-        ends.append(plot(above, epochs, acc | {"perf_gap": (lambda r: r["perf_gap"], "#777777", "--")}))
+        acc = {
+            name: (lambda r, name=name: r[name]["acc"], colour, "-")
+            for name, colour in zip(["fused", *first["modalities"]], COLOURS)
+        }
+        losses = {
+            "L_CLS": (lambda r: r["l_cls"], ORANGE, "-"),
+            "L_MM": (lambda r: r["l_mm"], SKY, "-"),
+            "L_Total": (lambda r: r["l_total"], BLACK, ":"),
+        }
+        ends.append(
+            plot(above, epochs, acc | {"perf_gap": (lambda r: r["perf_gap"], "#777777", "--")})
+        )
         ends.append(plot(middle, epochs, losses))
         plot(below, epochs, {"alpha": (lambda r: r["alpha"], PINK, "-")})
         below.set_xlabel("epoch t")
-        title = f"{titled(folder, first['settings'])}\n{first['settings']['dataset']}, {epochs[0]['split']} split"
+        settings = first["settings"]
+        title = f"{titled(folder, settings)}\n{settings['dataset']}, {epochs[0]['split']} split"
         above.set_title(title, fontsize=10)
     for axis, named in ends:
         name_ends(axis, named)
@@ -202,14 +226,33 @@ def alpha(runs, out="alpha.png"):
     logs = [drawn(folder) for folder in runs]
     figure, axis = pyplot().subplots(figsize=(6, 5), layout="constrained")
     for folder, (first, epochs), colour in zip(runs, logs, itertools.cycle(COLOURS[1:])):
-        T = first["settings"]["epochs"]
-        name = f"{first['settings']['dataset']}, {titled(folder, first['settings'])}, seed {first['settings']['seed']}"
-        axis.plot([r["t"] / T for r in epochs], [r["alpha"] for r in epochs], color=colour, lw=2, label=name)
+        settings = first["settings"]
+        T = settings["epochs"]
+        name = f"{settings['dataset']}, {titled(folder, settings)}, seed {settings['seed']}"
+        axis.plot(
+            [r["t"] / T for r in epochs],
+            [r["alpha"] for r in epochs],
+            color=colour,
+            lw=2,
+            label=name,
+        )
     longest = max(first["settings"]["epochs"] for first, _ in logs)
     t = range(1, longest + 1)
-    omega = schedule("heuristic")
-    axis.plot([i / longest for i in t], [omega(i, longest) for i in t], "k--", lw=1.5, label=f"ω(t), T = {longest}")
-    axis.set(xlabel="t / T", ylabel=r"$\alpha$", xlim=(0, 1), ylim=(-0.02, 1.02), title="α over the course of training")
+    omega = make_schedule("heuristic")
+    axis.plot(
+        [i / longest for i in t],
+        [omega(i, longest) for i in t],
+        "k--",
+        lw=1.5,
+        label=f"ω(t), T = {longest}",
+    )
+    axis.set(
+        xlabel="t / T",
+        ylabel=r"$\alpha$",
+        xlim=(0, 1),
+        ylim=(-0.02, 1.02),
+        title="α over the course of training",
+    )
     plain(axis)
     figure.legend(loc="outside lower center", fontsize=8, frameon=False)
     save(figure, out)
@@ -217,15 +260,18 @@ def alpha(runs, out="alpha.png"):
 
 @torch.no_grad()
 def features(data, model):
-    """Every z^(j) of the test split on the unit sphere, where s(., .) sees them: an array (n, d) per modality."""
+    """Every z^(j) of the test split on the unit sphere, where s(., .) sees them: an array (n, d)
+    per modality."""
     device = next(model.parameters()).device
-    with evaluating(model):
-        z = [model([x_j.to(device) for x_j in x]) for *x, _ in DataLoader(data["test"], 64)]
+    with eval_mode(model):
+        batches = eval_loader(data["test"], 64, device)
+        z = [model([x_j.to(device) for x_j in x])[0] for *x, _ in batches]
     return [nn.functional.normalize(torch.cat(z_j), dim=1).cpu().numpy() for z_j in zip(*z)]
 
 
 def modality_gap(z):
-    """|mean of z^(j) - mean of z^(l)|, the mean over all pairs: z a list of m arrays (n, d) of unit rows, in 0..2.
+    """|mean of z^(j) - mean of z^(l)|, the mean over all pairs: z a list of m arrays (n, d) of unit
+    rows, in 0..2.
 
     Fig. 2, by the definition of the paper's [25].
     """
@@ -233,7 +279,8 @@ def modality_gap(z):
 
 
 def principal_plane(z):
-    """The rows of the m arrays (n, d) in the plane of their two largest variances (PCA by SVD): m arrays (n, 2)."""
+    """The rows of the m arrays (n, d) in the plane of their two largest variances (PCA by SVD): m
+    arrays (n, 2)."""
     everything = np.concatenate(z)
     centre = everything.mean(0)
     _, _, directions = np.linalg.svd(everything - centre, full_matrices=False)
@@ -241,49 +288,76 @@ def principal_plane(z):
 
 
 def gap(runs, out="gap.png"):
-    """The modalities' features in the plane of PCA, with the modality gap (Fig. 2): a panel per run, test split."""
+    """The modalities' features in the plane of PCA, with the modality gap (Fig. 2): a panel per
+    run, test split."""
     panels = []
     for folder in runs:
         data, model, name = opened(folder)
-        title = f"{name}, epoch {train.tested(folder, model)}"
+        title = f"{name}, epoch {load_best(folder, model)}"
         panels.append((title, data["modalities"], features(data, model)))
-    figure, axes = pyplot().subplots(1, len(runs), figsize=(4.5 * len(runs), 5.3), sharex=True, sharey=True,
-                                     squeeze=False, layout="constrained")  # fmt: skip
+    figure, axes = pyplot().subplots(
+        1,
+        len(runs),
+        figsize=(4.5 * len(runs), 5.3),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
     for axis, (title, modalities, z) in zip(axes[0], panels):
-        for modality, points, colour, marker in zip(modalities, principal_plane(z), COLOURS[1:], "o^sDv"):
+        for modality, points, colour, marker in zip(
+            modalities, principal_plane(z), COLOURS[1:], "o^sDv"
+        ):
             axis.scatter(*points[:1000].T, s=8, color=colour, marker=marker, alpha=0.4, lw=0)
-            axis.plot(*points.mean(0), marker, color=colour, ms=11, mec="black", label=f"{modality}; large: its mean")
+            axis.plot(
+                *points.mean(0),
+                marker,
+                color=colour,
+                ms=11,
+                mec="black",
+                label=f"{modality}; large: its mean",
+            )
         axis.set_xlabel("first principal component")
         axis.set_title(f"{title}\nmodality gap {modality_gap(z):.2f}", fontsize=10)
         plain(axis)
     axes[0, 0].set_ylabel("second principal component")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False
+    )
     save(figure, out)
 
 
 def grad_cam(model, x, j, k):
-    """Where phi^(j) sees class k in one sample: relu(sum_c w_c A_c), w_c the mean of d logit_k / d A_c (Fig. 4).
+    """Where phi^(j) sees class k in one sample: relu(sum_c w_c A_c), w_c the mean of d logit_k / d
+    A_c (Fig. 4).
 
-    A: the maps that the encoder averages at its end; x: list of m inputs (1, ...). Returns (H, W) in 0..1, of a clip
-    for its middle frame. ValueError for an encoder without such maps.
+    A: the maps that the encoder averages at its end; x: list of m inputs (1, ...). Returns (H, W)
+    in 0..1, of a clip for its middle frame. ValueError for an encoder without such maps.
     """
-    pools = [module for module in model.phi[j].modules() if isinstance(module, nn.AdaptiveAvgPool2d)]
+    pools = [
+        module for module in model.phi[j].modules() if isinstance(module, nn.AdaptiveAvgPool2d)
+    ]
     if not pools:
-        raise ValueError("gradcam needs cnn or a ResNet; this modality's encoder has no maps to look at")
+        raise ValueError(
+            "gradcam needs cnn or a ResNet; this modality's encoder has no maps to look at"
+        )
     seen = []
     hook = pools[-1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    with evaluating(model):
-        logit = model.logits(model(x))[0, k]
+    with eval_mode(model):
+        logit = model.logits(model(x)[0])[0, k]
     hook.remove()
     A = seen[0]  # (F, C, h, w), a frame a row
     w = torch.autograd.grad(logit, A)[0].mean((2, 3), keepdim=True)
-    cam = nn.functional.interpolate((w * A).sum(1, keepdim=True).relu(), x[j].shape[-2:], mode="bilinear")
+    cam = nn.functional.interpolate(
+        (w * A).sum(1, keepdim=True).relu(), x[j].shape[-2:], mode="bilinear"
+    )
     cam = cam[len(cam) // 2, 0].detach()  # (H, W)
     return cam / cam.max().clamp(min=1e-12)
 
 
 def shown(x_j):
-    """An input as a picture: (C, H, W), of a clip (F, C, H, W) the middle frame -> (H, W) or (H, W, 3) in 0..1."""
+    """An input as a picture: (C, H, W), of a clip (F, C, H, W) the middle frame -> (H, W) or (H, W,
+    3) in 0..1."""
     x_j = x_j[len(x_j) // 2] if x_j.dim() == 4 else x_j
     x_j = x_j if len(x_j) == 3 else x_j.float().mean(0, keepdim=True)
     x_j = (x_j - x_j.min()) / (x_j.max() - x_j.min()).clamp(min=1e-12)
@@ -291,24 +365,32 @@ def shown(x_j):
 
 
 def looked(folder, modality, sample):
-    """(label of the run, name of the modality, its input, class, [(t, Grad-CAM) of three epochs]) of a test sample."""
+    """(label of the run, name of the modality, its input, class, [(t, Grad-CAM) of three epochs])
+    of a test sample."""
     data, model, name = opened(folder)
-    modality = known("modality", modality or data["modalities"][0], data["modalities"])
-    there, device = checkpoint.epochs(folder), next(model.parameters()).device
+    modality = cli.check_choice("modality", modality or data["modalities"][0], data["modalities"])
+    there, device = checkpoint_epochs(folder), next(model.parameters()).device
     if len(there) < 3:
-        raise ValueError(f"{folder} has checkpoints of epochs {there}, gradcam needs three; train with --keep 9")
+        raise ValueError(
+            f"{folder} has checkpoints of epochs {there}, gradcam needs three; train with --keep 9"
+        )
     if not 0 <= sample < len(data["test"]):
-        raise ValueError(f"--sample is {sample}, expected 0 to {len(data['test']) - 1}, one of the test split")
+        raise ValueError(
+            f"--sample is {sample}, expected 0 to {len(data['test']) - 1}, one of the test split"
+        )
     *x, k = data["test"][sample]
     j, maps = data["modalities"].index(modality), []
     for t in [there[0], there[len(there) // 2], there[-1]]:
-        checkpoint.fill(checkpoint.load(folder, t), model=model)
-        maps.append((t, grad_cam(model, [x_j[None].to(device) for x_j in x], j, int(k)).cpu().numpy()))
+        load_state(load_checkpoint(folder, t), model=model)
+        maps.append(
+            (t, grad_cam(model, [x_j[None].to(device) for x_j in x], j, int(k)).cpu().numpy())
+        )
     return name, modality, shown(x[j]), int(k), maps
 
 
 def gradcam(runs, out="gradcam.png", modality="", sample=0):
-    """Where an encoder looks for a test sample's class, after the first, a middle and the last epoch (Fig. 4).
+    """Where an encoder looks for a test sample's class, after the first, a middle and the last
+    epoch (Fig. 4).
 
     A row per run, each with three checkpoints or more; modality: the first one without a name.
     """
@@ -316,7 +398,9 @@ def gradcam(runs, out="gradcam.png", modality="", sample=0):
     _, modality, picture, k, _ = looks[0]
     origin = "lower" if modality in ("audio", "sound") else "upper"  # low pitch below
     size = 2 + 10 * min(picture.shape[1] / picture.shape[0], 1.5), 3 * len(runs)
-    figure, axes = pyplot().subplots(len(runs), 4, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = pyplot().subplots(
+        len(runs), 4, figsize=size, squeeze=False, layout="constrained"
+    )
     for row, (name, _, picture, _, maps) in zip(axes, looks):
         for axis in row:
             axis.imshow(picture, "gray", origin=origin)
@@ -326,7 +410,9 @@ def gradcam(runs, out="gradcam.png", modality="", sample=0):
             axis.set_title(f"epoch {t}", fontsize=10)
         row[0].set_ylabel(name)
     figure.colorbar(heat, ax=axes, label="Grad-CAM, of its maximum")
-    figure.suptitle(f"where the encoder of {modality} looks: test sample {sample}, class {k}", fontsize=10)
+    figure.suptitle(
+        f"where the encoder of {modality} looks: test sample {sample}, class {k}", fontsize=10
+    )
     save(figure, out)
 
 
@@ -335,10 +421,14 @@ COMMANDS = {function.__name__: function for function in (curves, alpha, gap, gra
 
 def main(arguments=None):
     """Exit status 0, or 2 and one sentence."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("figures", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    texts = {"out": "picture to write; its ending says the format", "metric": f"one of {', '.join(METRICS)}",
-             "modality": "whose encoder", "sample": "number of the test split's sample"}  # fmt: skip
+    texts = {
+        "out": "picture to write; its ending says the format",
+        "metric": f"one of {', '.join(METRICS)}",
+        "modality": "whose encoder",
+        "sample": "number of the test split's sample",
+    }
     for name, function in COMMANDS.items():
         command = commands.add_parser(name, help=function.__doc__.split("\n")[0])
         command.add_argument("runs", nargs="+", metavar="RUN", help="folder that train.py wrote")
@@ -346,13 +436,10 @@ def main(arguments=None):
             usual = parameter.default
             command.add_argument(f"--{option}", type=type(usual), default=usual, help=texts[option])
     options = vars(parser.parse_args(arguments))
-    try:
+    with cli.one_sentence("figures") as program:
         text = COMMANDS[options.pop("command")](**options)
         print(text or f"wrote {options['out']}")
-    except (ValueError, OSError) as error:
-        print(f"figures.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return program.status
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stopping, going on, and what is refused: checkpoint.py and train.py's --resume and --eval."""
+"""utils/run.py: stopping, resuming, evaluating, and the checkpoints that are refused."""
 
 import contextlib
 import dataclasses
@@ -17,12 +17,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import checkpoint
+import data
 import losses
 import train
+from utils import run as runs
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--dataset", "tiny", "--epochs", "4", "--batch-size", "16"]
@@ -61,14 +63,14 @@ def stop_at(monkeypatch, n):
 def test_a_resumed_run_is_the_uninterrupted_one(tiny_data, monkeypatch, capsys, flags, t):
     """The same log, byte for byte, and the same parameters; the sentence says how to go on."""
     assert start("whole", *flags) == 0
-    assert checkpoint.load("whole")["t"] == 4
+    assert runs.load_checkpoint("whole")["t"] == 4
     steps = json.loads(Path("whole/log.jsonl").read_text().split("\n")[0])["samples"]["train"] // 16
     stop_at(monkeypatch, t * (2 if "--inner-iters" in flags else steps) + 2)
-    assert start("cut", *flags) == 130 and checkpoint.load("cut")["t"] == t
-    assert said(capsys) == f"stopped; go on with: {train.PYTHON} train.py --resume cut"
+    assert start("cut", *flags) == 130 and runs.load_checkpoint("cut")["t"] == t
+    assert said(capsys) == "stopped; resume with: python train.py --resume cut"
     assert train.main(["--resume", "cut"]) == 0
     assert Path("cut/log.jsonl").read_bytes() == Path("whole/log.jsonl").read_bytes()
-    a, b = (checkpoint.load(folder) for folder in ("cut", "whole"))
+    a, b = (runs.load_checkpoint(folder) for folder in ("cut", "whole"))
     assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"]) and a["alpha"] == b["alpha"]
     assert train.main(["--resume", "cut"]) == 0  # a run that has ended ends the same again
     assert Path("cut/log.jsonl").read_bytes() == Path("whole/log.jsonl").read_bytes()
@@ -93,8 +95,8 @@ def test_a_killed_process_goes_on(tmp_path):
     run(*flags, "--out", "cut", wait=random.uniform(0, 0.5))
     assert run("--resume", "cut") == 0
     assert (tmp_path / "cut/log.jsonl").read_bytes() == (tmp_path / "whole/log.jsonl").read_bytes()
-    for path in checkpoint.epochs(tmp_path / "cut"):
-        checkpoint.load(tmp_path / "cut", path)
+    for path in runs.checkpoint_epochs(tmp_path / "cut"):
+        runs.load_checkpoint(tmp_path / "cut", path)
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -103,16 +105,16 @@ def test_signals_stop_with_their_status(tiny_data, monkeypatch, capsys, number, 
     real = os.fsync
 
     def fsync(file):
-        if checkpoint.epochs("run"):
+        if runs.checkpoint_epochs("run"):
             os.kill(os.getpid(), number)
         real(file)
 
     monkeypatch.setattr(os, "fsync", fsync)
     handler = signal.getsignal(signal.SIGINT)
     assert start("run") == status
-    assert said(capsys) == f"stopped; go on with: {train.PYTHON} train.py --resume run"
+    assert said(capsys) == "stopped; resume with: python train.py --resume run"
     monkeypatch.setattr(os, "fsync", real)
-    assert signal.getsignal(signal.SIGINT) is handler and checkpoint.load("run")
+    assert signal.getsignal(signal.SIGINT) is handler and runs.load_checkpoint("run")
     assert not list(Path("run").glob(".part*"))
 
 
@@ -122,13 +124,13 @@ def test_no_room_leaves_the_checkpoint_before(tiny_data, monkeypatch, capsys):
     real = os.fsync
 
     def fsync(file):
-        if checkpoint.epochs("cut") == [1, 2]:
+        if runs.checkpoint_epochs("cut") == [1, 2]:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(file)
 
     monkeypatch.setattr(os, "fsync", fsync)
     assert start("cut", "--method", "heuristic") == 1
-    assert "No space left" in said(capsys) and checkpoint.load("cut")["t"] == 2
+    assert "No space left" in said(capsys) and runs.load_checkpoint("cut")["t"] == 2
     assert not list(Path("cut").glob(".part*"))
     monkeypatch.setattr(os, "fsync", real)
     assert train.main(["--resume", "cut"]) == 0
@@ -146,13 +148,13 @@ def test_what_is_kept(tiny_data, monkeypatch):
 
     monkeypatch.setattr(train, "evaluate", evaluate)
     start("best", "--val-fraction", "0.25", "--keep", "0", "--method", "heuristic")
-    assert checkpoint.epochs("best") == [2, 4]
+    assert runs.checkpoint_epochs("best") == [2, 4]
     start("last", "--keep", "0", "--method", "heuristic")
-    assert checkpoint.epochs("last") == [4]
+    assert runs.checkpoint_epochs("last") == [4]
     start("all", "--keep", "9", "--method", "heuristic")
-    assert checkpoint.epochs("all") == [1, 2, 3, 4]
+    assert runs.checkpoint_epochs("all") == [1, 2, 3, 4]
     start("all", "--keep", "0", "--method", "heuristic", "--overwrite", "--epochs", "2")
-    assert checkpoint.epochs("all") == [2]
+    assert runs.checkpoint_epochs("all") == [2]
 
 
 def test_eval_scores_the_tested_epoch_and_writes_nothing(tiny_data, capsys):
@@ -179,7 +181,7 @@ def test_another_setting_is_refused_by_name(tiny_data, capsys, flags, name):
     before = {p: p.read_bytes() for p in Path("run").iterdir()}
     capsys.readouterr()
     assert train.main(["--resume", "run", *flags]) == 2
-    assert f"{name} would make another run of run" in said(capsys)
+    assert f"{name} would make run another run" in said(capsys)
     assert before == {p: p.read_bytes() for p in Path("run").iterdir()}
     assert train.main(["--resume", "run", "--keep", "3", "--device", "cpu"]) == 0
 
@@ -208,7 +210,7 @@ def test_what_is_no_checkpoint_of_this_run_is_refused(tiny_data, capsys):
     damaged += [good[:n] + bytes([good[n] ^ 1]) + good[n + 1 :] for n in places]
     evil = pickle.dumps(Evil())
     damaged += [other, b"", evil, evil + hashlib.sha256(evil).digest()]
-    state = checkpoint.load("run")
+    state = runs.load_checkpoint("run")
     buffer = io.BytesIO()
     torch.save(state | {"alpha": Evil()}, buffer)
     damaged.append(buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
@@ -245,7 +247,7 @@ def test_two_runs_in_one_folder_are_refused(tiny_data, capsys):
     start("run", "--method", "heuristic")
     before = {p: p.read_bytes() for p in Path("run").iterdir()}
     capsys.readouterr()
-    with checkpoint.locked("run"):
+    with FileLock("run/.lock"):
         for arguments in (["--resume", "run"], [*TINY, "--out", "run", "--overwrite"]):
             assert train.main(arguments) == 1
             assert "another process writes into run" in said(capsys)
@@ -257,26 +259,21 @@ def test_other_data_are_refused(tiny_data, monkeypatch, capsys):
     """Fewer samples than the run was begun with would make another run in silence."""
     start("run", "--method", "heuristic")
     log = Path("run/log.jsonl").read_bytes()
-    monkeypatch.setitem(train.DATASETS, "tiny", lambda *_: tiny_data(n=46))
-    monkeypatch.setitem(train.SETS, "tiny", {})  # a set with `prepare`, which cannot help here
+    monkeypatch.setitem(data.DATASETS, "tiny", lambda *_: tiny_data(n=46))
     capsys.readouterr()
     assert train.main(["--resume", "run"]) == 1
     message = said(capsys)
-    assert "was begun with {'train': 48, 'test': 15} samples, here are {'train': 46" in message
-    assert message.endswith("get the same data")
+    assert "began with {'train': 48, 'test': 15} samples, now there are {'train': 46" in message
+    assert message.endswith("resume it with the same data")
     assert Path("run/log.jsonl").read_bytes() == log
 
 
 def test_the_global_random_state_is_part_of_it(tiny_data):
     """What dropout draws goes on where it stopped."""
-    s = train.Settings(dataset="tiny", out="run", epochs=1)
-    _, data, model, omega = train.prepare(s)
-    states = []
-    train.train(s, data, model, omega, lambda record, state: states.append(state))
+    start("run", "--epochs", "1", "--keep", "1")
     expected = torch.rand(3)
     torch.manual_seed(99)
-    optimizer, plateau = train.optimizer_of(s, model.parameters())
-    train.restore(states[0], model, optimizer, plateau)
+    assert train.main(["--resume", "run"]) == 0
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -313,7 +310,7 @@ def test_deterministic_asks_torch_for_it(tiny_data):
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.one_of(
     st.sampled_from([f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(train.Settings)]),
-    st.sampled_from([*train.METHODS, "constant:", "cubic:nan", "tiny", "cnn", "0", "-1", "1e999", "nan", "train"]),
+    st.sampled_from(["learning-based", "unimodal", *losses.SCHEDULES, "constant:", "cubic:nan", "tiny", "cnn", "0", "-1", "1e999", "nan", "train"]),
     st.text(max_size=8),
 ), max_size=6))  # fmt: skip
 def test_no_command_line_gives_a_traceback(arguments):
@@ -336,7 +333,7 @@ def test_no_command_line_gives_a_traceback(arguments):
 def test_a_schedule_is_one_or_says_why_not(text, t, T):
     """Every accepted text gives a number in [0, 1] for all t up to T."""
     try:
-        alpha = losses.schedule(text)
+        alpha = losses.make_schedule(text)
     except ValueError:
         return
     assert 0 <= alpha(min(t, T), T) <= 1

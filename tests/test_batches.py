@@ -1,0 +1,191 @@
+"""The batches of data.py: every draw is a function of (key, t), for any number of workers."""
+
+import gc
+import itertools
+import multiprocessing
+import os
+
+import numpy as np
+import pytest
+import torch
+
+import data
+from data import Batches, Samples
+
+
+def read_key(position, seed):
+    """A sample that is its own key: (position, augmentation seed), -1 without one."""
+    return torch.tensor([position, -1 if seed is None else seed])
+
+
+def samples(n):
+    return Samples([range(n)], range(n), [read_key])
+
+
+def make(n, batch_size, key=(5,), **options):
+    return Batches(samples(n), batch_size, list(key), "cpu", **options)
+
+
+def keys(batches):
+    """The [(position, seed)] of each of these batches."""
+    result = []
+    for (x,), y in batches:
+        assert y.tolist() == x[:, 0].tolist()
+        result.append([tuple(pair) for pair in x.tolist()])
+    return result
+
+
+def reconstructed(n, batch_size, key, count):
+    """The first `count` batches, written out: in each pass a permutation, then the seeds."""
+    size = min(n, batch_size)
+    result = []
+    for number in itertools.count():
+        rng = np.random.default_rng([*key, number])
+        order = rng.permutation(n)
+        seeds = rng.integers(2**62, size=n)
+        for i in range(0, n - size + 1, size):
+            chunk = zip(order[i : i + size], seeds[i : i + size])
+            result.append([(int(p), int(s)) for p, s in chunk])
+        if len(result) >= count:
+            return result[:count]
+
+
+@pytest.mark.parametrize(
+    "n, batch_size, inner_iters", [(10, 3, 0), (10, 3, 2), (10, 3, 7), (2, 3, 0)]
+)
+def test_epochs_follow_each_other_through_the_passes(n, batch_size, inner_iters):
+    """Batch i belongs to epoch i // len + 1, also if inner_iters does not divide a pass."""
+    batches = make(n, batch_size, inner_iters=inner_iters)
+    found = [keys(batches.epoch(t)) for t in (1, 2, 3, 4)]
+    assert all(len(epoch) == len(batches) for epoch in found)
+    expected = reconstructed(n, batch_size, [5], 4 * len(batches))
+    assert [batch for epoch in found for batch in epoch] == expected
+
+
+def test_an_epoch_is_one_pass_by_default():
+    """n // batch_size batches, at least one; inner_iters is any other number."""
+    assert len(make(10, 3)) == 3 and len(make(2, 3)) == 1 and len(make(10, 3, inner_iters=7)) == 7
+
+
+def test_each_pass_sees_every_sample_once():
+    """Two passes are two permutations with seeds of their own; what is left over is dropped."""
+    batches = make(10, 3)
+    passes = [[key for batch in keys(batches.epoch(t)) for key in batch] for t in (1, 2)]
+    for one in passes:
+        assert len({position for position, _ in one}) == 9
+    assert passes[0] != passes[1] and len({seed for one in passes for _, seed in one}) == 18
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_epochs_can_be_asked_for_in_any_order(workers):
+    """Epoch 3 is the same first, third, again, and after an epoch that was not finished."""
+    expected = keys(make(10, 3, inner_iters=4).epoch(3))
+    batches = make(10, 3, inner_iters=4, workers=workers)
+    assert keys(batches.epoch(3)) == expected
+    next(iter(batches.epoch(1)))
+    assert keys(batches.epoch(3)) == expected
+    for t in (1, 2):
+        assert keys(batches.epoch(t)) != expected
+    assert keys(batches.epoch(3)) == expected
+    assert keys(make(10, 3, key=[6], inner_iters=4).epoch(3)) != expected
+
+
+def test_workers_change_no_number_and_draw_none():
+    """Epochs and draws are those without workers; the global random state stays."""
+    state = torch.get_rng_state()
+    found = []
+    for workers in (0, 2):
+        batches = make(10, 3, workers=workers)
+        drawn = keys(itertools.islice(batches.draw(2), 5))
+        found.append(([keys(batches.epoch(t)) for t in (1, 2)], drawn))
+    assert found[0] == found[1]
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def read_pid(position, seed):
+    return torch.tensor([os.getpid()])
+
+
+def pids(loader):
+    return {int(pid) for (*x, y) in loader for pid in x[0].flatten()}
+
+
+def test_the_workers_that_train_stay():
+    """The second epoch is read by the processes of the first."""
+    batches = Batches(Samples([range(8)], range(8), [read_pid]), 2, [0], "cpu", workers=2)
+    first, second = ({int(p) for (x,), _ in batches.epoch(t) for p in x} for t in (1, 2))
+    assert first == second and len(first) == 2 and os.getpid() not in first
+
+
+def test_the_workers_that_score_stay():
+    """The second epoch is read by the processes of the first; no library is imported again."""
+    loader = data.eval_loader(Samples([range(6)], range(6), [read_pid]), 64, "cpu", workers=1)
+    first, second = [pids(loader) for _ in range(2)]
+    assert first == second and len(first) == 1 and os.getpid() not in first
+
+
+@pytest.mark.parametrize("t", [1, 4])
+def test_draws_are_batches_without_end(t):
+    """Pass after pass, from the generator of (key, t, pass); independent of the epochs."""
+    batches = make(10, 3, key=[5 + 2**32])
+    expected = reconstructed(10, 3, [5 + 2**32, t], 8)
+    assert keys(itertools.islice(batches.draw(t), 8)) == expected
+    keys(batches.epoch(1))
+    assert keys(itertools.islice(batches.draw(t), 2)) == expected[:2]
+
+
+def test_draws_are_read_lazily_without_workers():
+    """No sample is read before its batch is asked for."""
+    read = []
+    dataset = Samples([range(10)], range(10), [lambda i, seed: read.append(i) or torch.zeros(1)])
+    draws = Batches(dataset, 3, [5], "cpu").draw(1)
+    assert not read
+    next(draws)
+    assert len(read) == 3
+
+
+def test_draws_have_one_worker_which_ends_with_them():
+    """Also with --workers 2; none is left when the draws are dropped."""
+    before = {p.pid for p in multiprocessing.active_children()}
+    batches = Batches(Samples([range(8)], range(8), [read_pid]), 2, [0], "cpu", workers=2)
+    draws = batches.draw(1)
+    found = {int(p) for (x,), _ in itertools.islice(draws, 6) for p in x}
+    assert len(found) == 1 and os.getpid() not in found
+    draws.close()
+    del draws
+    gc.collect()
+    assert not {p.pid for p in multiprocessing.active_children()} - before
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_shards_of_a_batch_are_the_batch(workers):
+    """Every process sees the same batches in the same order, each its own part."""
+    whole = make(10, 4)
+    parts = [make(10, 4, workers=workers, shard=lambda k, r=r: k[r::2]) for r in (0, 1)]
+    for t in (2, 1):
+        halves = [keys(part.epoch(t)) for part in parts]
+        for batch, *shards in zip(keys(whole.epoch(t)), *halves):
+            assert shards == [batch[0::2], batch[1::2]]
+
+
+def test_the_test_loader_reads_in_order():
+    """All samples, the rest of them too, not augmented; a shard of their positions."""
+    found = keys(([x], y) for x, y in data.eval_loader(samples(7), 3, "cpu"))
+    assert found == [[(i, -1) for i in batch] for batch in ([0, 1, 2], [3, 4, 5], [6])]
+    loader = data.eval_loader(samples(7), 3, "cpu", shard=lambda positions: positions[1::2])
+    assert keys(([x], y) for x, y in loader) == [[(i, -1) for i in (1, 3, 5)]]
+    assert len(loader) == 1 and len(loader.dataset) == 7
+
+
+def test_hold_out_keeps_groups_together(tiny_data):
+    """No group on both sides, nothing lost, about the fraction asked for; at least one group."""
+    tiny = tiny_data()
+    tiny["train"].sources[0] = torch.arange(48)
+    for fraction, expected in [(0.25, 12), (0.001, 2)]:
+        rest, held_out = data.hold_out(tiny["train"], tiny["groups"], fraction, 0)
+        i, j = rest.sources[0].tolist(), held_out.sources[0].tolist()
+        assert sorted(i + j) == list(range(48)) and len(held_out) == expected
+        assert not set(tiny["groups"][i]) & set(tiny["groups"][j])
+        assert held_out.y.tolist() == tiny["train"].y[j].tolist()
+    with pytest.raises(ValueError, match="--val-fraction 1 leaves nothing to train on"):
+        data.hold_out(tiny["train"], tiny["groups"], 1, 0)

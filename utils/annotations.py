@@ -1,0 +1,241 @@
+"""The annotation files of the six sets, a function each.
+
+A list function takes what `files.index` found. For each sample of the annotation files it yields
+(split, class, group, names, wanted): the names that its files may have, and what `files.LOCATE`
+looks for, one per modality. Classes come from fixed lists, never from the order of files or rows.
+"""
+
+import ast
+import csv
+import os
+import re
+from pathlib import Path
+
+CREMAD = ["NEU", "HAP", "SAD", "FEA", "DIS", "ANG"]
+KINETICS_SOUNDS_TEXT = (
+    "blowing nose, blowing out candles, bowling, chopping wood, dribbling basketball, laughing, "
+    "mowing lawn, playing accordion, playing bagpipes, playing bass guitar, playing clarinet, "
+    "playing drums, playing guitar, playing harmonica, playing keyboard, playing organ, "
+    "playing piano, playing saxophone, playing trombone, playing trumpet, playing violin, "
+    "playing xylophone, ripping paper, shoveling snow, shuffling cards, singing, "
+    "stomping grapes, tap dancing, tapping guitar, tapping pen, tickling"
+)
+KINETICS_SOUNDS = KINETICS_SOUNDS_TEXT.split(", ")
+SARCASM_HINTS_TEXT = "exgag sarcasm sarcastic reposting <url> joke humour humor jokes irony ironic"
+SARCASM_HINTS = set(SARCASM_HINTS_TEXT.split())  # words that give a tweet's class away
+
+
+def annotation_file(files, *names):
+    """The path of the first of these annotation files that exists, else FileNotFoundError."""
+    for name in names:
+        if name in files["list"]:
+            return files["list"][name]
+    raise FileNotFoundError(f"{files['root']} has no {' or '.join(names)}; see docs/DATA.md")
+
+
+def read_lines(path):
+    """Yield (place, line) for every line that is not blank; place is "PATH, line N".
+
+    ValueError if the file is not UTF-8.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="\n") as file:
+            for n, line in enumerate(file, 1):
+                if line.strip():
+                    yield f"{path}, line {n}", line.rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        what = f"{error.reason} at byte {error.start}"
+        raise ValueError(f"{path} is not UTF-8 text ({what}); download it again") from error
+
+
+def read_csv(path, *columns):
+    """Yield (place, field, ...) for every line of a csv file: the fields of the named columns.
+
+    If the first line names them, it is a header; otherwise the fields are in the order of
+    `columns`. ValueError for a line with too few or too many fields.
+    """
+    positions, width = range(len(columns)), len(columns)
+    for n, (place, line) in enumerate(read_lines(path)):
+        try:
+            fields = [field.strip() for field in next(csv.reader([line], strict=True))]
+        except csv.Error as error:
+            raise ValueError(f"{place} is not csv ({error}); download the file again") from error
+        names = [field.lower() for field in fields]
+        if n == 0 and set(names) & set(columns):
+            if absent := [c for c in columns if c not in names]:
+                raise ValueError(f"{place} is a header without {absent}, expected {list(columns)}")
+            positions, width = [names.index(c) for c in columns], len(names)
+        elif len(fields) != width:
+            expected = f"{width}: {', '.join(columns)}"
+            raise ValueError(f"{place} has {len(fields)} columns, expected {expected}")
+        else:
+            yield place, *(fields[i] for i in positions)
+
+
+def numbered(labels):
+    """{label: class index}, in the order of the labels."""
+    return {label: k for k, label in enumerate(labels)}
+
+
+def class_index(place, label, classes):
+    """The class index of a label; classes: {label: index}. ValueError for an unknown label."""
+    if label not in classes:
+        known = list(classes)
+        if len(classes) >= 40:
+            known = f"{len(classes)} classes, the first is {min(classes)!r}"
+        raise ValueError(f"{place}: unknown label {label!r}, expected one of {known}")
+    return classes[label]
+
+
+def youtube_names(place, video, start):
+    """The names that the files of a 10 s clip from YouTube may have; ValueError for a bad id."""
+    if not (len(video) == 11 and start.isdecimal()):
+        expected = "expected a YouTube id and a start in seconds"
+        raise ValueError(f"{place} is {video!r} from {start!r}, {expected}")
+    t = int(start)
+    times = [f"{t:06d}", f"{t:06d}_{t + 10:06d}", f"{t}", f"{t}000_{t + 10}000"]
+    return [*(f"{video}_{time}" for time in times), video]
+
+
+def list_cremad(files):
+    """train.csv and test.csv of OGM-GE, `1088_IOM_NEU_XX,NEU`. A group is an actor."""
+    classes = numbered(CREMAD)
+    for split in ("train", "test"):
+        for place, name, label in read_csv(annotation_file(files, f"{split}.csv"), "name", "label"):
+            names = [name.removesuffix(".wav").removesuffix(".flv")]
+            yield split, class_index(place, label, classes), name[:4], names, [names, names]
+
+
+def list_kinetics_sounds(files):
+    """my_train.txt and my_test.txt of OGM-GE, `--4-0ihtnBU_000058_000068,10,4`.
+
+    Without them: train.csv and test.csv, `youtube_id,label`, and files named by the id alone.
+    """
+    ogm_ge = "my_train.txt" in files["list"]
+    labels = map(str, range(len(KINETICS_SOUNDS))) if ogm_ge else KINETICS_SOUNDS
+    classes = numbered(labels)
+    for split in ("train", "test"):
+        if ogm_ge:
+            path = annotation_file(files, f"my_{split}.txt")
+            rows = read_csv(path, "name", "length", "class")
+        else:
+            rows = read_csv(annotation_file(files, f"{split}.csv"), "youtube_id", "label")
+        for place, name, *_, label in rows:
+            names = [name]
+            if ogm_ge:
+                names = youtube_names(place, name[:11], name[12:].split("_")[0])
+            yield split, class_index(place, label, classes), name[:11], names, [names, names]
+
+
+def list_vggsound(files):
+    """vggsound.csv, `---g-f_I2yQ,1,people marching,test`.
+
+    Without it: train.csv and test.csv, `glLQrEijrKg_000300.mp4,label`. The classes are the sorted
+    names of stat.csv, or without it of the whole list.
+    """
+    if "vggsound.csv" in files["list"]:
+        rows = list(read_csv(files["list"]["vggsound.csv"], "id", "start", "label", "split"))
+    else:
+        rows = []
+        for split in ("train", "test"):
+            path = annotation_file(files, f"{split}.csv")
+            for place, name, label in read_csv(path, "name", "label"):
+                rows.append((place, name[:11], name[12:].split(".")[0], label, split))
+    if "stat.csv" in files["list"]:
+        stat = read_csv(files["list"]["stat.csv"], "label", "count", "group")
+        labels = {label for _, label, *_ in stat}
+    else:
+        labels = {label for _, _, _, label, _ in rows}
+    classes = numbered(sorted(labels))
+    print(f"vggsound: {len(classes)} classes (309 in the published lists, 310 in the paper)")
+    for place, video, start, label, split in rows:
+        if split not in ("train", "test"):
+            raise ValueError(f"{place}: unknown split {split!r}, expected train or test")
+        names = youtube_names(place, video, start)
+        yield split, class_index(place, label, classes), video, names, [names, names]
+
+
+def list_sarcasm(files):
+    """train.txt, valid2.txt and test2.txt of HFM, a Python list a line: [id, text, ..., label].
+
+    A line is parsed, never evaluated. Tweets with one of SARCASM_HINTS are left out: their images
+    were never published.
+    """
+    texts = {
+        "train": ["train.txt"],
+        "val": ["valid2.txt", "valid.txt"],
+        "test": ["test2.txt", "test.txt"],
+    }
+    parse_errors = (
+        ValueError,
+        TypeError,
+        AttributeError,
+        SyntaxError,
+        MemoryError,
+        RecursionError,
+    )
+    for split, names in texts.items():
+        for place, line in read_lines(annotation_file(files, *names)):
+            try:
+                image, sentence, *_, label = ast.literal_eval(line)
+                if not (image.isdecimal() and sentence.strip() and label in (0, 1)):
+                    raise ValueError
+            except parse_errors:
+                expected = "['tweet id', 'text', label 0 or 1]"
+                raise ValueError(f"{place} is not {expected}; download the file again") from None
+            if not SARCASM_HINTS & set(sentence.split()):
+                yield split, int(label), image, [image], [[image], sentence]
+
+
+def list_twitter2015(files):
+    """train.tsv, dev.tsv and test.tsv of TomBERT: index, sentiment 0 to 2, image, sentence, target.
+
+    The sentence has $T$ in place of its target.
+    """
+    for split, name in [("train", "train.tsv"), ("val", "dev.tsv"), ("test", "test.tsv")]:
+        for n, (place, line) in enumerate(read_lines(annotation_file(files, name))):
+            fields = line.split("\t")
+            if n == 0 and not fields[0].isdecimal():
+                continue  # a header; test.tsv's is wrong, it names four of the five columns
+            sentiments = ("0", "1", "2")
+            if len(fields) != 5 or not fields[0].isdecimal() or fields[1] not in sentiments:
+                expected = "index, sentiment 0 to 2, image, sentence, target"
+                raise ValueError(f"{place} is not {expected}; download the file again")
+            image = os.path.splitext(fields[2])[0]
+            # Paper silent: whether the model sees the target, the only difference between the rows
+            # of one image. Here: the target is put back into the sentence.
+            sentence = fields[3].replace("$T$", fields[4])
+            yield split, int(fields[1]), image, [image], [[image], sentence]
+
+
+def list_nvgesture(files):
+    """NVIDIA's lists, version 2: `path:./Video_data/class_01/subject3_r0 depth:sk_depth:146:226`...
+
+    The label is the list's; the folder's differs for some clips. A group is a subject.
+    """
+    form = r"path:(\S+) depth:(\w+):(\d+):(\d+) color:(\w+):(\d+):(\d+) .*label:(\d+)\s*"
+    for split in ("train", "test"):
+        versions = ("_cvpr2016", "")
+        path = annotation_file(files, *(f"nvgesture_{split}_correct{v}_v2.lst" for v in versions))
+        for n, (place, line) in enumerate(read_lines(path)):
+            match = re.fullmatch(form, line)
+            if not match or not 1 <= int(match[8]) <= 25:
+                expected = "path:.. depth:..:.. color:..:.. label:1 to 25"
+                raise ValueError(f"{place} is not {expected}; download the file again")
+            folder = os.path.join(os.path.dirname(path), match[1])
+            name = "-".join(Path(match[1]).parts[-2:])
+            depth = os.path.join(folder, match[2]), int(match[3]), int(match[4])
+            rgb = os.path.join(folder, match[5]), int(match[6]), int(match[7])
+            wanted = [("rgb", name, *rgb), (name, f"{split}/{n}"), ("depth", name, *depth)]
+            subject = match[1].rsplit("/", 1)[1].split("_")[0]
+            yield split, int(match[8]) - 1, subject, [name], wanted
+
+
+LISTS = {
+    "cremad": list_cremad,
+    "kinetics-sounds": list_kinetics_sounds,
+    "vggsound": list_vggsound,
+    "sarcasm": list_sarcasm,
+    "twitter2015": list_twitter2015,
+    "nvgesture": list_nvgesture,
+}

@@ -1,0 +1,179 @@
+"""Settings -> flags, and every error of a program as one sentence.
+
+A settings class is a dataclass whose fields are made by `setting`: each carries its help, its range
+or its choices, and whether it may change when a run is resumed.
+"""
+
+import argparse
+import dataclasses
+import inspect
+import math
+import re
+import signal
+import sys
+import threading
+from dataclasses import field
+
+# What a library says, and what the user can do about it.
+ADVICE = {
+    r"shared memory|bus error|No space left on device.*/shm": "the readers have no room in shared "
+    "memory; choose --workers 0, or start the container with a larger one (docker: --shm-size 8g)",
+    r"out of memory|not enough memory|allocate|MemoryError": "out of memory; choose a smaller "
+    "--batch-size or --alpha-batch, or --bf16 on a GPU",
+    r"DataLoader worker .*(killed|exited)|Connection reset|EOFError": "a process that reads the "
+    "data was killed, most likely for lack of memory; choose fewer --workers or a smaller "
+    "--batch-size",
+    r"Too many open files": "too many open files; choose --workers 0, or raise the limit: "
+    "ulimit -n 4096",
+    r"cannot cache function|no locator available": "librosa found no folder for its cache; set "
+    "NUMBA_CACHE_DIR to a folder that you may write to",
+}
+
+
+class RunError(ValueError):
+    """A run that cannot be started, resumed or evaluated; the message is one sentence."""
+
+
+def setting(default, text, group=None, choices=None, least=None, above=None, most=math.inf,
+            changeable=False):  # fmt: skip
+    """A field of a settings class.
+
+    text, group: its help, and the title under which --help shows it and the fields after it.
+    choices: its possible values, a list or a dict; least, above, most: its range, above excluding
+    the number itself. changeable: whether it may change on resume.
+    """
+    rules = {"help": text, "group": group, "choices": choices, "least": least, "above": above}
+    return field(default=default, metadata=rules | {"most": most, "changeable": changeable})
+
+
+def flag(name):
+    """alpha_0 -> --alpha-0."""
+    return "--" + name.replace("_", "-")
+
+
+def changeable(settings):
+    """The names of the fields that may change on resume."""
+    return {f.name for f in dataclasses.fields(settings) if f.metadata["changeable"]}
+
+
+def check_choice(kind, value, choices):
+    """The value, or a ValueError that lists the choices."""
+    if value not in choices:
+        raise ValueError(f"unknown {kind} {value!r}; choose from {sorted(choices)}")
+    return value
+
+
+def call_of(kind, text, functions, given):
+    """`name` or `name:number:...` -> (functions[name], {parameter: number}).
+
+    given: the names of the parameters before the numbers, "t, T". Raises ValueError for an unknown
+    name, or for numbers that do not fit the function's parameters.
+    """
+    name, *arguments = text.split(":")
+    function = functions[check_choice(kind, name, functions)]
+    signature, before = inspect.signature(function), given.split(", ")
+    try:
+        numbers = [float(argument) for argument in arguments]
+        if not all(abs(x) <= 1e6 for x in numbers):
+            raise ValueError
+        bound = signature.bind(*before, *numbers).arguments
+    except (ValueError, TypeError):
+        form = ":".join([name, *list(signature.parameters)[len(before) :]])
+        raise ValueError(
+            f"{kind} {text!r} does not fit {name}{signature}; expected {form} with numbers, and a "
+            f"function of ({given}, ...)"
+        ) from None
+    return function, dict(list(bound.items())[len(before) :])
+
+
+def check(args):
+    """Raise ValueError for a field outside its choices or its range."""
+    for f in dataclasses.fields(args):
+        value, rules = getattr(args, f.name), f.metadata
+        if rules["choices"] is not None:
+            check_choice(f.name, value, rules["choices"])
+        if isinstance(value, (bool, str)):
+            continue
+        least, above, most = rules["least"], rules["above"], rules["most"]
+        fits = (least is None or value >= least) and (above is None or value > above)
+        if not (fits and value <= most and abs(value) < math.inf):
+            expected = f"more than {above}" if least is None else f"{least} or more"
+            if most < math.inf:
+                expected = f"{least} to {most}"
+            raise ValueError(f"{flag(f.name)} is {value}, expected {expected}")
+
+
+def parse(settings, argv, description):
+    """{name: value} of the given flags; a wrong flag exits with status 2 and one sentence."""
+    group = parser = argparse.ArgumentParser(
+        description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
+    )
+    for f in dataclasses.fields(settings):
+        rules = f.metadata
+        group = parser.add_argument_group(rules["group"]) if rules["group"] else group
+        text = rules["help"].replace("%", "%%")
+        if isinstance(f.default, bool):
+            group.add_argument(flag(f.name), action="store_true", default=None, help=text)
+            continue
+        if rules["choices"] is not None:
+            text += ": " + ", ".join(rules["choices"])
+        if f.default != "":
+            text += f" (default {f.default})"
+        metavar = {str: "NAME", int: "N", float: "X"}[type(f.default)]
+        group.add_argument(flag(f.name), type=type(f.default), help=text, metavar=metavar)
+    given = vars(parser.parse_args(argv)).items()
+    return {name: value for name, value in given if value is not None}
+
+
+class one_sentence:
+    """A context in which Ctrl-C, SIGTERM and the errors of users and machines end in one sentence.
+
+    program.status is the exit status: 0; 2 for wrong settings or data, 1 once program.started is
+    set, 130 and 143 for the signals. Every other error is our fault and keeps its traceback.
+    errors: further classes of the user's errors; program.hints: {class: what to add to it};
+    program.quiet: whether another process says what is wrong before the start.
+    """
+
+    def __init__(self, name, *errors):
+        self.name, self.errors = name, (OSError, FloatingPointError, RunError, *errors)
+        self.status, self.started, self.quiet = 0, False, False
+        self.hints, self.stopped = {}, lambda: "stopped"
+
+    def __enter__(self):
+        self.main_thread = threading.current_thread() is threading.main_thread()
+        if self.main_thread:
+            self.before = signal.signal(signal.SIGTERM, self.stop)
+        return self
+
+    @staticmethod
+    def stop(number, frame):
+        raise KeyboardInterrupt(number)
+
+    def __exit__(self, kind, error, traceback):
+        if self.main_thread:
+            signal.signal(signal.SIGTERM, self.before)
+        if error is None:
+            return False
+        sentence = self.explain(error)
+        if sentence is None:
+            return False
+        if self.started or not self.quiet:
+            print(f"{self.name}: {sentence}", file=sys.stderr)
+        return True
+
+    def explain(self, error):
+        """The sentence for an error, with self.status set; None for a fault of ours."""
+        self.status = 1 if self.started else 2
+        if isinstance(error, KeyboardInterrupt):
+            self.status = 128 + (error.args[0] if error.args else signal.SIGINT)
+            return self.stopped()
+        text = str(error).strip()
+        if isinstance(error, (RuntimeError, OSError, MemoryError, EOFError)):
+            for pattern, advice in ADVICE.items():
+                if re.search(pattern, f"{type(error).__name__}: {text}", re.I | re.S):
+                    return advice
+        if not isinstance(error, self.errors if self.started else (*self.errors, ValueError)):
+            return None
+        last = re.sub(r"^[\w.]+Error: |^[\w.]*UnreadableFile: ", "", text.splitlines()[-1])
+        hints = [hint for kind, hint in self.hints.items() if isinstance(error, kind)]
+        return "; ".join([last, *hints])

@@ -1,0 +1,120 @@
+"""Several processes as one run: `torchrun --nproc-per-node=N train.py ...`, on any machines.
+
+Each rank trains on its shard of every batch. L_MM is over the features of all ranks, gradients are
+averaged, and the scores are of the whole split, so that losses, alpha and parameters are those of
+one process on the whole batch. Batch norm alone sees a rank's own shard. Eq. 3 and alpha are
+computed alike on every rank. Without torchrun there is one rank, and every function here returns
+what it was given.
+"""
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+
+def pick_device(name):
+    """cpu, cuda, mps; auto is cuda if available, else cpu. ValueError for one that is not."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available()}
+    available["mps"] = torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if available["cuda"] else "cpu"
+    if not available.get(name):
+        choices = ["auto", *(device for device in available if available[device])]
+        raise ValueError(f"device {name!r} is not available; choose from {choices}")
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name
+
+
+def init(device):
+    """Join the other processes of torchrun, if there are any; rank 0 alone prints."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
+        return
+    cuda = device.startswith("cuda")
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if cuda else "gloo")
+    if rank() > 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def destroy():
+    """Leave the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier():
+    """Wait until every rank is here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def rank():
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size():
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def check_batch(batch):
+    """ValueError for a training batch that the ranks cannot share."""
+    n = world_size()
+    if n > 1 and (batch % n or batch < 2 * n):
+        raise ValueError(
+            f"a batch of {batch} training samples cannot be shared by {n} processes; choose a "
+            "--batch-size of 2 or more for each, the same for all"
+        )
+
+
+def shard(items):
+    """This rank's part of a list: every world_size()-th item."""
+    return items[rank() :: world_size()]
+
+
+def all_reduce_mean(x):
+    """The mean of a tensor over the ranks."""
+    if world_size() > 1:
+        x = x.clone()
+        dist.all_reduce(x)
+        x /= world_size()
+    return x
+
+
+def all_gather_object(item):
+    """Every rank's item, as a list, on every rank."""
+    if world_size() == 1:
+        return [item]
+    items = [None] * world_size()
+    dist.all_gather_object(items, item)
+    return items
+
+
+class AllGather(torch.autograd.Function):
+    """The features of all ranks, (B / ranks, d) -> (B, d); backward sums every rank's gradient."""
+
+    @staticmethod
+    def forward(ctx, z_j):
+        parts = [torch.empty_like(z_j) for _ in range(world_size())]
+        dist.all_gather(parts, z_j.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient.chunk(world_size())[rank()]
+
+
+class DataParallel(DistributedDataParallel):
+    """DistributedDataParallel for a model that returns (z, logits); z is that of all ranks."""
+
+    def forward(self, x):
+        z, logits = super().forward(x)
+        return [AllGather.apply(z_j) for z_j in z], logits
+
+
+def data_parallel(model):
+    """The model, wrapped so that its forward and backward pass involve all ranks."""
+    return model if world_size() == 1 else DataParallel(model)

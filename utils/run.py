@@ -1,0 +1,375 @@
+"""A run's folder: its log, its checkpoints, its lock; resuming and evaluating it.
+
+    RUN/log.jsonl    the settings; one line an epoch; the test scores RUN/t0007.pt     after epoch
+    7: parameters, buffers, optimizer, alpha, random states, settings, log RUN/.lock        held by
+    the process that writes into RUN
+
+All files are written atomically. A checkpoint is torch.save's bytes and their SHA-256; it is loaded
+with weights_only=True, so that no code in it is ever run.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import platform
+import re
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from utils import cli, distributed
+from utils.atomic import atomic, remove
+from utils.cli import RunError
+
+
+@contextlib.contextmanager
+def delayed_signals():
+    """Delay Ctrl-C and SIGTERM to the end of the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting = []
+
+    def wait(number, frame):
+        waiting.append(number)
+
+    handlers = {n: signal.signal(n, wait) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for n, handler in handlers.items():
+            signal.signal(n, handler)
+        for n in waiting[:1]:
+            signal.raise_signal(n)
+
+
+def write_bytes(path, content):
+    """Replace a file atomically; OSError in one sentence where it cannot be written."""
+    try:
+        with atomic(path) as part, open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"{path} cannot be written ({reason}); its old content is intact") from error
+
+
+def checkpoint_path(folder, t):
+    return Path(folder) / f"t{t:04d}.pt"
+
+
+def checkpoint_epochs(folder):
+    """The epochs that have a checkpoint, in order."""
+    found = (re.fullmatch(r"t(\d{4,})\.pt", path.name) for path in Path(folder).glob("t*.pt"))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def save_checkpoint(folder, state, kept):
+    """Write the checkpoint of epoch state["t"]; then remove the others but those of `kept`."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    with delayed_signals():
+        digest = hashlib.sha256(content).digest()
+        write_bytes(checkpoint_path(folder, state["t"]), content + digest)
+        for t in checkpoint_epochs(folder):
+            if t != state["t"] and t not in kept:
+                checkpoint_path(folder, t).unlink()
+
+
+def load_checkpoint(folder, t=None):
+    """The checkpoint after epoch t, or the last; RunError or FileNotFoundError in one sentence."""
+    epochs = checkpoint_epochs(folder)
+    if not epochs or t not in (None, *epochs):
+        what = f"only those of epochs {epochs}" if epochs else "none"
+        wanted = "" if t is None else f" of epoch {t}"
+        raise FileNotFoundError(
+            f"{folder} has no checkpoint{wanted}, {what}; give a folder that train.py wrote, or "
+            "train with a larger --keep"
+        )
+    path = checkpoint_path(folder, epochs[-1] if t is None else t)
+    content = path.read_bytes()
+    if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+        raise RunError(
+            f"{path} is damaged (wrong checksum); remove it to resume from the one before"
+        )
+    try:
+        state = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
+        state["t"], state["settings"]["seed"], state["model"], records_of(state)[0]["settings"]
+    except Exception as error:  # weights_only refuses in many ways
+        raise RunError(f"{path} is not a checkpoint of train.py; no code in it was run") from error
+    return state
+
+
+def records_of(state):
+    """The records of the log up to a checkpoint."""
+    return [json.loads(line) for line in state["log"].splitlines()]
+
+
+def load_state(state, **parts):
+    """Load a checkpoint into the parts of those names, model=...; RunError if they do not fit."""
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    except (RuntimeError, KeyError, ValueError) as error:
+        what = "the checkpoint belongs to another model or data set; nothing was written"
+        raise RunError(what) from error
+
+
+def read_log(folder):
+    """A run's log: (first record, epochs, test scores or None); ValueError if it is none."""
+    path = Path(folder) / "log.jsonl"
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no run: {path} is missing; give a folder of train.py")
+    try:
+        first, *rest = [json.loads(line) for line in path.read_text().splitlines()]
+        epochs = [r for r in rest if "alpha" in r]
+        first["settings"]["seed"], first["modalities"]
+        return first, epochs, next((r["test"] for r in rest if "test" in r), None)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a log of train.py ({error}); it may be truncated"
+        ) from error
+
+
+def best_epoch(records):
+    """The epoch to test: the best by fused ACC on the validation part, else the last."""
+    epochs = [r for r in records if "alpha" in r]
+    if epochs[-1]["split"] != "val":
+        return epochs[-1]["t"]
+    return max(epochs, key=lambda r: r["fused"]["acc"])["t"]
+
+
+def mean_losses(steps, t):
+    """The means of an epoch's losses, of steps' [L_Total, L_CLS, L_MM]; FloatingPointError if one
+    is not finite."""
+    steps = distributed.all_reduce_mean(torch.stack(steps)).cpu()  # (Inner_Iters, 3)
+    names = ["l_total", "l_cls", "l_mm"]
+    bad = (~steps.isfinite()).any(1).nonzero()
+    if len(bad):
+        i = int(bad[0])
+        values = ", ".join(f"{n} = {v:.4g}" for n, v in zip(names, steps[i].tolist()))
+        raise FloatingPointError(
+            f"epoch {t}, step {i + 1}: a loss is not finite ({values}); try a smaller --lr"
+        )
+    return dict(zip(names, steps.mean(0).tolist()))
+
+
+def resumed_settings(folder, given, settings_class):
+    """A run's settings, {name: value}, to resume or evaluate it with the flags `given`.
+
+    Raises ValueError for a flag that would make it another run, RunError if the folder's checkpoint
+    and log do not belong together or come from another version.
+    """
+    settings, log = load_checkpoint(folder)["settings"], Path(folder) / "log.jsonl"
+    first = log.read_text().split("\n")[0] if log.is_file() else ""
+    if json.loads(first or "{}").get("settings") != settings:
+        raise RunError(f"the checkpoint in {folder} and {log} belong to different runs")
+    if unknown := set(settings) - {f.name for f in dataclasses.fields(settings_class)}:
+        raise RunError(
+            f"{folder} has unknown settings {sorted(unknown)}; use its version of train.py"
+        )
+    for name, value in given.items():
+        if name not in cli.changeable(settings_class) and value != settings.get(name):
+            raise ValueError(
+                f"{cli.flag(name)} {value} would make {folder} another run, it has "
+                f"{settings.get(name)}; leave the flag out, or start a new run with --out"
+            )
+    return settings | given
+
+
+def versions():
+    """Python, torch, and the code's git revision where there is one."""
+    here = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        revision = subprocess.run(here, capture_output=True, text=True).stdout.strip()
+    except OSError:  # no git on this machine
+        revision = ""
+    return {"python": platform.python_version(), "torch": torch.__version__, "git": revision}
+
+
+def load_best(folder, model):
+    """Load the weights of the epoch to test into the model; returns that epoch."""
+    state = load_checkpoint(folder)
+    t = best_epoch(records_of(state))
+    load_state(state if t == state["t"] else load_checkpoint(folder, t), model=model)
+    return t
+
+
+def epoch_line(record, modalities, T):
+    """One epoch's record as a line of text."""
+    parts = [f"t {record['t']:3d}/{T}  alpha {record['alpha']:.3f}"]
+    for name in ("L_Total", "L_CLS", "L_MM"):
+        parts.append(f"{name} {record[name.lower()]:.3f}")
+    parts += [f"{name} {record[name]['acc']:5.1f}" for name in ["fused", *modalities]]
+    parts += [f"perf_gap {record['perf_gap']:4.1f}", record.get("note", "")]
+    return "  ".join(part for part in parts if part)
+
+
+def score_table(result, modalities, split):
+    """The scores of train.evaluate as lines of text."""
+    lines = [f"{split + ' split':12}{'ACC %':>8}{'MAP %':>8}{'macro-F1 %':>12}"]
+    for name in ["fused", *modalities]:
+        lines.append("{:12}{acc:8.2f}{map:8.2f}{f1:12.2f}".format(name, **result[name]))
+    return "\n".join([*lines, f"perf_gap {result['perf_gap']:.2f} points of ACC"])
+
+
+class Run:
+    """The folder that a run writes into. Of several processes only rank 0 writes.
+
+    args: Settings, of which out, resume, eval and overwrite choose the folder; program: the
+    cli.one_sentence around. Raises FileExistsError for a folder whose run is neither resumed nor
+    overwritten.
+    """
+
+    def __init__(self, args, program):
+        self.args, self.folder, self.program = args, folder_of(args), program
+        self.writes = distributed.rank() == 0
+        program.quiet = not self.writes
+        self.no_bar = None if self.writes else True  # None: a progress bar only on a terminal
+
+    @contextlib.contextmanager
+    def started(self, data, model):
+        """From here on errors are the run's. Hold RUN/.lock, which a killed process releases.
+
+        Raises BlockingIOError where another process holds it.
+        """
+        self.data, self.device = data, next(model.parameters()).device
+        self.records = [self.first_record()]
+        if not self.args.eval and self.writes:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self.program.started = True
+        self.program.stopped = self.stopped
+        if self.args.eval or not self.writes:
+            yield
+            return
+        try:
+            lock = FileLock(self.folder / ".lock").acquire(timeout=0)
+        except Timeout as error:
+            what = f"another process writes into {self.folder}; choose another --out"
+            raise BlockingIOError(what) from error
+        with lock:
+            for part in self.folder.glob(".part-*"):  # left by a process that was killed
+                remove(part)
+            yield
+
+    def stopped(self):
+        """What a stopped run says."""
+        if checkpoint_epochs(self.folder):
+            return f"stopped; resume with: python train.py --resume {self.folder}"
+        return "stopped before an epoch ended"
+
+    def first_record(self):
+        """What a log begins with: settings, modalities, sample counts, device, versions."""
+        samples = {s: len(self.data[s]) for s in ("train", "val", "test") if s in self.data}
+        settings = dataclasses.asdict(self.args)
+        for name in ("out", "overwrite", "resume", "eval", "split", "keep"):
+            del settings[name]
+        return {
+            "settings": settings,
+            "modalities": self.data["modalities"],
+            "samples": samples,
+            "device": str(self.device),
+            "processes": distributed.world_size(),
+            "versions": versions(),
+        }
+
+    def write_log(self):
+        """Write log.jsonl; returns its text."""
+        text = "".join(json.dumps(record) + "\n" for record in self.records)
+        if self.writes:
+            write_bytes(self.folder / "log.jsonl", text.encode())
+        return text
+
+    def resume(self, alpha, model, optimizer, plateau):
+        """(first epoch, its alpha): 1 and the given alpha in a new run, or the checkpoint's."""
+        state = load_checkpoint(self.folder) if self.args.resume else None
+        samples = self.records[0]["samples"]
+        if state:
+            began = records_of(state)[0]["samples"]
+            if began != samples:
+                what = f"{self.folder} began with {began} samples, now there are {samples}"
+                raise RunError(f"{what}; resume it with the same data")
+            load_state(state, model=model, optimizer=optimizer, plateau=plateau)
+            torch.set_rng_state(state["random"]["cpu"])
+            if torch.cuda.is_available():  # there may be fewer GPUs than before
+                for i, random in enumerate(state["random"]["cuda"][: torch.cuda.device_count()]):
+                    torch.cuda.set_rng_state(random, i)
+            self.records, alpha = records_of(state), state["alpha"]
+        args, path = self.args, self.folder / "log.jsonl"
+        print(
+            f"{args.dataset}, {args.method}, seed {args.seed}, {self.records[0]['device']}: "
+            f"{samples} samples of {' + '.join(self.data['modalities'])}; writing {path}"
+        )
+        if not state and self.writes:
+            for t in checkpoint_epochs(self.folder):  # of the run that is overwritten
+                checkpoint_path(self.folder, t).unlink()
+        if not state:
+            self.write_log()
+        self.began = time.perf_counter()
+        return (state["t"] + 1 if state else 1), alpha
+
+    def progress(self, batches, t):
+        """The batches of epoch t, with a progress bar on a terminal."""
+        what = f"epoch {t}/{self.args.epochs}"
+        return tqdm(batches.epoch(t), what, len(batches), leave=False, disable=self.no_bar)
+
+    def save(self, record, alpha, model, optimizer, plateau):
+        """Log an epoch's record, and write the checkpoint from which the next epoch continues."""
+        self.records.append(record)
+        tqdm.write(epoch_line(record, self.data["modalities"], self.args.epochs))
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        state = {"t": record["t"], "alpha": alpha, "settings": self.records[0]["settings"]}
+        state |= {"random": {"cpu": torch.get_rng_state(), "cuda": cuda}, "log": self.write_log()}
+        parts = {"model": model, "optimizer": optimizer, "plateau": plateau}
+        state |= {name: part.state_dict() for name, part in parts.items()}
+        if self.writes:
+            t = record["t"]
+            kept = {best_epoch(self.records), *range(t - self.args.keep, t)}
+            save_checkpoint(self.folder, state, kept)
+
+    def load_best(self, model):
+        """Load the weights of the epoch to test into the model; returns that epoch."""
+        distributed.barrier()  # until rank 0 has written
+        return load_best(self.folder, model)
+
+    def report(self, t, result):
+        """Print the scores of epoch t; log them, too, if the run was trained."""
+        args = self.args
+        if args.eval:
+            print(f"{self.folder}, epoch {t}:")
+            print(score_table(result, self.data["modalities"], args.split))
+            return
+        print(f"trained in {time.perf_counter() - self.began:.0f} s")
+        self.records.append({"test": result, "t": t})
+        self.write_log()
+        which = "the best on the validation part" if "val" in self.data else "the last"
+        print(f"epoch {t}, {which}:")
+        print(score_table(result, self.data["modalities"], "test"))
+        print(f"to see it: python -m scripts.figures curves {self.folder}")
+
+
+def folder_of(args):
+    """The run's folder; FileExistsError for a run that is neither resumed nor overwritten."""
+    outer = "" if args.outer == "train" else f"-{args.outer}"
+    name = f"{args.dataset}-{args.method.replace(':', '')}{outer}-seed{args.seed}"
+    folder = Path(args.resume or args.eval or args.out or f"runs/{name}")
+    log = folder / "log.jsonl"
+    epochs = len(log.read_bytes().splitlines()) - 1 if log.is_file() else 0
+    holds = bool(checkpoint_epochs(folder)) or epochs > 0
+    if holds and not (args.overwrite or args.resume or args.eval):
+        raise FileExistsError(
+            f"{folder} holds a run already; resume it with --resume {folder}, choose another "
+            "--out, or --overwrite it"
+        )
+    return folder
