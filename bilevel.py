@@ -31,7 +31,7 @@ from losses import total_loss
 from utils.lanczos import curvature, dot, lanczos, safe_step
 
 
-def neumann(product, v, c, terms, step=None, generator=None):
+def neumann(product, v, c, terms, step=None, rng=None):
     """c^T H^-1 v ~ step * sum_{k=0}^{terms-1} c^T (I - step (H + damping I))^k v: the mean of [16].
 
     Costs terms - 1 products, which also show the curvature (for that, one term costs one product).
@@ -48,7 +48,7 @@ def neumann(product, v, c, terms, step=None, generator=None):
     return step * total, report | {"terms": terms}
 
 
-def randomised(product, v, c, terms, step=None, generator=None):
+def randomised(product, v, c, terms, step=None, rng=None):
     """c^T H^-1 v ~ step * terms * c^T prod_{i=1}^{p} (I - step (H_i + damping I)) v.
 
     This is [16] as printed: p is uniform in 0..terms-1, each H_i is of a fresh batch. The mean is
@@ -58,14 +58,14 @@ def randomised(product, v, c, terms, step=None, generator=None):
     n = 0 if step else max(1, terms - 1)
     report = safe_step(lanczos(product, v, c, n)[0], n, step)
     step, damping = report["step"], report["damping"]
-    p, u = int(torch.randint(terms, (), generator=generator)), v
+    p, u = int(torch.randint(terms, (), generator=rng)), v
     for _ in range(p):
         h = product(u, fresh=True)
         u = [u_i - step * (h_i + damping * u_i) for u_i, h_i in zip(u, h)]
     return step * terms * dot(c, u), report | {"terms": p + 1}
 
 
-def conjugate_gradient(product, v, c, terms, step=None, generator=None):
+def conjugate_gradient(product, v, c, terms, step=None, rng=None):
     """c^T x, x from `terms` iterations of conjugate gradient on H x = v: a check for the others.
 
     Costs terms products; the k-th iterate is T_k^-1 e_1. It needs H > 0: it stops at the last
@@ -133,34 +133,22 @@ def eval_mode(model, batch_statistics=False):
 
 
 def hypergradient(
-    outer,
-    inner,
-    params,
-    alpha,
-    solver="neumann",
-    terms=5,
-    step=None,
-    damping=0.0,
-    draws=1,
-    generator=None,
+    outer, inner, params, alpha, solver="neumann", terms=5, step=None, damping=0, draws=1, rng=None
 ):
     """d L_CLS(theta*(alpha)) / d alpha = - c^T H^-1 v (Eq. 3), and a report of how it was found.
 
-    outer: a function without arguments that returns L_CLS of a fresh batch of the outer level; v is
-        the mean gradient over `draws` of them.
-    inner: a function without arguments that returns (L_CLS, L_MM) of a fresh batch of the inner
-        level; c is the mean over `draws` of them. H is that of one more; `randomised` takes one
-        more for each product.
+    outer: a function that returns L_CLS of a fresh batch of the outer level; v is the mean gradient
+        over `draws` of them.
+    inner: a function that returns (L_CLS, L_MM) of a fresh batch of the inner level; c is the mean
+        over `draws` of them, H is that of one more (`randomised`: one more for each product).
     params: theta, a list of tensors. alpha: float in [0, 1].
-    solver, terms, step: an entry of SOLVERS, its number of terms, and its step; None: the curvature
-    sets the step.
-    damping: added to the diagonal of H. The optimizer's weight decay belongs here: the inner
-    problem contains it.
+    solver, terms, step: an entry of SOLVERS, its terms and its step; None: by the curvature.
+    damping: added to the diagonal of H, as the optimizer's weight decay is in the inner problem.
 
-    Returns (value, report). The value is a float, or None where it is not finite. The report has
-    `terms`, `step`, `damping` (the solver's own), `curvature` (smallest and largest seen) and
-    `note` (empty if all is well). params and their .grad stay as they were; eval_mode(model) around
-    the call protects the buffers too.
+    Returns (value, report): the value is a float, or None where it is not finite; the report has
+    the solver's `terms`, `step`, `damping`, `curvature` (smallest, largest) and `note`, empty if
+    all is well. params and their .grad stay as they are; use eval_mode(model) to protect the
+    buffers.
     """
     params = list(params)
 
@@ -177,7 +165,7 @@ def hypergradient(
         h = hvp(total_gradient(*inner(), alpha, params) if fresh else g, params, u)
         return [h_i + damping * u_i for h_i, u_i in zip(h, u)]
 
-    inverse, report = SOLVERS[solver](product, v, c, terms, step, generator)
+    inverse, report = SOLVERS[solver](product, v, c, terms, step, rng)
     if not math.isfinite(inverse):
         return None, report | {"note": f"refused: the {solver} estimate is not finite"}
     return -inverse, report | {"note": ""}

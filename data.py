@@ -223,10 +223,9 @@ def hold_out(dataset, groups, fraction, seed):
 
 
 def load_data(args, encoders):
-    """The data set of a run: an entry of DATASETS, with `channels`, each modality's (0: text).
+    """The data set of a run: its entry of DATASETS, and `channels` of each modality (0: text).
 
-    args: train.Settings, of which dataset, root, val_fraction, outer, eval and split are read;
-    encoders: see DATASETS. Raises ValueError or OSError in one sentence.
+    args: train.Settings. Raises ValueError or OSError in one sentence.
     """
     data = DATASETS[args.dataset](args.root, encoders)
     fraction = args.val_fraction

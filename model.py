@@ -9,14 +9,14 @@ score of one modality            Table 4   MultimodalModel.unimodal_logits
 Everywhere z is the list of the m modalities' features, each (B, d).
 """
 
+import functools
+
 import torch
 from torch import nn
 
 from utils.cli import check_choice
-from utils.media import load_model, normalize
+from utils.media import CLIP, IMAGENET, load_model, normalize
 
-IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # mean and std per channel, white is 1
-CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
 SOURCES = {"bert": "bert-base-uncased", "clip": "openai/clip-vit-base-patch32"}  # if none is given
 
 
@@ -48,8 +48,11 @@ def cnn(channels, pretrained=False, source=""):
     return OverFrames(nn.Sequential(*layers)), 64
 
 
-def resnet(name, channels, pretrained):
-    """torchvision's ResNet with a stem of any number of channels, without its classifier."""
+def resnet(name, channels, pretrained=False, source=""):
+    """torchvision's ResNet18 or, for images, ResNet50 (Sec. 4.1): (B, [F,] C, H, W) -> (B, d).
+
+    It has a stem for any number of channels, and no classifier; d is 512 or 2048.
+    """
     import torchvision
 
     net = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
@@ -62,37 +65,22 @@ def resnet(name, channels, pretrained):
     return OverFrames(net), d
 
 
-def resnet18(channels, pretrained=False, source=""):
-    """ResNet18 for sound, frames, depth or flow (Sec. 4.1): (B, [F,] C, H, W) -> (B, 512)."""
-    return resnet("resnet18", channels, pretrained)
+resnet18 = functools.partial(resnet, "resnet18")
+resnet50 = functools.partial(resnet, "resnet50")
 
 
-def resnet50(channels, pretrained=False, source=""):
-    """ResNet50 for images (Sec. 4.1): (B, [F,] C, H, W) -> (B, 2048)."""
-    return resnet("resnet50", channels, pretrained)
-
-
-class Text(nn.Module):
-    """A text encoder of transformers: (B, 2, L) token ids and mask -> (B, d)."""
+class Pretrained(nn.Module):
+    """A model of transformers: (B, 2, L) ids and mask, or (B, 3, 224, 224) pixels -> (B, d)."""
 
     def __init__(self, net, output):
         super().__init__()
         self.net, self.output = net, output
 
     def forward(self, x):
+        if x.dtype != torch.int64:
+            return self.net(pixel_values=normalize(x, CLIP))[self.output]
         ids, mask = x.unbind(1)  # (B, L) each
         return self.net(input_ids=ids, attention_mask=mask)[self.output]
-
-
-class ClipImage(nn.Module):
-    """CLIP's image encoder: (B, 3, 224, 224) -> (B, d)."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x):
-        return self.net(pixel_values=normalize(x, CLIP)).image_embeds
 
 
 def bert(channels, pretrained=False, source=""):
@@ -100,7 +88,7 @@ def bert(channels, pretrained=False, source=""):
     from transformers import BertModel
 
     net = load_model(BertModel, source or SOURCES["bert"])
-    return Text(net, "pooler_output"), net.config.hidden_size
+    return Pretrained(net, "pooler_output"), net.config.hidden_size
 
 
 def clip(channels, pretrained=False, source=""):
@@ -109,7 +97,8 @@ def clip(channels, pretrained=False, source=""):
 
     kind = CLIPVisionModelWithProjection if channels else CLIPTextModelWithProjection
     net = load_model(kind, source or SOURCES["clip"])
-    return ClipImage(net) if channels else Text(net, "text_embeds"), net.config.projection_dim
+    output = "image_embeds" if channels else "text_embeds"
+    return Pretrained(net, output), net.config.projection_dim
 
 
 ENCODERS = {"cnn": cnn, "resnet18": resnet18, "resnet50": resnet50, "bert": bert, "clip": clip}

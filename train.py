@@ -18,7 +18,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 
 from baselines import BASELINES
 from bilevel import SOLVERS, eval_mode, hypergradient
-from data import DATASETS, Batches, defaults, load_data, eval_loader
+from data import DATASETS, Batches, defaults, eval_loader, load_data
 from losses import SCHEDULES, classification_loss, make_schedule, modality_matching_loss, total_loss
 from model import ENCODERS, FUSIONS, MultimodalModel, encoder_names
 from utils import cli, distributed
@@ -57,7 +57,7 @@ def alpha_gradient(model, inner, outer, alpha, t, args):
     inner_losses = (losses(*model(x), y, args) for x, y in inner_batches)
     outer_losses = (losses(*model(x), y, args)[0] for x, y in outer_batches)
     options = {"damping": args.weight_decay, "draws": 1 if args.outer == "shared" else args.draws}
-    options["generator"] = torch.Generator().manual_seed(args.seed + t * 2**32)
+    options["rng"] = torch.Generator().manual_seed(args.seed + t * 2**32)
     levels = outer_losses.__next__, inner_losses.__next__
     # Paper silent: batch norm and dropout in Eq. 3. Here: batch norm as it is trained, with batch
     # statistics (the running ones lag behind: other gradients, other curvature), and no dropout.
@@ -225,8 +225,6 @@ def parse(argv=None):
 def check(args):
     """Raise ValueError for settings that no run can have."""
     cli.check(args)
-    for encoder in args.encoders.split(","):
-        encoder_names(encoder, 1)
     if args.method.split(":")[0] in SCHEDULES:
         make_schedule(args.method)
     else:
@@ -240,7 +238,7 @@ def make_model(args, data):
     """The model on its device, with weights from the seed."""
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(args.deterministic)
     torch.manual_seed(args.seed)
     kind, _ = BASELINES.get(args.method, (MultimodalModel, losses))
     names, rest = args.encoders, {"fusion": args.fusion, "pretrained": args.pretrained}
@@ -264,10 +262,8 @@ def main(argv=None):
                 _, own_losses = BASELINES.get(args.method, (MultimodalModel, losses))
                 train(args, data, model, run, functools.partial(inner_step, losses=own_losses))
             t = run.load_best(model)
-            split = data[args.split if args.eval else "test"]
-            loader = eval_loader(
-                split, args.batch_size, run.device, args.workers, distributed.shard
-            )
+            part = data[args.split if args.eval else "test"]
+            loader = eval_loader(part, args.batch_size, run.device, args.workers, distributed.shard)
             run.report(t, evaluate(model, loader, data["modalities"]))
         distributed.destroy()
     return program.status

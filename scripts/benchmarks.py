@@ -1,15 +1,15 @@
 """What things cost: ratios of times measured in turn, so that other machines give about the same.
 
-    python tests/benchmarks.py                  all of them, in this order
-    python tests/benchmarks.py update           one alpha update, in training steps of keypad
-    python tests/benchmarks.py hypergradient    Eq. 3 by bilevel.py and by two libraries, on two ResNet18
-    python tests/benchmarks.py epoch            one alpha update as a share of an epoch of CREMA-D
-    python tests/benchmarks.py step             train.py's steps against a plain loop, and in bfloat16
-    python tests/benchmarks.py compile          a training step by torch.compile, and Eq. 3 of it
-    python tests/benchmarks.py loader           clips read a second, against the authors' released way
-    python tests/benchmarks.py gpu              clips trained a second on CUDA, and the share of it spent waiting
-    python tests/benchmarks.py startup          what importing train.py takes, and what it leaves out
-    python tests/benchmarks.py growth           an epoch's time and memory for more and more samples
+python -m scripts.benchmarks                  all parts, in this order
+python -m scripts.benchmarks update           one alpha update, in training steps of keypad
+python -m scripts.benchmarks hypergradient    Eq. 3 here and in two libraries, on two ResNet18
+python -m scripts.benchmarks epoch            one alpha update as a share of a CREMA-D epoch
+python -m scripts.benchmarks step             train.py's steps against a plain loop, and in bf16
+python -m scripts.benchmarks compile          a training step by torch.compile, and Eq. 3 of it
+python -m scripts.benchmarks loader           clips read a second, against the authors' release
+python -m scripts.benchmarks gpu              clips trained a second on CUDA, time spent waiting
+python -m scripts.benchmarks startup          what importing train.py takes and leaves out
+python -m scripts.benchmarks growth           time and memory of an epoch for more samples
 """
 
 import contextlib
@@ -32,25 +32,23 @@ from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import media
 import numpy as np
-import prepare
 import soundfile
 import torch
-from media import Samples, as_is
 from PIL import Image
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
+import data as datasets
 import train
-from bilevel import evaluating, hypergradient
-from data import CREMAD, SETS, Batches, defaults
+from bilevel import eval_mode, hypergradient
+from data import SETS, Batches, Samples, defaults, identity
 from losses import total_loss
-from model import Model
+from model import MultimodalModel
+from scripts import prepare
+from utils.annotations import CREMAD
 
 ROOT = Path(__file__).parents[1]
 ALPHA, STEP = 0.6, 1e-4
@@ -65,7 +63,8 @@ def seconds(function):
 
 
 def in_units(unit, rounds, *functions):
-    """The time of each function in those of `unit`, which is called before and after them: medians of the rounds."""
+    """The time of each function in those of `unit`, which is called before and after them: medians
+    of the rounds."""
     ratios = []
     for _ in range(rounds):
         before, *own, after = map(seconds, (unit, *functions, unit))
@@ -87,7 +86,8 @@ def status(field):
 
 
 def peak_memory(function):
-    """The highest resident memory during a call over that before it, in MiB; nan where there is no Linux."""
+    """The highest resident memory during a call over that before it, in MiB; nan where there is no
+    Linux."""
     if not Path("/proc/self/clear_refs").exists():
         function()
         return math.nan
@@ -100,7 +100,9 @@ def peak_memory(function):
 def peak_of_tensors(function):
     """The most bytes of tensors that a call holds at once, in MiB, counted."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # its profiler would speak of every start
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         function()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     sizes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
@@ -114,7 +116,12 @@ def fresh(function, *arguments):
 
 
 def markdown(*rows):
-    print("\n".join("| " + " | ".join(map(str, row)) + " |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]))
+    print(
+        "\n".join(
+            "| " + " | ".join(map(str, row)) + " |"
+            for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+        )
+    )
 
 
 class Losses(nn.Module):
@@ -125,15 +132,16 @@ class Losses(nn.Module):
         self.model = model
 
     def forward(self, x, y):
-        return train.losses(self.model, x, y, SETTINGS)
+        return train.losses(*self.model(x), y, SETTINGS)
 
 
 def two_resnets(size, dtype=torch.float32):
-    """(Losses, batch) of the paper's audio-video model with a random batch, in evaluation mode, on one thread."""
+    """(Losses, batch) of the paper's audio-video model with a random batch, in evaluation mode, on
+    one thread."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     n, sound, frame = size
-    model = Losses(Model([1, 3], len(CREMAD), "resnet18")).to(dtype).eval()
+    model = Losses(MultimodalModel([1, 3], len(CREMAD), "resnet18")).to(dtype).eval()
     x = [torch.randn(n, 1, *sound, dtype=dtype), torch.randn(n, 3, *frame, dtype=dtype)]
     return model, (x, torch.arange(n) % len(CREMAD))
 
@@ -150,7 +158,9 @@ def plain(model, batch):
 def ours(model, batch, terms, step=STEP, draws=1):
     """Eq. 3 with one batch for all of its factors."""
     losses = functools.partial(model, *batch)
-    value, _ = hypergradient(lambda: losses()[0], losses, model.parameters(), ALPHA, "neumann", terms, step, draws=draws)
+    value, _ = hypergradient(
+        lambda: losses()[0], losses, model.parameters(), ALPHA, "neumann", terms, step, draws=draws
+    )
     return value
 
 
@@ -162,17 +172,21 @@ def betty(model, batch, terms):
     alpha = torch.tensor(ALPHA, dtype=theta[0].dtype, requires_grad=True)
     outer = SimpleNamespace(trainable_parameters=lambda: [alpha])
     inner = SimpleNamespace(
-        paths=[], cur_batch=batch, trainable_parameters=lambda: theta,
+        paths=[],
+        cur_batch=batch,
+        trainable_parameters=lambda: theta,
         training_step_exec=lambda batch: total_loss(*model(*batch), alpha),
         config=SimpleNamespace(neumann_iterations=terms - 1, neumann_alpha=STEP),
-    )  # fmt: skip
+    )
     v = torch.autograd.grad(model(*batch)[0], theta)
-    sync = {"sync": False} if "sync" in inspect.signature(neumann).parameters else {}  # since betty-ml 0.2
+    # since betty-ml 0.2
+    sync = {"sync": False} if "sync" in inspect.signature(neumann).parameters else {}
     return neumann(v, inner, outer, **sync)[0].item()
 
 
 def torchopt(model, batch, terms):
-    """torchopt.diff.implicit.custom_root with solve_inv, which adds the first term to `maxiter` others."""
+    """torchopt.diff.implicit.custom_root with solve_inv, which adds the first term to `maxiter`
+    others."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     from torchopt.diff.implicit import custom_root
     from torchopt.linear_solve import solve_inv
@@ -204,29 +218,41 @@ def costs(function, size, *terms):
 def compare():
     """K terms of Eq. 3 by each of METHODS: do they agree, and what does each cost?
 
-    One process, one batch, the same loss, parameters and step; only the memory is of a process each.
+    One process, one batch, the same loss, parameters and step; only the memory is of a process
+    each.
     """
     small, large = (2, (33, 33), (32, 32)), (8, (97, 97), (80, 80))
     exact, usual = two_resnets(small, torch.float64), two_resnets(large)
-    unit = lambda: plain(*usual)  # noqa: E731
+    unit = functools.partial(plain, *usual)
     memory, work = fresh(costs, plain, large)
     unit()  # warm up
     rows = [["terms", "by", "value", "differs", "differs in float64", "FLOPs", "time", "memory"]]
-    there = [f for f, package in METHODS.items() if not package or importlib.util.find_spec(f.__name__)]
+    there = [
+        f for f, package in METHODS.items() if not package or importlib.util.find_spec(f.__name__)
+    ]
     for k, rounds in [(1, 5), (5, 5), (20, 3)]:
         durations = in_units(unit, rounds, *(functools.partial(f, *usual, k) for f in there))
         first = [ours(*batch, k) for batch in (usual, exact)]
         for f, duration in zip(there, durations):
             differ = [abs(f(*batch, k) / value - 1) for batch, value in zip((usual, exact), first)]
             peak, total = fresh(costs, f, large, k)
-            rows.append([k, f.__name__, f"{first[0]:.6f}", *(f"{x:.0e}" for x in differ), f"{total / work:.2f}",
-                         f"{duration:.1f}", f"{peak / memory:.1f}"])  # fmt: skip
+            rows.append(
+                [
+                    k,
+                    f.__name__,
+                    f"{first[0]:.6f}",
+                    *(f"{x:.0e}" for x in differ),
+                    f"{total / work:.2f}",
+                    f"{duration:.1f}",
+                    f"{peak / memory:.1f}",
+                ]
+            )
     for package in {METHODS[f] for f in METHODS if f not in there}:
         print(f"not installed, and so not compared: pip install {package}")
     print(f"""Eq. 3 by K terms on two ResNet18, {size_text(*large)}, one thread.
 differs: from ours, relative; in float64 with {size_text(*small)}.
-FLOPs, time and memory in those of one forward and backward pass ({memory:.0f} MiB beside theta); memory is the most
-that tensors take at once, counted; time also has the work on theta.
+FLOPs, time and memory in those of one forward and backward pass ({memory:.0f} MiB beside theta);
+memory is the most that tensors take at once, counted; time also has the work on theta.
 """)
     markdown(*rows)
 
@@ -240,17 +266,20 @@ def training_step(model, batch, optimizer=None):
 
 
 def alpha_update(model, batch, terms):
-    """As train.py's by default: step by the curvature, several batches for v and for c, here all the same."""
-    with evaluating(model, batch_statistics=True):
+    """As train.py's by default: step by the curvature, several batches for v and for c, here all
+    the same."""
+    with eval_mode(model, batch_statistics=True):
         ours(model, batch, terms, None, SETTINGS.draws)
 
 
 def update(rounds=15):
     """One alpha update in training steps of the same batch of keypad."""
     data = train.DATASETS["keypad"]()
-    model = Losses(Model([1, 1], data["n_classes"]))
-    batch = next(train.endless(data["train"], Batches(len(data["train"]), SETTINGS.batch_size, [0]), torch.device("cpu")))
-    step = functools.partial(training_step, model, batch, torch.optim.SGD(model.parameters(), 1e-6, 0.9))
+    model = Losses(MultimodalModel([1, 1], data["n_classes"]))
+    batch = next(Batches(data["train"], SETTINGS.batch_size, [0], "cpu").epoch(1))
+    step = functools.partial(
+        training_step, model, batch, torch.optim.SGD(model.parameters(), 1e-6, 0.9)
+    )
     step()  # warm up
     print(f"two cnn encoders, batches of {SETTINGS.batch_size}, {torch.get_num_threads()} threads")
     for terms in (1, 5, 20):
@@ -259,14 +288,15 @@ def update(rounds=15):
 
 
 def epoch(rounds=5, terms=5):
-    """The share of one alpha update in an epoch of CREMA-D, with the batch of a step, with 64 and with 32 of its 256."""
+    """The share of one alpha update in an epoch of CREMA-D, with the batch of a step, with 64 and
+    with 32 of its 256."""
     usual = defaults("cremad")["batch_size"]
-    steps = SETS["cremad"]["paper"]["train"] // usual
+    steps = SETS["cremad"]["paper"][0] // usual
     size = (16, (113, 131), (96, 96))
     memory, work = fresh(costs, training_step, size)
     model, (x, y) = two_resnets(size)
     optimizer = torch.optim.SGD(model.parameters(), 1e-6, 0.9)
-    step = lambda: training_step(model, (x, y), optimizer)  # noqa: E731
+    step = functools.partial(training_step, model, (x, y), optimizer)
     step()  # warm up
     rows = [["batch of the update", "FLOPs", "time", "memory", "of the epoch, by FLOPs", "by time"]]
     for part in (1, 4, 8):
@@ -274,13 +304,22 @@ def epoch(rounds=5, terms=5):
         batch = [x_j[:n] for x_j in x], y[:n]
         (duration,) = in_units(step, rounds, functools.partial(alpha_update, model, batch, terms))
         peak, total = fresh(costs, alpha_update, (n, *size[1:]), terms)
-        rows.append([usual // part, f"{total / work:.2f}", f"{duration:.2f}", f"{peak / memory:.2f}",
-                     f"{total / work / steps:.1%}", f"{duration / steps:.1%}"])  # fmt: skip
+        rows.append(
+            [
+                usual // part,
+                f"{total / work:.2f}",
+                f"{duration:.2f}",
+                f"{peak / memory:.2f}",
+                f"{total / work / steps:.1%}",
+                f"{duration / steps:.1%}",
+            ]
+        )
         largest = int(0.1 * steps * work / total * usual / part)
-    print(f"""An epoch of {steps} training steps of {usual} (CREMA-D), an alpha update of {terms} terms and {SETTINGS.draws} draws; two ResNet18,
+    print(f"""An epoch of {steps} training steps of {usual} (CREMA-D), an update of
+alpha with {terms} terms and {SETTINGS.draws} draws; two ResNet18,
 {size_text(*size)}, one thread.
-FLOPs, time and memory of the update in those of a training step ({memory:.0f} MiB). Time has a part that does not grow
-with the batch, work on theta alone; with larger batches it comes near the FLOPs.
+FLOPs, time and memory of the update in those of a training step ({memory:.0f} MiB). Time has a part
+that does not grow with the batch, work on theta alone; with larger batches it comes near the FLOPs.
 """)
     markdown(*rows)
     print(f"\nBy FLOPs, under 10 % of the epoch with up to {largest} samples.")
@@ -289,21 +328,22 @@ with the batch, work on theta alone; with larger batches it comes near the FLOPs
 def in_memory(n, size, channels):
     """n random samples of `size` pixels that are in memory: an entry of DATASETS, called."""
     x = [torch.randint(256, (n, c, *s), dtype=torch.uint8) for c, s in zip(channels, size)]
-    train_set = Samples(x, torch.arange(n) % len(CREMAD), [as_is, as_is])
+    train_set = Samples(x, torch.arange(n) % len(CREMAD), [identity, identity])
     return {"modalities": ["audio", "video"], "train": train_set, "test": train_set.subset([0, 1])}
 
 
 def plain_loop(model, data, s):
-    """An epoch as it is usually written: both losses in place, the numbers of every step taken to the CPU."""
-    optimizer = torch.optim.SGD(model.parameters(), s.lr, s.momentum, weight_decay=s.weight_decay)
+    """An epoch as it is usually written: both losses in place, the numbers of every step taken to
+    the CPU."""
+    optimizer = torch.optim.SGD(model.parameters(), s.lr, 0.9, weight_decay=s.weight_decay)
     model.train()
     total = 0.0
     for *x, y in DataLoader(data["train"], s.batch_size, shuffle=True, drop_last=True):
-        z = model(x)
+        z, logits = model(x)
         a, b = (normalize(z_j) for z_j in z)
         similarities, target = a @ b.T / s.tau, torch.arange(len(y))
         l_mm = (cross_entropy(similarities, target) + cross_entropy(similarities.T, target)) / 2
-        loss = 0.5 * cross_entropy(model.logits(z), y) + 0.5 * l_mm
+        loss = 0.5 * cross_entropy(logits, y) + 0.5 * l_mm
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -311,30 +351,49 @@ def plain_loop(model, data, s):
 
 
 def step(rounds=7):
-    """An epoch of train.py at constant alpha, evaluation of two samples included, against `plain_loop`."""
+    """An epoch of train.py at constant alpha, evaluation of two samples included, against
+    `plain_loop`."""
     torch.set_num_threads(1)
     rows = [["encoders", "batch", "steps", "here, in plain loops", "with --bf16"]]
-    for encoder, n, batch, size in [("cnn", 6400, 64, [(20, 20), (65, 24)]), ("resnet18", 96, 16, [(64, 64)] * 2)]:
+    for encoder, n, batch, size in [
+        ("cnn", 6400, 64, [(20, 20), (65, 24)]),
+        ("resnet18", 96, 16, [(64, 64)] * 2),
+    ]:
         s = train.Settings(method="constant:0.5", epochs=1, batch_size=batch)
         data = in_memory(n, size, [1, 1])
-        model = Model([1, 1], len(CREMAD), encoder)
+        model = MultimodalModel([1, 1], len(CREMAD), encoder)
         usual = functools.partial(plain_loop, model, data, s)
         usual()  # warm up
         both = (s, dataclasses.replace(s, bf16=True))
-        ratios = in_units(usual, rounds, *(functools.partial(epoch_of, s, data, model) for s in both))
+        ratios = in_units(
+            usual, rounds, *(functools.partial(epoch_of, s, data, model) for s in both)
+        )
         rows.append([encoder, batch, n // batch, *(f"{ratio:.2f}" for ratio in ratios)])
     print("One thread, on the CPU; medians.\n")
     markdown(*rows)
 
 
+class NoFolder:
+    """In place of utils.run.Run: nothing is written."""
+
+    def resume(self, alpha, *parts):
+        return 1, alpha
+
+    def progress(self, batches, t):
+        return batches.epoch(t)
+
+    def save(self, *_):
+        pass
+
+
 def epoch_of(s, data, model):
     """One epoch of train.py at a constant alpha."""
-    with contextlib.redirect_stderr(io.StringIO()):  # no progress bar
-        train.train(s, data, model, lambda t, T: 0.5, lambda *_: None)
+    train.train(s, data, model, NoFolder())
 
 
 def compiled(rounds=7, size=(8, (113, 131), (96, 96))):
-    """A training step with torch.compile in those without, and whether Eq. 3 can be taken of what it made."""
+    """A training step with torch.compile in those without, and whether Eq. 3 can be taken of what
+    it made."""
     model, batch = two_resnets(size)
     quick, optimizer = torch.compile(model), torch.optim.SGD(model.parameters(), 1e-6, 0.9)
     steps = [functools.partial(training_step, m, batch, optimizer) for m in (model, quick)]
@@ -349,13 +408,16 @@ A compiled step takes {ratio:.2f} of a plain one, after {first:.0f} s of compili
 
 
 def make_clips(root, name, n, seconds, rate):
-    """n clips of a set below root, all of them in both splits: noise as wav, ten smooth pictures as frames; prepared.
+    """n clips of a set below root, all of them in both splits: noise as wav, ten smooth pictures as
+    frames; prepared.
 
     Returns the paths of (wav, frames).
     """
     rng, clips = np.random.default_rng(0), []
     for i in range(n):
-        clip = f"{1001 + i}_DFA_{CREMAD[i % 6]}_XX" if name == "cremad" else f"{i:011d}_000010_000020"
+        clip = (
+            f"{1001 + i}_DFA_{CREMAD[i % 6]}_XX" if name == "cremad" else f"{i:011d}_000010_000020"
+        )
         frames = Path(root, "prepared", "video", clip if name == "cremad" else clip[:-7])
         frames.mkdir(parents=True)
         for k in range(10):
@@ -365,25 +427,34 @@ def make_clips(root, name, n, seconds, rate):
         soundfile.write(wav, 0.1 * rng.standard_normal(int(seconds * rate)), rate)
         clips.append((clip, wav, frames))
     for split in ("train", "test"):
-        rows = (f"{clip},{CREMAD[i % 6]}" if name == "cremad" else f"{clip},10,{i % 31}"
-                for i, (clip, *_) in enumerate(clips))  # fmt: skip
-        Path(root, f"{split}.csv" if name == "cremad" else f"my_{split}.txt").write_text("\n".join(rows))
+        rows = (
+            f"{clip},{CREMAD[i % 6]}" if name == "cremad" else f"{clip},10,{i % 31}"
+            for i, (clip, *_) in enumerate(clips)
+        )
+        Path(root, f"{split}.csv" if name == "cremad" else f"my_{split}.txt").write_text(
+            "\n".join(rows)
+        )
     prepare.prepare(name, root, 1)
     return [paths for _, *paths in clips]
 
 
 class AsReleased(Dataset):
-    """The same clips read the way of the authors' release: sound at 22,050 Hz repeated to 20 s and transformed each
-    time, frames in the order in which the folder lists them. It reads one frame of a clip; the paper has three."""
+    """The same clips read the way of the authors' release: sound at 22,050 Hz repeated to 20 s and
+    transformed each time, frames in the order in which the folder lists them. It reads one frame of
+    a clip; the paper has three."""
 
     def __init__(self, clips, frames):
         from torchvision import transforms
 
         self.clips, self.frames = clips, frames
-        self.transform = transforms.Compose([
-            transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
-            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-        ])  # fmt: skip
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(224),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+            ]
+        )
 
     def __len__(self):
         return len(self.clips)
@@ -396,7 +467,9 @@ class AsReleased(Dataset):
         wave = np.resize(wave, 22050 * 20).clip(-1, 1)
         x = np.log(np.abs(librosa.stft(wave, n_fft=512, hop_length=353)) + 1e-7)  # (257, 1250)
         names = os.listdir(frames)[: self.frames]
-        return x, torch.stack([self.transform(Image.open(frames / name).convert("RGB")) for name in names])
+        return x, torch.stack(
+            [self.transform(Image.open(frames / name).convert("RGB")) for name in names]
+        )
 
 
 def clips_a_second(loader, batches=8):
@@ -409,21 +482,28 @@ def clips_a_second(loader, batches=8):
 
 
 def read(name, seconds, rate, rounds, n=64, batch=32):
-    """[frames, clips a second as released, here, with frames kept --raw, and the medians of these two's ratios], by
-    one frame of a clip and by three."""
+    """[frames, clips a second as released, here, with frames kept --raw, and the medians of these
+    two's ratios], by one frame of a clip and by three."""
     quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
     rows = []
     with tempfile.TemporaryDirectory() as root, quiet[0], quiet[1]:
         clips = make_clips(root, name, n, seconds, rate)
         samples = train.DATASETS[name](root, lambda m: ["resnet18"] * m)["train"]
         sound, pictures = samples.sources
-        raw = [prepare.pack(Path(folder)) for folder in pictures]
-        keys = [list(itertools.islice(keys, batch)) for keys in [itertools.cycle((i, i) for i in range(n))] * 12]
+        raw = [prepare.pack_frames(Path(folder)) for folder in pictures]
+        keys = [
+            list(itertools.islice(keys, batch))
+            for keys in [itertools.cycle((i, i) for i in range(n))] * 12
+        ]
         for frames in (1, 3):
-            readers = samples.readers[0], functools.partial(media.clip, frames=frames)
+            readers = samples.readers[0], functools.partial(datasets.clip, frames=frames)
             ways = [DataLoader(AsReleased(clips * 6, frames), batch, num_workers=1)]
-            ways += [DataLoader(Samples([sound, kept], samples.y, readers), batch_sampler=keys, num_workers=1)
-                     for kept in (pictures, raw)]  # fmt: skip
+            ways += [
+                DataLoader(
+                    Samples([sound, kept], samples.y, readers), batch_sampler=keys, num_workers=1
+                )
+                for kept in (pictures, raw)
+            ]
             speeds = [[clips_a_second(way) for way in ways] for _ in range(rounds)]
             ratios = [statistics.median(row[k] / row[0] for row in speeds) for k in (1, 2)]
             rows.append([frames, *map(statistics.median, zip(*speeds)), *ratios])
@@ -441,8 +521,10 @@ def loader(rounds=5):
     markdown(*rows)
 
 
-def gpu(device="cuda", n=2048, batch=256, size=((257, 299), (224, 224))):  # of a spectrogram and a frame
-    """Clips trained a second with and without bfloat16, and the share of the time that waits for the data."""
+# of a spectrogram and a frame
+def gpu(device="cuda", n=2048, batch=256, size=((257, 299), (224, 224))):
+    """Clips trained a second with and without bfloat16, and the share of the time that waits for
+    the data."""
     if device == "cuda" and not torch.cuda.is_available():
         print("not run: no CUDA device here")
         return
@@ -450,74 +532,110 @@ def gpu(device="cuda", n=2048, batch=256, size=((257, 299), (224, 224))):  # of 
     rows = [["", "clips a second", "of the time, waiting for data"]]
     for bf16 in (False, True):
         s = train.Settings(batch_size=batch, bf16=bf16, workers=os.cpu_count())
-        model = Model([1, 3], len(CREMAD), "resnet18").to(device).train()
+        model = MultimodalModel([1, 3], len(CREMAD), "resnet18").to(device).train()
         model.to(memory_format=torch.channels_last if bf16 else torch.contiguous_format)
         optimizer = torch.optim.SGD(model.parameters(), s.lr)
         data = in_memory(n, size, [1, 3])["train"]
-        batches = train.endless(data, Batches(n, batch, [0]), device, s.workers)
+        rounds = 2 * (n // batch)
+        batches = Batches(data, batch, [0], device, s.workers, inner_iters=rounds + 1).epoch(1)
         one = next(batches)
         took = []
         for source in (itertools.repeat(one), batches):
-            for k in range(2 * (n // batch)):
+            for k in range(rounds):
                 if k == n // batch:  # warmed up
                     next(model.parameters()).sum().item()  # waits for the device
                     start = time.perf_counter()
                 x, y = next(source)
-                optimizer.zero_grad()
-                total_loss(*train.losses(model, x, y, s), ALPHA).backward()
-                optimizer.step()
+                train.inner_step(model, optimizer, x, y, ALPHA, s)
             next(model.parameters()).sum().item()
             took.append(time.perf_counter() - start)
-        rows.append(["bf16" if bf16 else "float32", f"{n / took[1]:.0f}", f"{max(0, 1 - took[0] / took[1]):.0%}"])
+        rows.append(
+            [
+                "bf16" if bf16 else "float32",
+                f"{n / took[1]:.0f}",
+                f"{max(0, 1 - took[0] / took[1]):.0%}",
+            ]
+        )
     print(f"Two ResNet18, one frame a clip, batch {batch}, {s.workers} workers, {device}.\n")
     markdown(*rows)
 
 
 def startup(rounds=5):
     """Importing train.py against importing torch, and which of HEAVY a run of keypad imports."""
-    run = lambda code: subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, text=True,  # noqa: E731
-                                      stdout=subprocess.PIPE).stdout  # fmt: skip
+
+    def run(code):
+        command = [sys.executable, "-c", code]
+        options = {"cwd": ROOT, "check": True, "text": True, "stdout": subprocess.PIPE}
+        return subprocess.run(command, **options).stdout
+
     run("import train")  # warm up
-    torch_alone = lambda: run("import torch")  # noqa: E731
-    (ratio,) = in_units(torch_alone, rounds, lambda: run("import train"))
-    print(f"import train: {ratio:.2f} times import torch, which takes {seconds(torch_alone):.1f} s here")
+    torch_alone = functools.partial(run, "import torch")
+    (ratio,) = in_units(torch_alone, rounds, functools.partial(run, "import train"))
+    print(
+        f"import train: {ratio:.2f} times import torch, which takes "
+        f"{seconds(torch_alone):.1f} s here"
+    )
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["--epochs", "1", "--inner-iters", "1", "--out", f"{folder}/run"]
         last = f"print([m for m in {HEAVY} if m in sys.modules])"
-        imported = run(f"import sys, train; assert train.main({arguments}) == 0; {last}").splitlines()[-1]
+        imported = run(
+            f"import sys, train; assert train.main({arguments}) == 0; {last}"
+        ).splitlines()[-1]
     print(f"imported by a run of keypad, of {', '.join(HEAVY)}: {imported}")
 
 
 def one_epoch(times):
-    """(samples, MiB of them, seconds, peak memory) of an epoch of keypad whose samples stand `times` times."""
+    """(samples, MiB of them, seconds, peak memory) of an epoch of keypad whose samples stand
+    `times` times."""
     torch.set_num_threads(1)
     data, s = train.DATASETS["keypad"](), train.Settings(epochs=1)
     train_set = data["train"] = data["train"].subset(list(range(len(data["train"]))) * times)
-    model = Model([1, 1], data["n_classes"])
+    model = MultimodalModel([1, 1], data["n_classes"])
     took = []
-    peak = peak_memory(lambda: took.append(seconds(lambda: train.train(s, data, model, None, lambda *_: None))))
+    peak = peak_memory(
+        lambda: took.append(seconds(lambda: train.train(s, data, model, NoFolder())))
+    )
     size = sum(x.nbytes for x in train_set.sources) / 2**20
     return len(train_set), size, took[0], peak
 
 
 def growth():
     """An epoch of keypad, evaluation and alpha update included, with more and more samples."""
-    rows, base = [["samples", "they take, MiB", "peak over that, MiB", "time", "time per sample"]], None
+    rows, base = (
+        [["samples", "they take, MiB", "peak over that, MiB", "time", "time per sample"]],
+        None,
+    )
     for times in (1, 2, 4, 8):
         n, size, took, peak = fresh(one_epoch, times)
         base = base or took
-        rows.append([n, f"{size:.0f}", f"{peak:.0f}", f"{took / base:.2f}", f"{took / base / times:.2f}"])
-    print(f"One epoch of keypad, its samples repeated; one thread; time in those of the first row ({base:.1f} s).\n")
+        rows.append(
+            [n, f"{size:.0f}", f"{peak:.0f}", f"{took / base:.2f}", f"{took / base / times:.2f}"]
+        )
+    print(
+        "One epoch of keypad, its samples repeated; one thread; time in those of the first row "
+        f"({base:.1f} s).\n"
+    )
     markdown(*rows)
 
 
-COMMANDS = {"update": update, "hypergradient": compare, "epoch": epoch, "step": step, "compile": compiled,
-            "loader": loader, "gpu": gpu, "startup": startup, "growth": growth}  # fmt: skip
+COMMANDS = {
+    "update": update,
+    "hypergradient": compare,
+    "epoch": epoch,
+    "step": step,
+    "compile": compiled,
+    "loader": loader,
+    "gpu": gpu,
+    "startup": startup,
+    "growth": growth,
+}
 
 
 def main(names):
     if unknown := set(names) - set(COMMANDS):
-        sys.exit(f"benchmarks.py: unknown {', '.join(sorted(unknown))}; choose from {', '.join(COMMANDS)}")
+        sys.exit(
+            f"benchmarks: unknown {', '.join(sorted(unknown))}; choose from {', '.join(COMMANDS)}"
+        )
     for name in names or COMMANDS:
         print(f"## {name}\n")
         COMMANDS[name]()

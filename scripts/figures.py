@@ -78,7 +78,9 @@ def label(settings):
     line."""
     usual = dataclasses.asdict(train.Settings()) | defaults(settings["dataset"])
     silent = cli.changeable(train.Settings) | {"dataset", "method", "seed"}
-    apart = [f"{cli.flag(k)} {v}" for k, v in settings.items() if k not in silent and v != usual[k]]
+    apart = [
+        f"{cli.flag(k)} {v}" for k, v in settings.items() if k not in silent and v != usual.get(k)
+    ]
     return " ".join([settings["method"], *apart])
 
 

@@ -1,11 +1,12 @@
 """What Eq. 3 measures: its estimates beside the response of training itself, on keypad.
 
-    python tests/response.py run resnet18 0.9 0        one network, alpha and seed: three states, each a file in runs/response
-    python tests/response.py table                     the tables of all states that are there
+    python -m scripts.response run resnet18 0.9 0    a network, alpha and seed: three states of it
+    python -m scripts.response table                 the tables of all states in runs/response
 
-The response: from one state of theta and the optimiser, train with alpha + e and with alpha - e on the same batches,
-then take the difference of L_CLS on other training data, divided by 2 e; after 5 steps, an epoch, three epochs. All of
-it several times with other batches, so that its noise is known. What is there already is not measured again.
+The response: from one state of theta and the optimizer, train with alpha + e and with alpha - e on
+the same batches, and divide the difference of L_CLS on other training data by 2 e; after 5 steps,
+an epoch, three epochs. It is repeated with other batches, so that its noise is known. A state that
+has its file is not measured again.
 """
 
 import contextlib
@@ -18,23 +19,24 @@ import statistics
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import numpy as np
 import torch
 from torch import nn
 
 import model as models
 import train
-from bilevel import dot, evaluating, grad, hessian_product, hypergradient, total_gradient
+from bilevel import eval_mode, grad, hvp, hypergradient, total_gradient
 from data import DATASETS
 from losses import total_loss
-from model import Model
+from model import MultimodalModel
+from utils.lanczos import dot
 
 OUT = Path("runs/response")
 E = 0.05  # alpha is moved by it in both directions
-MOMENTUM = train.Settings().momentum
-NETS = {  # n_b, learning rate, Inner_Iters, the epochs after which it is measured, repeats of 5 steps, an epoch, three
+MOMENTUM = 0.9  # as in train.py
+# n_b, learning rate, Inner_Iters, the epochs after which it is measured, repeats of 5 steps, an
+# epoch, three
+NETS = {
     "cnn": (64, 0.02, 224, (1, 3, 6), (32, 8, 4)),
     "cnn without batch norm": (64, 0.02, 224, (1, 3, 6), (32, 8, 4)),
     "resnet18": (32, 0.01, 40, (1, 2, 4), (12, 4, 2)),
@@ -52,7 +54,8 @@ def without_batch_norm(channels, pretrained=False, source=""):
 
 @contextlib.contextmanager
 def reestimated(model, batches):
-    """Evaluation mode, with batch norm's running statistics replaced by those of some batches; afterwards as before."""
+    """Evaluation mode, with batch norm's running statistics replaced by those of some batches;
+    afterwards as before."""
     before = copy.deepcopy(model.state_dict())
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     model.train()
@@ -64,7 +67,7 @@ def reestimated(model, batches):
             model(x)
     for norm in norms:
         norm.momentum = 0.1
-    with evaluating(model):
+    with eval_mode(model):
         yield
     model.load_state_dict(before)
 
@@ -79,13 +82,14 @@ class State:
         self.alpha, self.seed = alpha, seed
         self.batch_size, self.lr, self.inner_iters, *_ = NETS[net]
         self.samples, self.settings = DATASETS["keypad"]()["train"], train.Settings()
-        self.model = Model([1, 1], 10, net)
+        self.model = MultimodalModel([1, 1], 10, net)
         self.params = list(self.model.parameters())
         self.decay = self.settings.weight_decay
         self.optimizer = torch.optim.SGD(self.params, self.lr, MOMENTUM, weight_decay=self.decay)
 
     def losses(self, batch):
-        return train.losses(self.model, *batch, self.settings)
+        x, y = batch
+        return train.losses(*self.model(x), y, self.settings)
 
     def batches(self, rng, size=None):
         while True:
@@ -112,13 +116,17 @@ class State:
         """L_CLS with batch norm as it is trained, and with its running statistics."""
         values = []
         for batch_statistics in (True, False):
-            with evaluating(self.model, batch_statistics):
+            with eval_mode(self.model, batch_statistics):
                 values.append(statistics.mean(self.losses(batch)[0].item() for batch in batches))
         return np.array(values)
 
     def response(self, rng, n):
         """d L_CLS / d alpha of n steps, in both modes, by one central difference."""
-        start, key, parts = self.snapshot(), int(rng.integers(2**40)), list(itertools.islice(self.batches(rng, 256), 2))
+        start, key, parts = (
+            self.snapshot(),
+            int(rng.integers(2**40)),
+            list(itertools.islice(self.batches(rng, 256), 2)),
+        )
         after = []
         for alpha in (self.alpha + E, self.alpha - E):
             self.restore(start)
@@ -135,62 +143,91 @@ class State:
         if mode == "re-estimated":
             context = reestimated(self.model, list(itertools.islice(self.batches(rng), 20)))
         else:
-            context = evaluating(self.model, batch_statistics=mode == "batch statistics")
+            context = eval_mode(self.model, batch_statistics=mode == "batch statistics")
         with context:
             value, report = hypergradient(
-                lambda: self.losses(next(batches))[0], lambda: self.losses(next(batches)), self.params, self.alpha,
-                damping=self.decay, generator=torch.Generator().manual_seed(int(rng.integers(2**40))), **options,
-            )  # fmt: skip
+                lambda: self.losses(next(batches))[0],
+                lambda: self.losses(next(batches)),
+                self.params,
+                self.alpha,
+                damping=self.decay,
+                rng=torch.Generator().manual_seed(int(rng.integers(2**40))),
+                **options,
+            )
         return value, report
 
     def undamped(self, rng, **options):
-        """Eq. 3 with a step that follows the curvature, but no damping of what is negative in it."""
+        """Eq. 3 with a step that follows the curvature, without damping of negative curvature."""
         _, report = self.estimate(np.random.default_rng(int(rng.integers(2**40))), draws=1)
         return self.estimate(rng, step=1 / max(map(abs, report["curvature"])), **options)
 
     def unrolled(self, rng, n=5):
-        """The derivative of n steps of training with momentum, forward mode: d theta / d alpha beside theta."""
+        """The derivative of n steps of training with momentum, forward mode: d theta / d alpha
+        beside theta."""
         start, batches = self.snapshot(), self.batches(rng)
-        w = velocity = [torch.zeros_like(p) for p in self.params]  # d theta / d alpha and that of the momentum
+        # d theta / d alpha and that of the momentum
+        w = velocity = [torch.zeros_like(p) for p in self.params]
         for _ in range(n):
-            with evaluating(self.model, batch_statistics=True):
+            with eval_mode(self.model, batch_statistics=True):
                 l_cls, l_mm = self.losses(next(batches))
                 c = grad(l_mm - l_cls, self.params, retain_graph=True)
                 g = total_gradient(l_cls, l_mm, self.alpha, self.params)
-                h = hessian_product(g, self.params, w)
-            velocity = [MOMENTUM * v + h_i + self.decay * w_i + c_i for v, h_i, w_i, c_i in zip(velocity, h, w, c)]
+                h = hvp(g, self.params, w)
+            velocity = [
+                MOMENTUM * v + h_i + self.decay * w_i + c_i
+                for v, h_i, w_i, c_i in zip(velocity, h, w, c)
+            ]
             w = [w_i - self.lr * v for w_i, v in zip(w, velocity)]
             for p, g_i in zip(self.params, g):
                 p.grad = g_i.detach()
             self.optimizer.step()
-        with evaluating(self.model, batch_statistics=True):
-            value = statistics.mean(dot(grad(self.losses(next(batches))[0], self.params), w) for _ in range(4))
+        with eval_mode(self.model, batch_statistics=True):
+            value = statistics.mean(
+                dot(grad(self.losses(next(batches))[0], self.params), w) for _ in range(4)
+            )
         self.restore(start)
         return value, {}
 
 
 CHOSEN = "chosen"
 ESTIMATORS = {  # name: (what it is, how); each differs from the chosen one in what is said
-    CHOSEN: ("own batches for v, c and H, 4 draws, batch statistics, K = 5, step and damping by the curvature",
-             functools.partial(State.estimate, draws=4)),
-    "shared": ("one batch for all three factors", functools.partial(State.estimate, shared=True, draws=1)),
+    CHOSEN: (
+        "own batches for v, c, H; 4 draws; batch statistics; K = 5; step, damping by the curvature",
+        functools.partial(State.estimate, draws=4),
+    ),
+    "shared": (
+        "one batch for all three factors",
+        functools.partial(State.estimate, shared=True, draws=1),
+    ),
     "1 draw": ("", functools.partial(State.estimate, draws=1)),
     "16 draws": ("", functools.partial(State.estimate, draws=16)),
-    "eval": ("batch norm with its running statistics", functools.partial(State.estimate, mode="eval", draws=4)),
-    "re-estimated": ("the same, re-estimated from 20 batches first",
-                     functools.partial(State.estimate, mode="re-estimated", draws=4)),
+    "eval": (
+        "batch norm with its running statistics",
+        functools.partial(State.estimate, mode="eval", draws=4),
+    ),
+    "re-estimated": (
+        "the same, re-estimated from 20 batches first",
+        functools.partial(State.estimate, mode="re-estimated", draws=4),
+    ),
     "K = 1": ("", functools.partial(State.estimate, terms=1, draws=4)),
     "K = 20": ("", functools.partial(State.estimate, terms=20, draws=4)),
     "step lr / 2": ("fixed, no damping", lambda s, rng: s.estimate(rng, step=s.lr / 2, draws=4)),
     "step lr": ("fixed, no damping", lambda s, rng: s.estimate(rng, step=s.lr, draws=4)),
     "undamped": ("step by the curvature, no damping", functools.partial(State.undamped, draws=4)),
-    "randomised": ("a fresh H for each product, random p", functools.partial(State.estimate, solver="randomised", draws=4)),
-    "cg": ("the inverse in 5 products' space; refused at negative curvature",
-           functools.partial(State.estimate, solver="cg", draws=4)),
-    "before": ("one batch, running statistics, step lr / 2, no damping",
-               lambda s, rng: s.estimate(rng, mode="eval", shared=True, step=s.lr / 2, draws=1)),
+    "randomised": (
+        "a fresh H for each product, random p",
+        functools.partial(State.estimate, solver="randomised", draws=4),
+    ),
+    "cg": (
+        "the inverse in 5 products' space; refused at negative curvature",
+        functools.partial(State.estimate, solver="cg", draws=4),
+    ),
+    "before": (
+        "one batch, running statistics, step lr / 2, no damping",
+        lambda s, rng: s.estimate(rng, mode="eval", shared=True, step=s.lr / 2, draws=1),
+    ),
     "unrolled": ("5 steps with momentum differentiated in forward mode", State.unrolled),
-}  # fmt: skip
+}
 
 
 def run(net, alpha, seed):
@@ -204,12 +241,24 @@ def run(net, alpha, seed):
         done, path = t, OUT / f"{net}, {alpha}, {seed}, {t}.json"
         if path.exists():
             continue
-        result = {"net": net, "alpha": state.alpha, "seed": state.seed, "t": t, "response": {}, "estimates": {}}
-        for name, n, times in zip(("5 steps", "an epoch", "3 epochs"), (5, inner_iters, 3 * inner_iters), repeats):
+        result = {
+            "net": net,
+            "alpha": state.alpha,
+            "seed": state.seed,
+            "t": t,
+            "response": {},
+            "estimates": {},
+        }
+        for name, n, times in zip(
+            ("5 steps", "an epoch", "3 epochs"), (5, inner_iters, 3 * inner_iters), repeats
+        ):
             own = np.random.default_rng([state.seed, t, n])
             result["response"][name] = [state.response(own, n) for _ in range(times)]
         for k, (name, (_, estimate)) in enumerate(ESTIMATORS.items()):
-            own, times = np.random.default_rng([state.seed, t, 2**20 + k]), 12 if net != "resnet18" else 3
+            own, times = (
+                np.random.default_rng([state.seed, t, 2**20 + k]),
+                12 if net != "resnet18" else 3,
+            )
             result["estimates"][name] = [estimate(state, own)[0] for _ in range(times)]
         path.write_text(json.dumps(result))
         print(path, flush=True)
@@ -229,21 +278,54 @@ def rank_correlation(a, b):
 
 
 def markdown(*rows):
-    print("\n".join("| " + " | ".join(map(str, row)) + " |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]))
+    print(
+        "\n".join(
+            "| " + " | ".join(map(str, row)) + " |"
+            for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+        )
+    )
 
 
 def table():
     """The states one by one, then how each estimator agrees with the response of 5 steps."""
     order = list(NETS)
-    states = sorted(map(json.loads, (p.read_text() for p in OUT.glob("*.json"))),
-                    key=lambda r: (order.index(r["net"]), -r["alpha"], r["seed"], r["t"]))  # fmt: skip
-    show = lambda values: "{:.3f} ± {:.3f}".format(*mean_and_error(values))  # noqa: E731
+    states = sorted(
+        map(json.loads, (p.read_text() for p in OUT.glob("*.json"))),
+        key=lambda r: (order.index(r["net"]), -r["alpha"], r["seed"], r["t"]),
+    )
+
+    def show(values):
+        return "{:.3f} ± {:.3f}".format(*mean_and_error(values))
+
     names = ["chosen", "shared", "eval", "before", "unrolled"]
-    rows = [["network", "alpha", "seed", "t", "5 steps", "5 steps, eval mode", "an epoch", "3 epochs", *names]]
+    rows = [
+        [
+            "network",
+            "alpha",
+            "seed",
+            "t",
+            "5 steps",
+            "5 steps, eval mode",
+            "an epoch",
+            "3 epochs",
+            *names,
+        ]
+    ]
     for r in states:
-        response = [show([v[0] for v in r["response"][n]]) for n in ("5 steps", "an epoch", "3 epochs")]
+        response = [
+            show([v[0] for v in r["response"][n]]) for n in ("5 steps", "an epoch", "3 epochs")
+        ]
         response.insert(1, show([v[1] for v in r["response"]["5 steps"]]))
-        rows.append([r["net"], r["alpha"], r["seed"], r["t"], *response, *(show(r["estimates"][n]) for n in names)])
+        rows.append(
+            [
+                r["net"],
+                r["alpha"],
+                r["seed"],
+                r["t"],
+                *response,
+                *(show(r["estimates"][n]) for n in names),
+            ]
+        )
     print("d L_CLS / d alpha, mean ± standard error: of training, then as estimated.\n")
     markdown(*rows)
     for length in ("5 steps", "an epoch", "3 epochs"):
@@ -253,8 +335,17 @@ def table():
 def compare(states, length):
     truths = [mean_and_error([v[0] for v in r["response"][length]]) for r in states]
     clear = [k for k, (mean, error) in enumerate(truths) if abs(mean) > 2 * error]
-    rows = [["estimator", "what", "right sign of the mean", "right sign, each", "rank correlation", "estimate / response",
-             "spread / size"]]  # fmt: skip
+    rows = [
+        [
+            "estimator",
+            "what",
+            "right sign of the mean",
+            "right sign, each",
+            "rank correlation",
+            "estimate / response",
+            "spread / size",
+        ]
+    ]
     for name, (what, _) in ESTIMATORS.items():
         values = [[v for v in r["estimates"][name] if v is not None] for r in states]
         there = [k for k in clear if len(values[k]) > 1]
@@ -265,10 +356,26 @@ def compare(states, length):
         each = statistics.mean(v * truths[k][0] > 0 for k in there for v in values[k])
         ratio = statistics.median(means[k] / truths[k][0] for k in there)
         spread = statistics.median(statistics.stdev(values[k]) / abs(means[k]) for k in there)
-        ranks = rank_correlation([truths[k][0] for k in there], list(means.values())) if len(there) > 2 else math.nan
-        rows.append([name, what, f"{signs} of {len(there)}", f"{each:.0%}", f"{ranks:.2f}", f"{ratio:.2f}", f"{spread:.1f}"])
-    print(f"\nAgainst the response of {length}, in the {len(clear)} of {len(states)} states where that is above twice "
-          "its standard error; ratio and spread are medians over the states.\n")  # fmt: skip
+        ranks = (
+            rank_correlation([truths[k][0] for k in there], list(means.values()))
+            if len(there) > 2
+            else math.nan
+        )
+        rows.append(
+            [
+                name,
+                what,
+                f"{signs} of {len(there)}",
+                f"{each:.0%}",
+                f"{ranks:.2f}",
+                f"{ratio:.2f}",
+                f"{spread:.1f}",
+            ]
+        )
+    print(
+        f"\nAgainst the response of {length}, in the {len(clear)} of {len(states)} states where "
+        "that is above twice its standard error; ratio and spread are medians over the states.\n"
+    )
     markdown(*rows)
 
 

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import av
+import librosa
 import numpy as np
 import pytest
 import soundfile
 import torch
-from librosa import resample, stft  # noqa: F401  before any fork, see below
 from PIL import Image
 
 import data
@@ -17,6 +17,7 @@ from data import Samples, identity
 torch.set_num_threads(1)  # the tests are small; more threads only wait for each other
 # librosa parses its stubs at its first use. Python 3.11 can fail there in a worker forked from
 # these tests ("AST constructor recursion depth mismatch", python/cpython#106905): import it here.
+assert librosa.resample and librosa.stft
 
 
 def tiny(root=None, encoders=None, n=48):

@@ -18,7 +18,19 @@ import train
 from utils import run as runs
 
 ROOT = Path(__file__).parents[1]
-FLAGS = ["--dataset", "tiny", "--epochs", "3", "--batch-size", "16", "--eta-alpha", "1", "--keep", "9", "--encoders"]
+FLAGS = [
+    "--dataset",
+    "tiny",
+    "--epochs",
+    "3",
+    "--batch-size",
+    "16",
+    "--eta-alpha",
+    "1",
+    "--keep",
+    "9",
+    "--encoders",
+]
 
 
 def plain(channels, pretrained=False, source=""):
@@ -27,23 +39,41 @@ def plain(channels, pretrained=False, source=""):
 
 
 def tiny_run(arguments):
-    """train.py with the tiny data set and the plain encoder; KILLED: the one that writes dies in the second epoch."""
+    """train.py with the tiny data set and the plain encoder; KILLED: the one that writes dies in
+    the second epoch."""
     model.ENCODERS["plain"] = plain
     data.DATASETS["tiny"] = tiny
     torch.set_num_threads(1)
     save = runs.save_checkpoint
+
+    def save_or_die(folder, state, kept):
+        if state["t"] == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(folder, state, kept)
+
     if "KILLED" in os.environ:
-        die = lambda: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
-        runs.save_checkpoint = lambda folder, state, kept: die() if state["t"] == 2 else save(folder, state, kept)
+        runs.save_checkpoint = save_or_die
     return train.main(arguments)
 
 
 def torchrun(*arguments, **environment):
     """Two processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", __file__]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--standalone",
+        __file__,
+    ]
+    env = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+    }
     env |= environment
-    return subprocess.run([*command, *arguments], env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [*command, *arguments], env=env, capture_output=True, text=True, timeout=120
+    )
 
 
 def first_epoch_of(folder, target):
@@ -63,26 +93,39 @@ def numbers(thing):
 
 def alike(folder, other):
     """The same log and the same parameters, to 1e-4."""
-    logs = [[json.loads(x) for x in (f / "log.jsonl").read_text().splitlines()[1:]] for f in (folder, other)]
+    logs = [
+        [json.loads(x) for x in (f / "log.jsonl").read_text().splitlines()[1:]]
+        for f in (folder, other)
+    ]
     states = [runs.load_checkpoint(f)["model"] for f in (folder, other)]
     assert len(logs[0]) == len(logs[1]) == 4
-    assert numbers(dict(enumerate(logs[0]))) == pytest.approx(numbers(dict(enumerate(logs[1]))), abs=1e-4)
+    assert numbers(dict(enumerate(logs[0]))) == pytest.approx(
+        numbers(dict(enumerate(logs[1]))), abs=1e-4
+    )
     for name, value in states[0].items():
         assert torch.allclose(value, states[1][name], atol=1e-4), name
 
 
-@pytest.mark.parametrize("flags", [["--method", "heuristic"], ["--outer", "held-out", "--val-fraction", "0.33"],
-                                   ["--solver", "randomised"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--method", "heuristic"],
+        ["--outer", "held-out", "--val-fraction", "0.33"],
+        ["--solver", "randomised"],
+    ],
+)
 def test_two_processes_are_one(tmp_path, monkeypatch, flags):
-    """Losses, scores, alpha and parameters of one process with the same batches; also where one of them is killed and
-    the run goes on, with as many, with more or with fewer processes."""
+    """Losses, scores, alpha and parameters of one process with the same batches; also where one of
+    them is killed and the run goes on, with as many, with more or with fewer processes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(model.ENCODERS, "plain", None)
     monkeypatch.setitem(data.DATASETS, "tiny", None)
     run = [*FLAGS, "plain", *flags, "--out"]
     assert tiny_run([*run, "one"]) == 0
     first_epoch_of("one", tmp_path / "more")
-    assert torchrun(*run, "two", KILLED="1").returncode != 0 and runs.checkpoint_epochs("two") == [1]
+    assert torchrun(*run, "two", KILLED="1").returncode != 0 and runs.checkpoint_epochs("two") == [
+        1
+    ]
     first_epoch_of("two", tmp_path / "fewer")
     for folder in ("two", "more"):
         done = torchrun("--resume", folder)
@@ -95,10 +138,13 @@ def test_two_processes_are_one(tmp_path, monkeypatch, flags):
 
 @pytest.mark.parametrize("batch", ["16", "3"])
 def test_a_batch_that_cannot_be_shared_is_refused(tiny_data, monkeypatch, capsys, batch):
-    """One sentence before anything is written: 16 samples among three processes, or one for each."""
+    """One sentence before anything is written: 16 samples for three processes, or one for each."""
     monkeypatch.setattr("utils.distributed.world_size", lambda: 3)
     assert train.main(["--dataset", "tiny", "--batch-size", batch, "--out", "run"]) == 2
-    assert f"a batch of {batch} training samples cannot be shared by 3 processes" in capsys.readouterr().err
+    assert (
+        f"a batch of {batch} training samples cannot be shared by 3 processes"
+        in capsys.readouterr().err
+    )
     assert not Path("run").exists()
 
 

@@ -19,9 +19,16 @@ def write(folder, method="heuristic", seed=0, acc=50.0, test=True, **settings):
     """A log as train.py writes it, of two epochs."""
     folder.mkdir()
     one = {"acc": acc, "map": acc + 1, "f1": acc}
-    result = {"fused": one, "image": one | {"acc": 40.0}, "sound": one | {"acc": 30.0, "f1": 20.0}, "perf_gap": 10.0}
-    first = {"settings": {"dataset": "keypad", "method": method, "seed": seed, "epochs": 10, **settings},
-             "modalities": ["image", "sound"]}  # fmt: skip
+    result = {
+        "fused": one,
+        "image": one | {"acc": 40.0},
+        "sound": one | {"acc": 30.0, "f1": 20.0},
+        "perf_gap": 10.0,
+    }
+    first = {
+        "settings": {"dataset": "keypad", "method": method, "seed": seed, "epochs": 10, **settings},
+        "modalities": ["image", "sound"],
+    }
     losses = {"l_total": 1.0, "l_cls": 1.0, "l_mm": 1.0}
     lines = [first, *({"t": t, "alpha": 0.5, "split": "test", **losses, **result} for t in (1, 2))]
     lines += [{"test": result}] * test
@@ -30,7 +37,8 @@ def write(folder, method="heuristic", seed=0, acc=50.0, test=True, **settings):
 
 
 def test_table_is_mean_and_std_over_seeds(tmp_path, capsys):
-    """One row per setting, the sample's standard deviation, and settings that are not the default are named."""
+    """One row per setting, the sample's standard deviation, and settings that are not the default
+    are named."""
     accs = [50.0, 52.0, 57.0]
     runs = [write(tmp_path / f"{seed}", seed=seed, acc=acc) for seed, acc in enumerate(accs)]
     runs.append(write(tmp_path / "wide", tau=0.5))
@@ -54,14 +62,21 @@ def test_table_gives_unimodal_and_its_sum_a_row_each(tmp_path, capsys):
 
 
 def test_table_of_another_metric(tmp_path, capsys):
-    """Table 3: the modalities' scores and their difference in MAP or macro-F1, the fused model's as in Table 1."""
+    """Table 3: the modalities' scores and their difference in MAP or macro-F1, the fused model's as
+    in Table 1."""
     run = write(tmp_path / "a")
     assert figures.main(["table", run, "--metric", "f1"]) == 0
     header, _, row = capsys.readouterr().out.splitlines()
-    assert header == "| keypad | seeds | ACC | macro-F1 | image macro-F1 | sound macro-F1 | perf_gap of macro-F1 |"
+    assert (
+        header == "| keypad | seeds | ACC | macro-F1 | image macro-F1 | sound macro-F1 "
+        "| perf_gap of macro-F1 |"
+    )
     assert row == "| heuristic | 1 | 50.0 | 50.0 | 50.0 | 20.0 | 30.0 |"
     assert figures.main(["table", run, "--metric", "map"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "| heuristic | 1 | 50.0 | 51.0 | 51.0 | 51.0 | 0.0 |"
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == "| heuristic | 1 | 50.0 | 51.0 | 51.0 | 51.0 | 0.0 |"
+    )
     assert figures.main(["table", run, "--metric", "auc"]) == 2
     assert "unknown metric 'auc'; choose from ['acc', 'f1', 'map']" in capsys.readouterr().err
 
@@ -76,7 +91,8 @@ def runs(tiny_data):
 
 
 def test_figures_read_real_runs(runs, tmp_path, capsys):
-    """What train.py writes is what every command reads, in any format that matplotlib knows by the file's ending."""
+    """What train.py writes is what every command reads, in any format that matplotlib knows by the
+    file's ending."""
     capsys.readouterr()
     assert figures.main(["table", *runs]) == 0
     assert "| learning-based --epochs 3 --inner-iters 2 | 1 |" in capsys.readouterr().out
@@ -84,17 +100,33 @@ def test_figures_read_real_runs(runs, tmp_path, capsys):
         if function is not figures.table:
             assert figures.main([name, *runs]) == 0
             assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert figures.main(["gradcam", *runs, "--modality", "sound", "--sample", "14", "--out", "a.pdf"]) == 0
+    assert (
+        figures.main(["gradcam", *runs, "--modality", "sound", "--sample", "14", "--out", "a.pdf"])
+        == 0
+    )
     assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_names_stand_apart_and_within_the_axis():
-    """Each at its line's end where there is room; pushed up where it would stand on another, but not out of sight."""
+    """Each at its line's end where there is room; pushed up where it would stand on another, but
+    not out of sight."""
     figure, axis = figures.pyplot().subplots()
     axis.set(ylim=(0, 120))
-    ends = [(119, 5, "d", "k"), (5, 5, "b", "k"), (4, 5, "a", "k"), (118, 5, "c", "k"), (60, 5, "e", "k")]
+    ends = [
+        (119, 5, "d", "k"),
+        (5, 5, "b", "k"),
+        (4, 5, "a", "k"),
+        (118, 5, "c", "k"),
+        (60, 5, "e", "k"),
+    ]
     figures.name_ends(axis, ends)
-    assert {text.get_text(): text.xy[1] for text in axis.texts} == {"a": 4, "b": 14, "e": 60, "c": 110, "d": 120}
+    assert {text.get_text(): text.xy[1] for text in axis.texts} == {
+        "a": 4,
+        "b": 14,
+        "e": 60,
+        "c": 110,
+        "d": 120,
+    }
     figures.pyplot().close(figure)
 
 
@@ -107,7 +139,11 @@ def test_a_run_is_titled_by_its_folder_where_that_says_more():
 
 def test_modality_gap_is_the_distance_of_the_means():
     """By hand: two modalities, then three, the mean over the pairs."""
-    a, b, c = np.array([[1.0, 0], [1, 0]]), np.array([[0.0, 1], [0, 1]]), np.array([[1.0, 0], [-1, 0]])
+    a, b, c = (
+        np.array([[1.0, 0], [1, 0]]),
+        np.array([[0.0, 1], [0, 1]]),
+        np.array([[1.0, 0], [-1, 0]]),
+    )
     assert figures.modality_gap([a, b]) == pytest.approx(2**0.5)
     assert figures.modality_gap([a, b, c]) == pytest.approx((2**0.5 + 1 + 1) / 3)
 
@@ -131,7 +167,8 @@ def test_features_are_those_that_the_similarity_sees(tiny_data):
 
 
 def test_grad_cam_of_a_linear_encoder():
-    """Where the logit is linear in the averaged maps the heat is relu(sum_c W_kc A_c), up to its maximum."""
+    """Where the logit is linear in the averaged maps the heat is relu(sum_c W_kc A_c), up to its
+    maximum."""
     torch.manual_seed(0)
     model = MultimodalModel([1, 1], 3)
     conv, head = nn.Conv2d(1, 4, 1), nn.Linear(4, 64)
@@ -143,7 +180,9 @@ def test_grad_cam_of_a_linear_encoder():
         expected = (weights.view(4, 1, 1) * conv(x[0])[0]).sum(0).relu()
         heat = figures.grad_cam(model, x, 0, k)
         seen += bool(expected.any())
-        assert torch.allclose(heat, expected / expected.max() if expected.any() else expected, atol=1e-5)
+        assert torch.allclose(
+            heat, expected / expected.max() if expected.any() else expected, atol=1e-5
+        )
     assert seen > 1
 
 
@@ -159,13 +198,19 @@ def test_a_clip_shows_its_middle_frame():
     shown = figures.shown(x[0][0])
     assert shown.shape == (16, 16, 3) and not shown.any()
     assert figures.shown(torch.randn(2, 8, 4)).shape == (8, 4)  # flow, depth, sound: one grey value
-    assert figures.shown(torch.tensor([[[0, 51, 255]]], dtype=torch.uint8)).tolist() == [pytest.approx([0, 0.2, 1])]
+    assert figures.shown(torch.tensor([[[0, 51, 255]]], dtype=torch.uint8)).tolist() == [
+        pytest.approx([0, 0.2, 1])
+    ]
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--modality", "smell"], "unknown modality 'smell'; choose from ['image', 'sound']"),
-    (["--sample", "15"], "--sample is 15, expected 0 to 14"), (["--sample", "-1"], "--sample is -1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--modality", "smell"], "unknown modality 'smell'; choose from ['image', 'sound']"),
+        (["--sample", "15"], "--sample is 15, expected 0 to 14"),
+        (["--sample", "-1"], "--sample is -1"),
+    ],
+)
 def test_gradcam_says_what_is_not_there(runs, capsys, flags, message):
     """A modality, a sample."""
     capsys.readouterr()
@@ -197,7 +242,10 @@ def test_checkpoints_that_cannot_be_drawn_are_one_sentence(runs, capsys, command
     assert "t0003.pt is damaged" in refused()
     save_checkpoint("step", state, [])
     if command == "gradcam":
-        assert "step has checkpoints of epochs [3], gradcam needs three; train with --keep 9" in refused()
+        assert (
+            "step has checkpoints of epochs [3], gradcam needs three; train with --keep 9"
+            in refused()
+        )
     path.unlink()
     assert "step has no checkpoint" in refused()
 
@@ -208,14 +256,23 @@ def test_a_folder_that_is_no_run_is_one_sentence(tmp_path, capsys, command):
     write(tmp_path / "torn")
     with open(tmp_path / "torn/log.jsonl", "a") as file:
         file.write('{"t": 3, "al')
-    for name, content in [("empty", None), ("blank", ""), ("other", '{"loss": 1}\n'), ("foreign", "\xff\n")]:
+    for name, content in [
+        ("empty", None),
+        ("blank", ""),
+        ("other", '{"loss": 1}\n'),
+        ("foreign", "\xff\n"),
+    ]:
         (tmp_path / name).mkdir()
         if content is not None:
             (tmp_path / name / "log.jsonl").write_text(content, encoding="latin-1")
     for folder in ("absent", "empty", "torn", "blank", "other", "foreign"):
         assert figures.main([command, str(tmp_path / folder)]) == 2
         said = capsys.readouterr().err
-        assert said.count("\n") == 1 and said.startswith("figures: ") and str(tmp_path / folder) in said
+        assert (
+            said.count("\n") == 1
+            and said.startswith("figures: ")
+            and str(tmp_path / folder) in said
+        )
     if command == "table":
         assert figures.main(["table", write(tmp_path / "unfinished", test=False)]) == 2
         assert "did not finish" in capsys.readouterr().err
@@ -226,5 +283,8 @@ def test_a_folder_that_is_no_run_is_one_sentence(tmp_path, capsys, command):
 
 def test_a_format_that_matplotlib_does_not_know_is_said(tmp_path, capsys):
     """One sentence, status 2."""
-    assert figures.main(["alpha", write(tmp_path / "a", epochs=2), "--out", str(tmp_path / "a.xyz")]) == 2
+    assert (
+        figures.main(["alpha", write(tmp_path / "a", epochs=2), "--out", str(tmp_path / "a.xyz")])
+        == 2
+    )
     assert "xyz" in capsys.readouterr().err

@@ -9,8 +9,8 @@ import torch
 from losses import (
     SCHEDULES,
     classification_loss,
-    modality_matching_loss,
     make_schedule,
+    modality_matching_loss,
     similarity,
     total_loss,
 )
@@ -46,7 +46,9 @@ def test_smoothed_labels_mix_one_hot_and_uniform():
     logits, y = features(6, 4), torch.tensor([0, 1, 2, 3, 1, 1])
     uniform = torch.full((6, 4), 0.25, dtype=torch.float64)
     l_s, l_u = classification_loss(logits, y), classification_loss(logits, uniform)
-    assert classification_loss(logits, y, 0.3).item() == pytest.approx((0.7 * l_s + 0.3 * l_u).item(), abs=1e-14)
+    assert classification_loss(logits, y, 0.3).item() == pytest.approx(
+        (0.7 * l_s + 0.3 * l_u).item(), abs=1e-14
+    )
 
 
 def literal_l_mm(z_j, z_l, tau):
@@ -79,7 +81,8 @@ def test_l_mm_of_three_modalities_is_the_mean_over_the_pairs():
 
 @pytest.mark.parametrize("B", [1, 2, 8])
 def test_l_mm_has_its_closed_forms(B):
-    """Equal features give log B, orthonormal pairs log(1 + (B-1) e^(-1/tau)); with B = 1 both are 0."""
+    """Equal features give log B, orthonormal pairs log(1 + (B-1) e^(-1/tau)); with B = 1 both are
+    0."""
     tau = 0.2
     same = torch.ones(B, 8, dtype=torch.float64)
     assert modality_matching_loss([same, same], tau).item() == pytest.approx(math.log(B), abs=1e-12)
@@ -135,9 +138,24 @@ def test_schedules_have_the_papers_values(text, t, T, expected):
     assert make_schedule(text)(t, T) == pytest.approx(expected, abs=5e-4)
 
 
-@pytest.mark.parametrize("text", ["heuristics", "", "constant", "constant:", "constant:a", "constant:nan",
-                                  "constant:0.1:0.2", "heuristic:1", "stepwise", "constant:5", "stepwise:-1",
-                                  "cubic:1e200", "lacks_T"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "heuristics",
+        "",
+        "constant",
+        "constant:",
+        "constant:a",
+        "constant:nan",
+        "constant:0.1:0.2",
+        "heuristic:1",
+        "stepwise",
+        "constant:5",
+        "stepwise:-1",
+        "cubic:1e200",
+        "lacks_T",
+    ],
+)
 def test_a_schedule_that_is_none_is_named(text, monkeypatch):
     """An unknown name lists the choices, a wrong argument shows the form."""
     monkeypatch.setitem(SCHEDULES, "lacks_T", lambda t: 0.5)
@@ -145,10 +163,21 @@ def test_a_schedule_that_is_none_is_named(text, monkeypatch):
         make_schedule(text)
 
 
-@pytest.mark.parametrize("broken", [lambda t, T: math.nan, lambda t, T: None, lambda t, T: 1 / (t - 2),
-                                    lambda t, T: math.exp(1000 * t), lambda t, T: math.sqrt(1 - t)])  # fmt: skip
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda t, T: math.nan,
+        lambda t, T: None,
+        lambda t, T: 1 / (t - 2),
+        lambda t, T: math.exp(1000 * t),
+        lambda t, T: math.sqrt(1 - t),
+    ],
+)
 def test_a_schedule_that_is_not_a_number_is_said(monkeypatch, broken):
-    """nan, a forgotten return, a division by zero, ...: none is an alpha, and clipping must not hide it."""
+    """nan, a forgotten return, a division by zero, ...: none is an alpha, and clipping must not
+    hide it."""
     monkeypatch.setitem(SCHEDULES, "broken", broken)
-    with pytest.raises(FloatingPointError, match="'broken' does not return a number at t = 2 of T = 5"):
+    with pytest.raises(
+        FloatingPointError, match="'broken' does not return a number at t = 2 of T = 5"
+    ):
         make_schedule("broken")(2, 5)

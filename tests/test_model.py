@@ -38,7 +38,8 @@ def test_a_clip_is_the_mean_over_its_frames():
 
 @pytest.mark.parametrize("mean, std", [IMAGENET, CLIP])
 def test_pictures_become_numbers_in_the_encoder(mean, std):
-    """Bytes by the channels' mean and std, one channel alone to 0..1, of a clip too; halves become floats."""
+    """Bytes by the channels' mean and std, one channel alone to 0..1, of a clip too; halves become
+    floats."""
     x = torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1).expand(2, 3, 4, 4)
     expected = [(v - m) / s for v, m, s in zip([0, 0.2, 1], mean, std)]
     assert normalize(x, (mean, std))[1, :, 2, 2].tolist() == pytest.approx(expected, rel=1e-5)
@@ -52,7 +53,9 @@ def test_encoders_see_standardised_pictures(tiny_clip):
     """ResNets by ImageNet's numbers, CLIP by its own."""
     for encoder, statistics in [("resnet18", IMAGENET), (f"clip:{tiny_clip}", CLIP)]:
         phi = MultimodalModel([3], 5, encoder).phi[0].eval()
-        x = torch.randint(256, (2, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        x = torch.randint(
+            256, (2, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        )
         assert torch.equal(phi(x), phi(normalize(x, statistics)))
         assert not torch.allclose(phi(x), phi(x / 255), atol=1e-3)
 
@@ -76,7 +79,9 @@ def test_pretrained_weights_are_torchvisions(monkeypatch):
     monkeypatch.setattr(torchvision.models, "get_model", get_model)
     model = MultimodalModel([1, 3], 5, "resnet18", pretrained=True)
     assert asked == [("resnet18", "DEFAULT")] * 2
-    assert model.phi[0].net.conv1.weight.shape == (64, 1, 7, 7) and model.phi[1].net.conv1.weight.shape == (64, 3, 7, 7)
+    assert model.phi[0].net.conv1.weight.shape == (64, 1, 7, 7) and model.phi[
+        1
+    ].net.conv1.weight.shape == (64, 3, 7, 7)
     MultimodalModel([1], 5, "resnet18")
     assert asked[-1] == ("resnet18", None)
 
@@ -85,7 +90,10 @@ def test_pretrained_weights_are_torchvisions(monkeypatch):
 def text_model(request, tiny_bert, tiny_clip):
     """(encoders, an image batch, a text batch, d)."""
     sentences = ["the dog is fine .", "a cat"]
-    kinds = {"bert": (f"cnn,bert:{tiny_bert}", tiny_bert, 32), "clip": (f"clip:{tiny_clip}", tiny_clip, 24)}
+    kinds = {
+        "bert": (f"cnn,bert:{tiny_bert}", tiny_bert, 32),
+        "clip": (f"clip:{tiny_clip}", tiny_clip, 24),
+    }
     encoders, folder, d = kinds[request.param]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = torch.stack([data.text(x, tokenizer=tokenizer) for x in sentences])
@@ -104,7 +112,8 @@ def test_text_encoders_load_from_a_folder(text_model):
 
 
 def test_attention_can_be_differentiated_twice(text_model):
-    """Eq. 3 through BERT and CLIP in evaluation mode equals the central difference of the gradient: H u, in float64."""
+    """Eq. 3 through BERT and CLIP in evaluation mode equals the central difference of the gradient:
+    H u, in float64."""
     encoders, image, texts, _ = text_model
     torch.manual_seed(0)
     model = MultimodalModel([3, 0], 2, encoders).double().eval()
@@ -135,12 +144,15 @@ def test_attention_can_be_differentiated_twice(text_model):
         assert hypergradient(lambda: losses()[0], losses, params, 0.5)[0] is not None
 
 
-@pytest.mark.parametrize("text, m, names", [
-    ("cnn", 3, ["cnn"] * 3),
-    ("resnet50,bert", 2, ["resnet50", "bert:bert-base-uncased"]),
-    ("resnet50,bert:a:b", 2, ["resnet50", "bert:a:b"]),
-    ("clip", 2, ["clip:openai/clip-vit-base-patch32"] * 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, m, names",
+    [
+        ("cnn", 3, ["cnn"] * 3),
+        ("resnet50,bert", 2, ["resnet50", "bert:bert-base-uncased"]),
+        ("resnet50,bert:a:b", 2, ["resnet50", "bert:a:b"]),
+        ("clip", 2, ["clip:openai/clip-vit-base-patch32"] * 2),
+    ],
+)
 def test_encoder_names_are_filled_up(text, m, names):
     """One for all or one each, with the source that is usual."""
     assert encoder_names(text, m) == names
@@ -187,7 +199,8 @@ def test_fusions_compute_their_formulas():
 
 
 def test_unimodal_trains_each_modality_alone():
-    """The gradient of the sum of the losses is, for each encoder and classifier, that of its own loss."""
+    """The gradient of the sum of the losses is, for each encoder and classifier, that of its own
+    loss."""
     torch.manual_seed(0)
     model, y = Unimodal([1, 2], 3), torch.tensor([0, 1, 2, 0])
     x = [torch.randn(4, 1, 16, 16), torch.randn(4, 2, 16, 16)]
@@ -203,7 +216,9 @@ def test_unimodal_trains_each_modality_alone():
         )
         assert all(torch.allclose(p.grad, g, atol=1e-6) for p, g in zip(own, alone))
         assert torch.equal(model.unimodal_logits(z, j), model.classifiers[j](z[j]))
-    assert torch.allclose(model.logits(z), model.unimodal_logits(z, 0) + model.unimodal_logits(z, 1))
+    assert torch.allclose(
+        model.logits(z), model.unimodal_logits(z, 0) + model.unimodal_logits(z, 1)
+    )
 
 
 def test_a_model_returns_features_and_fused_logits():

@@ -54,11 +54,19 @@ def stop_at(monkeypatch, n):
     monkeypatch.setattr(torch.optim.SGD, "step", step)
 
 
-@pytest.mark.parametrize("flags", [
-    ["--method", "heuristic"], ["--method", "unimodal"], ["--eta-alpha", "5"],
-    ["--solver", "randomised"], ["--outer", "shared"],
-    ["--outer", "held-out"], ["--method", "stepwise:0.05", "--val-fraction", "0.2"], ["--inner-iters", "2"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--method", "heuristic"],
+        ["--method", "unimodal"],
+        ["--eta-alpha", "5"],
+        ["--solver", "randomised"],
+        ["--outer", "shared"],
+        ["--outer", "held-out"],
+        ["--method", "stepwise:0.05", "--val-fraction", "0.2"],
+        ["--inner-iters", "2"],
+    ],
+)
 @pytest.mark.parametrize("t", [1, 3])
 def test_a_resumed_run_is_the_uninterrupted_one(tiny_data, monkeypatch, capsys, flags, t):
     """The same log, byte for byte, and the same parameters; the sentence says how to go on."""
@@ -71,19 +79,28 @@ def test_a_resumed_run_is_the_uninterrupted_one(tiny_data, monkeypatch, capsys, 
     assert train.main(["--resume", "cut"]) == 0
     assert Path("cut/log.jsonl").read_bytes() == Path("whole/log.jsonl").read_bytes()
     a, b = (runs.load_checkpoint(folder) for folder in ("cut", "whole"))
-    assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"]) and a["alpha"] == b["alpha"]
+    assert (
+        all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
+        and a["alpha"] == b["alpha"]
+    )
     assert train.main(["--resume", "cut"]) == 0  # a run that has ended ends the same again
     assert Path("cut/log.jsonl").read_bytes() == Path("whole/log.jsonl").read_bytes()
 
 
 def test_a_killed_process_goes_on(tmp_path):
-    """kill -9 at a random moment of keypad, then --resume, ends in the uninterrupted log; every checkpoint is whole."""
+    """kill -9 at a random moment of keypad, then --resume, ends in the uninterrupted log; every
+    checkpoint is whole."""
     flags = ["--epochs", "6", "--inner-iters", "2", "--batch-size", "8"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
 
     def run(*arguments, wait=None):
-        process = subprocess.Popen([sys.executable, ROOT / "train.py", *arguments], cwd=tmp_path, env=env,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "train.py", *arguments],
+            cwd=tmp_path,
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         if wait is not None:
             while process.poll() is None and not list(tmp_path.glob("cut/t*.pt")):
                 time.sleep(0.01)
@@ -144,7 +161,11 @@ def test_what_is_kept(tiny_data, monkeypatch):
 
     def evaluate(model, loader, *rest):
         result = real(model, loader, *rest)
-        return result | {"fused": result["fused"] | {"acc": next(accs)}} if len(loader.dataset) == 12 else result
+        return (
+            result | {"fused": result["fused"] | {"acc": next(accs)}}
+            if len(loader.dataset) == 12
+            else result
+        )
 
     monkeypatch.setattr(train, "evaluate", evaluate)
     start("best", "--val-fraction", "0.25", "--keep", "0", "--method", "heuristic")
@@ -165,16 +186,28 @@ def test_eval_scores_the_tested_epoch_and_writes_nothing(tiny_data, capsys):
     assert train.main(["--eval", "run"]) == 0
     assert table in capsys.readouterr().out
     assert train.main(["--eval", "run", "--split", "val"]) == 0
-    best = max(map(json.loads, before[Path("run/log.jsonl")].splitlines()[1:-1]), key=lambda r: r["fused"]["acc"])
-    assert f"val split {'':2}" in (out := capsys.readouterr().out) and f"{best['fused']['acc']:.2f}" in out
+    best = max(
+        map(json.loads, before[Path("run/log.jsonl")].splitlines()[1:-1]),
+        key=lambda r: r["fused"]["acc"],
+    )
+    assert (
+        f"val split {'':2}" in (out := capsys.readouterr().out)
+        and f"{best['fused']['acc']:.2f}" in out
+    )
     assert before == {p: p.read_bytes() for p in Path("run").iterdir()}
     start("no-val", "--method", "heuristic")
     assert train.main(["--eval", "no-val", "--split", "val"]) == 2
     assert "has no validation part" in said(capsys)
 
 
-@pytest.mark.parametrize("flags, name", [(["--lr", "0.5"], "--lr 0.5"), (["--method", "cubic"], "--method cubic"),
-                                         (["--epochs", "9"], "--epochs 9")])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, name",
+    [
+        (["--lr", "0.5"], "--lr 0.5"),
+        (["--method", "cubic"], "--method cubic"),
+        (["--epochs", "9"], "--epochs 9"),
+    ],
+)
 def test_another_setting_is_refused_by_name(tiny_data, capsys, flags, name):
     """It would be another run; the settings that change no number may differ."""
     start("run")
@@ -198,8 +231,8 @@ class Evil:
 
 
 def test_what_is_no_checkpoint_of_this_run_is_refused(tiny_data, capsys):
-    """Cut at 20 places, one byte flipped at 20, another run's, another model's, a pickle that runs code: one sentence
-    each, nothing executed, nothing overwritten."""
+    """Cut at 20 places, one byte flipped at 20, another run's, another model's, a pickle that runs
+    code: one sentence each, nothing executed, nothing overwritten."""
     start("run", "--method", "heuristic")
     start("other", "--method", "heuristic", "--seed", "1")
     path, other = Path("run/t0004.pt"), Path("other/t0004.pt").read_bytes()
@@ -218,7 +251,11 @@ def test_what_is_no_checkpoint_of_this_run_is_refused(tiny_data, capsys):
         path.write_bytes(content)
         capsys.readouterr()
         assert train.main(["--resume", "run"]) in (1, 2)
-        assert said(capsys) and path.read_bytes() == content and Path("run/log.jsonl").read_bytes() == log
+        assert (
+            said(capsys)
+            and path.read_bytes() == content
+            and Path("run/log.jsonl").read_bytes() == log
+        )
     for change in ({"model": {}}, {"settings": state["settings"] | {"lost": 1}}):
         rewritten(path, state | change)
         for flag in ("--resume", "--eval"):
@@ -278,7 +315,8 @@ def test_the_global_random_state_is_part_of_it(tiny_data):
 
 
 def test_loader_workers_change_no_number(tiny_data):
-    """The order and the augmentation hang on seed and position alone: 0 and 2 workers, the same epochs."""
+    """The order and the augmentation hang on seed and position alone: 0 and 2 workers, the same
+    epochs."""
     logs = []
     for workers in ("0", "2"):
         start(workers, "--workers", workers, "--val-fraction", "0.2")
@@ -290,8 +328,14 @@ def test_the_log_begins_with_what_made_it(tiny_data):
     """Settings, versions, device, numbers of samples, and the code's revision if it is in git."""
     start("run")
     first = json.loads(Path("run/log.jsonl").read_text().splitlines()[0])
-    assert first["settings"]["batch_size"] == 16 and first["device"] == "cpu" and first["samples"]["train"] == 48
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    assert (
+        first["settings"]["batch_size"] == 16
+        and first["device"] == "cpu"
+        and first["samples"]["train"] == 48
+    )
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    )
     assert first["versions"]["torch"] == torch.__version__
     assert first["versions"]["git"].startswith(done.stdout.strip())
 
@@ -304,17 +348,43 @@ def test_deterministic_asks_torch_for_it(tiny_data):
     finally:
         torch.use_deterministic_algorithms(False)
     start("b")
-    assert Path("a/log.jsonl").read_text().splitlines()[1:] == Path("b/log.jsonl").read_text().splitlines()[1:]
+    assert (
+        Path("a/log.jsonl").read_text().splitlines()[1:]
+        == Path("b/log.jsonl").read_text().splitlines()[1:]
+    )
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.one_of(
-    st.sampled_from([f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(train.Settings)]),
-    st.sampled_from(["learning-based", "unimodal", *losses.SCHEDULES, "constant:", "cubic:nan", "tiny", "cnn", "0", "-1", "1e999", "nan", "train"]),
-    st.text(max_size=8),
-), max_size=6))  # fmt: skip
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(
+                [f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(train.Settings)]
+            ),
+            st.sampled_from(
+                [
+                    "learning-based",
+                    "unimodal",
+                    *losses.SCHEDULES,
+                    "constant:",
+                    "cubic:nan",
+                    "tiny",
+                    "cnn",
+                    "0",
+                    "-1",
+                    "1e999",
+                    "nan",
+                    "train",
+                ]
+            ),
+            st.text(max_size=8),
+        ),
+        max_size=6,
+    )
+)
 def test_no_command_line_gives_a_traceback(arguments):
-    """Settings, or an exit with a status, or a ValueError or OSError of one sentence: never another error."""
+    """Settings, or an exit with a status, or a ValueError or OSError of one sentence: never another
+    error."""
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             s = train.parse(arguments)
@@ -326,10 +396,18 @@ def test_no_command_line_gives_a_traceback(arguments):
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.one_of(st.text(max_size=12), st.builds(
-    lambda name, numbers: ":".join([name, *map(str, numbers)]), st.sampled_from(list(losses.SCHEDULES)),
-    st.lists(st.one_of(st.floats(), st.integers(), st.text(max_size=3)), max_size=2),
-)), st.integers(1, 10**6), st.integers(1, 10**6))  # fmt: skip
+@given(
+    st.one_of(
+        st.text(max_size=12),
+        st.builds(
+            lambda name, numbers: ":".join([name, *map(str, numbers)]),
+            st.sampled_from(list(losses.SCHEDULES)),
+            st.lists(st.one_of(st.floats(), st.integers(), st.text(max_size=3)), max_size=2),
+        ),
+    ),
+    st.integers(1, 10**6),
+    st.integers(1, 10**6),
+)
 def test_a_schedule_is_one_or_says_why_not(text, t, T):
     """Every accepted text gives a number in [0, 1] for all t up to T."""
     try:

@@ -34,8 +34,9 @@ class RunError(ValueError):
     """A run that cannot be started, resumed or evaluated; the message is one sentence."""
 
 
-def setting(default, text, group=None, choices=None, least=None, above=None, most=math.inf,
-            changeable=False):  # fmt: skip
+def setting(
+    default, text, group=None, choices=None, least=None, above=None, most=math.inf, changeable=False
+):
     """A field of a settings class.
 
     text, group: its help, and the title under which --help shows it and the fields after it.

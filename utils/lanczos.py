@@ -1,8 +1,8 @@
 """A few products with a symmetric matrix H, put to all their uses (Lanczos).
 
 n products from a vector v give a small tridiagonal T that stands for H wherever only the first n
-powers of H matter: the terms of a series, an iterate of conjugate gradient, the extreme eigenvalues.
-Vectors are lists of tensors; product(u) returns H u.
+powers of H matter: the terms of a series, an iterate of conjugate gradient, the extreme
+eigenvalues. Vectors are lists of tensors; product(u) returns H u.
 """
 
 import math

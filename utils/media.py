@@ -11,6 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+# Mean and std of an image's channels, where white is 1.
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+
 
 class UnreadableFile(ValueError):
     """A file that is missing or cannot be read. `reason`: in a few words, for counts."""
