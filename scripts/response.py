@@ -5,10 +5,11 @@
 
 The response: from one state of theta and the optimizer, train with alpha + e and with alpha - e on
 the same batches, and divide the difference of L_CLS on other training data by 2 e; after 5 steps,
-an epoch, three epochs. It is repeated with other batches, so that its noise is known. A state that
-has its file is not measured again.
+an epoch, three epochs. It is repeated with other batches, so that its noise is known. What a
+state's file already has is not measured again.
 """
 
+import collections
 import contextlib
 import copy
 import functools
@@ -86,6 +87,7 @@ class State:
         self.params = list(self.model.parameters())
         self.decay = self.settings.weight_decay
         self.optimizer = torch.optim.SGD(self.params, self.lr, MOMENTUM, weight_decay=self.decay)
+        self.last = collections.deque(maxlen=20)  # theta after each of the last steps
 
     def losses(self, batch):
         x, y = batch
@@ -96,12 +98,14 @@ class State:
             i = torch.from_numpy(rng.integers(len(self.samples), size=size or self.batch_size))
             yield [x_j[i] for x_j in self.samples.sources], self.samples.y[i]
 
-    def train(self, alpha, batches, n):
+    def train(self, alpha, batches, n, remember=False):
         self.model.train()
         for batch in itertools.islice(batches, n):
             self.optimizer.zero_grad()
             total_loss(*self.losses(batch), alpha).backward()
             self.optimizer.step()
+            if remember:
+                self.last.append([p.detach().clone() for p in self.params])
 
     def snapshot(self):
         return copy.deepcopy((self.model.state_dict(), self.optimizer.state_dict()))
@@ -155,6 +159,16 @@ class State:
                 **options,
             )
         return value, report
+
+    def at_mean(self, rng, **options):
+        """Eq. 3 at the mean of theta over the last 20 steps, where sharp directions average out."""
+        start = self.snapshot()
+        with torch.no_grad():
+            for p, values in zip(self.params, zip(*self.last)):
+                p.copy_(sum(values) / len(values))
+        value = self.estimate(rng, **options)
+        self.restore(start)
+        return value
 
     def undamped(self, rng, **options):
         """Eq. 3 with a step that follows the curvature, without damping of negative curvature."""
@@ -227,6 +241,10 @@ ESTIMATORS = {  # name: (what it is, how); each differs from the chosen one in w
         lambda s, rng: s.estimate(rng, mode="eval", shared=True, step=s.lr / 2, draws=1),
     ),
     "unrolled": ("5 steps with momentum differentiated in forward mode", State.unrolled),
+    "mean theta": (
+        "at the mean of theta over the last 20 steps",
+        functools.partial(State.at_mean, draws=4),
+    ),
 }
 
 
@@ -237,29 +255,25 @@ def run(net, alpha, seed):
     rng = np.random.default_rng([int(seed), 0])
     OUT.mkdir(parents=True, exist_ok=True)
     for t in epochs:
-        state.train(state.alpha, state.batches(rng), (t - done) * inner_iters)
+        n, last = (t - done) * inner_iters, state.last.maxlen
+        batches = state.batches(rng)
+        state.train(state.alpha, batches, n - last)
+        state.train(state.alpha, batches, last, remember=True)
         done, path = t, OUT / f"{net}, {alpha}, {seed}, {t}.json"
+        result = {"net": net, "alpha": state.alpha, "seed": state.seed, "t": t}
+        result |= {"response": {}, "estimates": {}}
         if path.exists():
-            continue
-        result = {
-            "net": net,
-            "alpha": state.alpha,
-            "seed": state.seed,
-            "t": t,
-            "response": {},
-            "estimates": {},
-        }
-        for name, n, times in zip(
-            ("5 steps", "an epoch", "3 epochs"), (5, inner_iters, 3 * inner_iters), repeats
-        ):
+            result = json.loads(path.read_text())
+        lengths = ("5 steps", 5), ("an epoch", inner_iters), ("3 epochs", 3 * inner_iters)
+        for (name, n), times in zip(lengths, repeats):
             own = np.random.default_rng([state.seed, t, n])
-            result["response"][name] = [state.response(own, n) for _ in range(times)]
+            if name not in result["response"]:
+                result["response"][name] = [state.response(own, n) for _ in range(times)]
         for k, (name, (_, estimate)) in enumerate(ESTIMATORS.items()):
-            own, times = (
-                np.random.default_rng([state.seed, t, 2**20 + k]),
-                12 if net != "resnet18" else 3,
-            )
-            result["estimates"][name] = [estimate(state, own)[0] for _ in range(times)]
+            own = np.random.default_rng([state.seed, t, 2**20 + k])
+            if name not in result["estimates"]:
+                times = 3 if net == "resnet18" else 12
+                result["estimates"][name] = [estimate(state, own)[0] for _ in range(times)]
         path.write_text(json.dumps(result))
         print(path, flush=True)
 
