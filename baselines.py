@@ -1,4 +1,4 @@
-"""Other methods of Table 1, in Algorithm 1's own loop: each has its model and its loss of a step.
+"""Other methods of Table 1, trained by train.train with alpha = 0: each has its model and losses.
 
 paper               here
 Unimodal-1, -2, ..  Unimodal, unimodal_losses
@@ -32,7 +32,10 @@ class Unimodal(MultimodalModel):
 
 
 def unimodal_losses(z, heads, y, args):
-    """(L_CLS summed over the modalities, L_MM); alpha is 0, so that L_MM trains nothing."""
+    """(L_CLS summed over the modalities, L_MM); alpha is 0, so L_MM is only logged.
+
+    heads: what Unimodal's forward returns as logits, a list of (B, c).
+    """
     l_cls = sum(classification_loss(logits.float(), y, args.smoothing) for logits in heads)
     return l_cls, modality_matching_loss([z_j.float() for z_j in z], args.tau)
 

@@ -11,14 +11,14 @@ d2 L_Total / d theta2         H, never formed: only products H u (hvp)
 [16], Ghadimi and Wang        SOLVERS: the number c^T H^-1 v from a few products
 Eq. 3                         hypergradient: - c^T H^-1 v
 
-Three batches. Eq. 3 multiplies three means over the data. On one shared batch v and c have the same
-noise, and c contains -v, so the variance of the gradient is added to the estimate and alpha falls.
-As in [16], v, c and H have batches of their own here: the noise of v and c averages out.
+Three batches. Eq. 3 multiplies three means over the data. If one batch gives all three, its noise n
+is in v and, as -n, in c. This adds n^T H^-1 n, which is positive for H > 0, and alpha falls. As in
+[16], v, c and H have batches of their own here, so that the noise of v and c averages out.
 
-What to expect. At an optimum of the inner problem grad L_Total = 0, so c = -v / alpha, and Eq. 3 is
-v^T H^-1 v / alpha > 0 for a positive definite H: alpha can only fall while both levels see the same
-data. Elsewhere Eq. 3 has either sign. Its first K terms say how L_CLS responds to alpha over the
-next few steps of training, not which alpha is best after many epochs (docs/RESULTS.md).
+What to expect. At an optimum of the inner problem grad L_Total = 0 (without weight decay), so
+c = -v / alpha, and Eq. 3 is v^T H^-1 v / alpha > 0 for H > 0: alpha can only fall while both levels
+see the same data. Elsewhere Eq. 3 can have either sign. The first K terms of its series say how
+L_CLS responds to alpha within K steps if v, c and H stay as they are (see docs/RESULTS.md).
 """
 
 import math
@@ -28,18 +28,19 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from losses import total_loss
-from utils.lanczos import curvature, dot, lanczos, safe_step
+from utils.lanczos import curvature, dot, lanczos, step_and_damping
 
 
 def neumann(product, v, c, terms, step=None, rng=None):
-    """c^T H^-1 v ~ step * sum_{k=0}^{terms-1} c^T (I - step (H + damping I))^k v: the mean of [16].
+    """c^T H^-1 v ~ step * sum_{k=0}^{terms-1} c^T (I - step (H + damping I))^k v.
 
-    Costs terms - 1 products, which also show the curvature (for that, one term costs one product).
-    The sum is computed with T in place of H, which gives the same number (see lanczos).
+    This is the mean of randomised over p, for one H. It costs terms - 1 products, which also give
+    step and damping (one term without a given step costs one product). The sum uses lanczos's T
+    (not Alg. 1's T) in place of H and a in place of c; the value is the same.
     """
     n = terms - 1 if step else max(1, terms - 1)
     T, a = lanczos(product, v, c, n)
-    report = safe_step(T, n, step)
+    report = step_and_damping(T, n, step)
     step, damping = report["step"], report["damping"]
     u, total = torch.eye(len(a), dtype=a.dtype)[0], 0.0  # u starts as e_1, the image of v
     for _ in range(terms):
@@ -51,12 +52,12 @@ def neumann(product, v, c, terms, step=None, rng=None):
 def randomised(product, v, c, terms, step=None, rng=None):
     """c^T H^-1 v ~ step * terms * c^T prod_{i=1}^{p} (I - step (H_i + damping I)) v.
 
-    This is [16] as printed: p is uniform in 0..terms-1, each H_i is of a fresh batch. The mean is
-    the series of neumann, the spread is several times larger. Step and damping come from terms - 1
-    products of one more batch.
+    This is [16] as printed: p is uniform in 0..terms-1, each H_i is of a fresh batch. Its mean, for
+    a fixed step and damping, is the series of neumann with the mean H; its spread is several times
+    larger. Unless step is given, terms - 1 products (at least 1) of one more batch choose both.
     """
     n = 0 if step else max(1, terms - 1)
-    report = safe_step(lanczos(product, v, c, n)[0], n, step)
+    report = step_and_damping(lanczos(product, v, c, n)[0], n, step)
     step, damping = report["step"], report["damping"]
     p, u = int(torch.randint(terms, (), generator=rng)), v
     for _ in range(p):
@@ -68,9 +69,8 @@ def randomised(product, v, c, terms, step=None, rng=None):
 def conjugate_gradient(product, v, c, terms, step=None, rng=None):
     """c^T x, x from `terms` iterations of conjugate gradient on H x = v: a check for the others.
 
-    Costs terms products; the k-th iterate is T_k^-1 e_1. It needs H > 0: it stops at the last
-    iterate before a direction of negative or zero curvature, with nan where that is the first
-    direction.
+    It costs terms products; the k-th value is a_k^T T_k^-1 e_1, see lanczos. It needs H > 0: before
+    a direction of negative or zero curvature it stops, with nan if that is the first direction.
     """
     T, a = lanczos(product, v, c, terms)
     n = min(terms, len(a))
@@ -83,7 +83,7 @@ def conjugate_gradient(product, v, c, terms, step=None, rng=None):
 SOLVERS = {"neumann": neumann, "randomised": randomised, "cg": conjugate_gradient}
 
 # --- exercise: change below ---
-# A solver of your own becomes a --solver name by its entry, SOLVERS["mine"] = mine.
+# SOLVERS["mine"] = mine makes your own solver a --solver name.
 # --- end ---
 
 
@@ -96,8 +96,8 @@ def mean_gradient(loss, params, draws):
     """The mean gradient over `draws` calls of loss, each of which draws a batch."""
     total = grad(loss(), params)
     for _ in range(draws - 1):
-        total = [t + g for t, g in zip(total, grad(loss(), params))]
-    return [t / draws for t in total]
+        total = [total_i + g_i for total_i, g_i in zip(total, grad(loss(), params))]
+    return [total_i / draws for total_i in total]
 
 
 def total_gradient(l_cls, l_mm, alpha, params):
@@ -133,7 +133,7 @@ def eval_mode(model, batch_statistics=False):
 
 
 def hypergradient(
-    outer, inner, params, alpha, solver="neumann", terms=5, step=None, damping=0, draws=1, rng=None
+    outer, inner, params, alpha, solver="neumann", terms=5, step=None, decay=0, draws=1, rng=None
 ):
     """d L_CLS(theta*(alpha)) / d alpha = - c^T H^-1 v (Eq. 3), and a report of how it was found.
 
@@ -142,8 +142,8 @@ def hypergradient(
     inner: a function that returns (L_CLS, L_MM) of a fresh batch of the inner level; c is the mean
         over `draws` of them, H is that of one more (`randomised`: one more for each product).
     params: theta, a list of tensors. alpha: float in [0, 1].
-    solver, terms, step: an entry of SOLVERS, its terms and its step; None: by the curvature.
-    damping: added to the diagonal of H, as the optimizer's weight decay is in the inner problem.
+    solver, terms, step: a name in SOLVERS and its arguments; step None: chosen by the curvature.
+    decay: the optimizer's weight decay; it belongs to the inner problem, so H means H + decay I.
 
     Returns (value, report): the value is a float, or None where it is not finite; the report has
     the solver's `terms`, `step`, `damping`, `curvature` (smallest, largest) and `note`, empty if
@@ -161,11 +161,11 @@ def hypergradient(
     g = total_gradient(*inner(), alpha, params)
 
     def product(u, fresh=False):
-        """(H + damping I) u; fresh: with the H of a fresh batch."""
+        """(H + decay I) u; fresh: with the H of a fresh batch."""
         h = hvp(total_gradient(*inner(), alpha, params) if fresh else g, params, u)
-        return [h_i + damping * u_i for h_i, u_i in zip(h, u)]
+        return [h_i + decay * u_i for h_i, u_i in zip(h, u)]
 
-    inverse, report = SOLVERS[solver](product, v, c, terms, step, rng)
-    if not math.isfinite(inverse):
+    value, report = SOLVERS[solver](product, v, c, terms, step, rng)  # c^T H^-1 v
+    if not math.isfinite(value):
         return None, report | {"note": f"refused: the {solver} estimate is not finite"}
-    return -inverse, report | {"note": ""}
+    return -value, report | {"note": ""}

@@ -22,7 +22,7 @@ from utils import digits, media
 from utils.files import collect
 
 AUDIO_VIDEO, IMAGE_TEXT = ["audio", "video"], ["image", "text"]
-SETS = {  # paper: its samples to train, to validate and to test; seconds: of sound, 10 by default
+SETS = {  # paper: the paper's train, val and test sample counts; seconds: of sound, default 10
     "cremad": {"modalities": AUDIO_VIDEO, "n_classes": 6, "seconds": 3, "paper": [6698, 0, 744]},
     "kinetics-sounds": {"modalities": AUDIO_VIDEO, "n_classes": 31, "paper": [15000, 1900, 1900]},
     "vggsound": {"modalities": AUDIO_VIDEO, "n_classes": 309, "paper": [168618, 0, 13954]},
@@ -52,8 +52,8 @@ def defaults(name):
 class Samples(Dataset):
     """Samples (x^(1), ..., x^(m), y) of one split.
 
-    sources: for each modality a sequence of n things that its reader reads; y: n class indices.
-    samples[i] is sample i as it is tested, samples[i, seed] is augmented, as the seed says.
+    sources: for each modality n inputs of its reader (paths or tensors); y: n class indices.
+    samples[i] is sample i without augmentation, samples[i, seed] is augmented with that seed.
     """
 
     def __init__(self, sources, y, readers):
@@ -79,7 +79,7 @@ def take(values, chosen):
 
 def spectrogram(wave, seconds):
     """Log-spectrogram of a sound at 16 kHz, repeated or cut to `seconds`: window 512, hop 159."""
-    # Paper silent: how 257 x 299 (3 s) and 257 x 1004 (10 s) come about. Here: 16 kHz, not centred.
+    # Paper silent: what gives 257 x 299 (3 s) and 257 x 1004 (10 s). Here: 16 kHz, no centring.
     return media.log_spectrogram(np.resize(wave, 16000 * seconds).clip(-1, 1), 512, 159)
 
 
@@ -115,7 +115,7 @@ def flow(path, seed=None, frames=8):
 
 
 def text(sentence, seed=None, tokenizer=None, length=128):
-    """A sentence's token ids and attention mask, padded to `length`: (2, length) int."""
+    """A sentence's token ids and attention mask, padded to `length`: (2, length) int64."""
     length = min(length, tokenizer.model_max_length)
     codes = tokenizer(sentence, truncation=True, max_length=length, padding="max_length")
     return torch.tensor([codes["input_ids"], codes["attention_mask"]])
@@ -204,8 +204,8 @@ def spoken_digits(root="", encoders=None):
         pool, classes = images[split]
         partners = digits.choose_partners(y, groups[split], classes, rng)
         image, _ = digits.place_on_canvas(pool[partners], rng)
-        sound = digits.spectrograms(digits.add_speech_noise(waves[copies], rng))
-        splits[split] = [image, sound], y
+        spoken = digits.spectrograms(digits.add_speech_noise(waves[copies], rng))
+        splits[split] = [image, spoken], y
     return paired(["image", "sound"], splits, groups["train"])
 
 
@@ -225,7 +225,7 @@ def hold_out(dataset, groups, fraction, seed):
 def load_data(args, encoders):
     """The data set of a run: its entry of DATASETS, and `channels` of each modality (0: text).
 
-    args: train.Settings. Raises ValueError or OSError in one sentence.
+    args: train.Settings; val_fraction becomes 0.1 where --outer held-out needs a validation part.
     """
     data = DATASETS[args.dataset](args.root, encoders)
     fraction = args.val_fraction
@@ -248,7 +248,7 @@ def load_data(args, encoders):
 
 
 def make_loader(dataset, batches, device, workers):
-    """A DataLoader of batches of keys. Its workers stay, and no global random numbers are drawn."""
+    """A DataLoader over batches of keys; workers persist, global random state is untouched."""
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -280,7 +280,7 @@ class Batches:
         self.per_pass = len(dataset) // self.batch_size
         self.inner_iters = inner_iters or self.per_pass
         self.shard = shard or list
-        self.keys = []  # of the epoch that is read
+        self.keys = []  # the loader's batches; `epoch` replaces them
         self.loader = make_loader(dataset, self.keys, device, workers)
 
     def __len__(self):
@@ -294,7 +294,7 @@ class Batches:
         yield from self.read(self.loader)
 
     def draw(self, t):
-        """Batches without end, for update t of alpha."""
+        """An endless iterator of batches, for update t of alpha."""
         passes = self.passes([*self.key, t])
         yield from self.read(make_loader(self.dataset, passes, self.device, min(self.workers, 1)))
 

@@ -2,7 +2,7 @@
 
 paper                                   here
 s(x_i^(j), x_k^(l))      Sec. 3.2       similarity
-L_CLS                    Sec. 3.1       classification_loss; L_S, L_U of Fig. 1 by its smoothing
+L_CLS                    Sec. 3.1       classification_loss; its smoothing mixes in L_U of Fig. 1
 L_MM                     Sec. 3.2       modality_matching_loss
 L_Total                  Eq. 1          total_loss
 omega(t), h(p), ...      Sec. 3.3, 4.4  SCHEDULES by name: make_schedule("stepwise:0.05")
@@ -46,11 +46,12 @@ def modality_matching_loss(z, tau):
     """
     if len(z) < 2:
         raise ValueError(f"L_MM pairs modalities: got {len(z)}, expected at least 2")
-    partner = torch.arange(len(z[0]), device=z[0].device)  # the i-th sample's is the i-th
+    match = torch.arange(len(z[0]), device=z[0].device)  # sample i matches sample i
     pairs = []
     for z_j, z_l in itertools.combinations(z, 2):
-        s = similarity(z_j, z_l) / tau  # (B, B)
-        pairs.append((F.cross_entropy(s, partner) + F.cross_entropy(s.T, partner)) / 2)
+        logits = similarity(z_j, z_l) / tau  # (B, B): s(x_i^(j), x_k^(l)) / tau
+        # cross_entropy(logits, match) = -1/n_b sum_i log(exp(logits_ii) / sum_k exp(logits_ik))
+        pairs.append((F.cross_entropy(logits, match) + F.cross_entropy(logits.T, match)) / 2)
     # Paper silent: L_MM of more than two modalities. Here: the mean over all pairs.
     return torch.stack(pairs).mean()
 
@@ -78,8 +79,8 @@ def heuristic(t, T):
 def cubic(t, T, last=None):
     """a t^3 + b t^2 + c t + d, the paper's fit of a learned alpha on KineticsSounds (Sec. 4.4).
 
-    Its minimum is 0.074 at t = 26 and it rises again: where T is larger, `cubic:26` scales t so
-    that the last epoch gets the value at 26.
+    Its minimum is 0.074 at t = 26; then it rises again. `cubic:26` scales t so that the last epoch
+    gets that minimum, whatever T is.
     """
     # Paper silent: the T of that fit. Here: t is the epoch itself, unless `last` is given.
     t = t if last is None else t * last / T
@@ -89,7 +90,7 @@ def cubic(t, T, last=None):
 SCHEDULES = {"constant": constant, "stepwise": stepwise, "heuristic": heuristic, "cubic": cubic}
 
 # --- exercise: change below ---
-# An omega(t) of your own is three lines. Its entry makes it a --method, and its test comes with it:
+# Your own omega(t) takes three lines. Its entry in SCHEDULES makes it a --method and tests it:
 #
 # def linear(t, T):
 #     return 1 - t / T

@@ -21,7 +21,7 @@ SOURCES = {"bert": "bert-base-uncased", "clip": "openai/clip-vit-base-patch32"} 
 
 
 class OverFrames(nn.Module):
-    """An image encoder, averaged over a clip's frames: (B, [F,] C, H, W) -> (B, d)."""
+    """Normalize, encode each image, average over a clip's frames: (B, [F,] C, H, W) -> (B, d)."""
 
     def __init__(self, net):
         super().__init__()
@@ -38,7 +38,7 @@ class OverFrames(nn.Module):
 def cnn(channels, pretrained=False, source=""):
     """Three strided convolutions and a linear map for small inputs: (B, [F,] C, H, W) -> (B, 64).
 
-    It averages over a 4 x 4 grid, not over everything: the height in a spectrogram is the pitch.
+    It averages into a 4 x 4 grid, not into one number: in a spectrogram, the height is the pitch.
     """
     layers = []
     for c_in, c_out in [(channels, 8), (8, 16), (16, 32)]:
@@ -51,7 +51,7 @@ def cnn(channels, pretrained=False, source=""):
 def resnet(name, channels, pretrained=False, source=""):
     """torchvision's ResNet18 or, for images, ResNet50 (Sec. 4.1): (B, [F,] C, H, W) -> (B, d).
 
-    It has a stem for any number of channels, and no classifier; d is 512 or 2048.
+    Its stem takes any number of channels and its classifier is removed; d is 512 or 2048.
     """
     import torchvision
 
@@ -84,7 +84,7 @@ class Pretrained(nn.Module):
 
 
 def bert(channels, pretrained=False, source=""):
-    """BERT (Sec. 4.1), by name or local folder: (B, 2, L) -> (B, 768), its pooled first token."""
+    """BERT (Sec. 4.1) by name or local folder: (B, 2, L) -> pooled first token (B, 768)."""
     from transformers import BertModel
 
     net = load_model(BertModel, source or SOURCES["bert"])
@@ -101,6 +101,7 @@ def clip(channels, pretrained=False, source=""):
     return Pretrained(net, output), net.config.projection_dim
 
 
+# All encoders have one signature, ignore what they do not use, and return (module, d).
 ENCODERS = {"cnn": cnn, "resnet18": resnet18, "resnet50": resnet50, "bert": bert, "clip": clip}
 
 
@@ -196,7 +197,7 @@ class MultimodalModel(nn.Module):
         self.build_head(fusion)
 
     def build_head(self, fusion):
-        """All that is learned besides the encoders."""
+        """Fusion and classifier; a baseline can replace both."""
         self.fusion = fusion(len(self.phi), self.d)
         self.classifier = nn.Linear(self.fusion.D, self.n_classes)  # W, b
 

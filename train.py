@@ -26,9 +26,6 @@ from utils.cli import setting
 from utils.media import UnreadableFile
 from utils.run import Run, mean_losses, resumed_settings
 
-ENCODERS_HELP = f"one for all of {list(ENCODERS)}, or one each: resnet50,bert:FOLDER"
-OUTER, SPLITS = ["train", "held-out", "shared"], ["train", "val", "test"]
-
 
 def losses(z, logits, y, args):
     """(L_CLS, L_MM) of one batch, from what the model returns (Sec. 3.1, 3.2)."""
@@ -54,80 +51,82 @@ def alpha_gradient(model, inner, outer, alpha, t, args):
     inner_batches, outer_batches = inner.draw(t), outer.draw(t)
     if args.outer == "shared":
         inner_batches = outer_batches = itertools.repeat(next(inner_batches))
+    # Generators: each __next__() draws a batch and computes its losses.
     inner_losses = (losses(*model(x), y, args) for x, y in inner_batches)
     outer_losses = (losses(*model(x), y, args)[0] for x, y in outer_batches)
-    options = {"damping": args.weight_decay, "draws": 1 if args.outer == "shared" else args.draws}
-    options["rng"] = torch.Generator().manual_seed(args.seed + t * 2**32)
-    levels = outer_losses.__next__, inner_losses.__next__
-    # Paper silent: batch norm and dropout in Eq. 3. Here: batch norm as it is trained, with batch
-    # statistics (the running ones lag behind: other gradients, other curvature), and no dropout.
+    how = {"solver": args.solver, "terms": args.terms, "decay": args.weight_decay}
+    how["draws"] = 1 if args.outer == "shared" else args.draws
+    how["rng"] = torch.Generator().manual_seed(args.seed + t * 2**32)
+    # Paper silent: batch norm and dropout in Eq. 3. Here: batch norm uses batch statistics, as in
+    # training (the running ones lag behind and change gradients and curvature), and no dropout.
     with eval_mode(model, batch_statistics=True):
-        params = model.parameters()
-        return hypergradient(*levels, params, alpha, args.solver, args.terms, **options)
+        return hypergradient(
+            outer_losses.__next__, inner_losses.__next__, model.parameters(), alpha, **how
+        )
 
 
 def train(args, data, model, run, inner_step=inner_step):
     """Algorithm 1. data: from load_data; run: a Run, which logs and saves each epoch."""
-    T, method = args.epochs, "constant:0" if args.method in BASELINES else args.method
+    T = args.epochs
+    method = "constant:0" if args.method in BASELINES else args.method  # theirs is L_CLS alone
     omega = None if method == "learning-based" else make_schedule(method)
     alpha = args.alpha_0 if omega is None else omega(1, T)
     optimizer, plateau = make_optimizer(args, model.parameters())
-    batches, inner, outer, scored = make_batches(args, data, next(model.parameters()).device)
+    batches, inner, outer, eval_batches = make_batches(args, data, next(model.parameters()).device)
     ddp_model = distributed.data_parallel(model)
-    first, alpha = run.resume(alpha, model, optimizer, plateau)
+    start, alpha = run.resume(alpha, model, optimizer, plateau)  # a new run: 1, the same alpha
 
-    for t in range(first, T + 1):
+    for t in range(start, T + 1):
         # update the network's parameters theta
         model.train()
         steps = []
-        for x, y in run.progress(batches, t):
+        for x, y in run.progress(batches, t):  # Inner_Iters batches
             steps.append(inner_step(ddp_model, optimizer, x, y, alpha, args))
         lr = optimizer.param_groups[0]["lr"]
         record = {"t": t, "alpha": alpha, "lr": lr, **mean_losses(steps, t)}
 
         # update the weighting parameter alpha with the chosen method
-        if omega is None:
+        if method == "learning-based":
             gradient, report = alpha_gradient(model, inner, outer, alpha, t, args)
-            # Departs from paper: one update moves alpha by at most alpha_limit; the size of the
-            # gradient differs a hundredfold between models and epochs.
-            move = args.eta_alpha * (gradient or 0.0)
+            # Departs from paper: one update moves alpha by at most alpha_limit, because the size of
+            # the gradient differs a hundredfold between models and epochs.
+            move = args.eta_alpha * (gradient or 0.0)  # None, a refused gradient: alpha stays
             move = max(-args.alpha_limit, min(args.alpha_limit, move))
             alpha = max(0.0, min(1.0, alpha - move))
             record |= {"hypergradient": gradient, **report}
         else:
-            # Departs from paper: Alg. 1 has omega(t) here, so that epoch 1 would train with a value
-            # not given. Sec. 3.3 has alpha_t = omega(t), so this is the next epoch's alpha.
+            # Departs from paper: Alg. 1 has omega(t) here; epoch 1 would then train with an alpha
+            # that the paper does not give. By Sec. 3.3, alpha_t = omega(t): this is epoch t + 1's.
             alpha = omega(min(t + 1, T), T)
 
         plateau.step(record["l_total"])
         record |= {"split": "val" if "val" in data else "test"}
-        record |= evaluate(model, scored, data["modalities"])
+        record |= evaluate(model, eval_batches, data["modalities"])
         run.save(record, alpha, model, optimizer, plateau)
 
 
 def make_optimizer(args, params):
-    """theta's optimizer, and what lowers its learning rate on a plateau (Sec. 4.1)."""
+    """theta's optimizer, and the scheduler that lowers its rate on a plateau (Sec. 4.1)."""
     if args.optimizer == "adam":
         optimizer = torch.optim.Adam(params, args.lr, weight_decay=args.weight_decay)
     else:
         optimizer = torch.optim.SGD(params, args.lr, 0.9, weight_decay=args.weight_decay)
-    # Paper silent: which loss's plateau, and how long. Here: that of the epoch's L_Total.
+    # Paper silent: which loss reaches a plateau, and for how long. Here: the epoch's mean L_Total.
     patience = args.plateau or args.epochs
     return optimizer, torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "min", 0.1, patience)
 
 
 def make_batches(args, data, device):
-    """The batches of theta's steps, of Eq. 3's inner and outer level, and those to evaluate."""
+    """Batches for theta's steps, for Eq. 3's inner and outer level, and for the evaluation."""
     rest = {"device": device, "workers": args.workers}
     theta = {"inner_iters": args.inner_iters, "shard": distributed.shard}
     batches = Batches(data["train"], args.batch_size, [args.seed], **rest, **theta)
     inner = Batches(data["train"], args.alpha_batch, [args.seed + 2**32], **rest)
     outer_data = data["val"] if args.outer == "held-out" else data["train"]
     outer = Batches(outer_data, args.alpha_batch, [args.seed + 2 * 2**32], **rest)
-    scored = eval_loader(
-        data.get("val", data["test"]), args.batch_size, **rest, shard=distributed.shard
-    )
-    return batches, inner, outer, scored
+    eval_data = data.get("val", data["test"])
+    eval_batches = eval_loader(eval_data, args.batch_size, **rest, shard=distributed.shard)
+    return batches, inner, outer, eval_batches
 
 
 def scores(logits, y):
@@ -148,9 +147,9 @@ def scores(logits, y):
 
 @torch.no_grad()
 def evaluate(model, loader, modalities):
-    """Scores of the fused model and of each modality on a split: {"fused" or modality: scores}.
+    """{"fused": scores, modality: scores, ..., "perf_gap": number} on the split of the loader.
 
-    And perf_gap: the best modality's ACC minus the worst's, in points (GAP of Table 3).
+    perf_gap is the best modality's ACC minus the worst's, in points (GAP of Table 3).
     """
     logits, labels, device = [], [], next(model.parameters()).device
     with eval_mode(model):
@@ -163,9 +162,14 @@ def evaluate(model, loader, modalities):
     logits = torch.cat([part for part, _ in parts], dim=1)  # (1 + m, n, c)
     labels = torch.cat([part for _, part in parts]).numpy()
     result = {name: scores(o, labels) for name, o in zip(["fused", *modalities], logits)}
-    # Departs from paper: Table 3's GAP is of MAP or F1; of ACC it is what Table 4 shows.
+    # Departs from paper: GAP in Table 3 is of MAP or F1; this one is of ACC, the scores of Table 4.
     accs = [result[name]["acc"] for name in modalities]
     return result | {"perf_gap": max(accs) - min(accs)}
+
+
+ENCODERS_HELP = f"one for all of {list(ENCODERS)}, or one each: resnet50,bert:FOLDER"
+METHODS = ["learning-based", *SCHEDULES, *BASELINES]
+OUTER, SPLITS = ["train", "held-out", "shared"], ["train", "val", "test"]
 
 
 @dataclasses.dataclass
@@ -174,7 +178,7 @@ class Settings:
 
     dataset: str = setting("keypad", "the data set", group="run", choices=DATASETS)
     method: str = setting(
-        "learning-based", "how alpha moves: a schedule, or with its number constant:0.5"
+        "learning-based", f"how alpha moves: {', '.join(METHODS)}; constant:0.5 has a number"
     )
     root: str = setting("", "folder of the data set; keypad needs none", changeable=True)
     out: str = setting("", "folder of the run (default runs/DATASET-METHOD-seedN)", changeable=True)
@@ -192,22 +196,22 @@ class Settings:
     optimizer: str = setting("sgd", "of theta", choices=["sgd", "adam"])
     lr: float = setting(0.02, "learning rate of theta", above=0)
     weight_decay: float = setting(1e-4, "of theta, in the inner problem of Eq. 2", least=0)
-    plateau: int = setting(0, "epochs without a lower L_Total until lr / 10; 0: never", least=0)
+    plateau: int = setting(0, "patience on a plateau of L_Total, then lr / 10; 0: never", least=0)
     val_fraction: float = setting(0.0, "part of the training split to hold out", least=0, most=1)
     encoders: str = setting("cnn", ENCODERS_HELP, group="model and losses")
     pretrained: bool = setting(False, "start ResNets from torchvision's ImageNet weights")
     fusion: str = setting("concat", "f", choices=FUSIONS)
-    # Paper silent: tau, and all settings of alpha. Chosen on a validation part: docs/RESULTS.md.
+    # Paper silent: tau, and all settings of alpha. How they were chosen: docs/RESULTS.md.
     tau: float = setting(0.1, "temperature of L_MM", above=0)
     smoothing: float = setting(0.0, "weight of uniform labels in L_CLS", least=0, most=1)
     alpha_0: float = setting(0.95, "alpha of epoch 1", group="learning-based", least=0, most=1)
     eta_alpha: float = setting(2.0, "learning rate of alpha", least=0)
     alpha_limit: float = setting(0.1, "the most that one update moves alpha", least=0, most=1)
     solver: str = setting("neumann", "inverse of the Hessian", choices=SOLVERS)
-    terms: int = setting(5, "terms of the solver", above=0)
+    terms: int = setting(5, "terms of the series, or iterations of cg", above=0)
     alpha_batch: int = setting(64, "samples in each batch of Eq. 3", least=2)
-    draws: int = setting(4, "batches that each gradient of Eq. 3 is the mean of", above=0)
-    outer: str = setting("train", "outer batches; shared: one for all of Eq. 3", choices=OUTER)
+    draws: int = setting(4, "batches averaged for v, and for c, in Eq. 3", above=0)
+    outer: str = setting("train", "v's batches; shared: one batch for v, c and H", choices=OUTER)
     device: str = setting("auto", "cpu, cuda, mps, auto", group="machine", changeable=True)
     workers: int = setting(0, "processes that read the data", least=0, changeable=True)
     bf16: bool = setting(False, "theta's steps in bfloat16; Eq. 3 stays in float32")
@@ -228,9 +232,9 @@ def check(args):
     if args.method.split(":")[0] in SCHEDULES:
         make_schedule(args.method)
     else:
-        cli.check_choice("method", args.method, ["learning-based", *BASELINES, *SCHEDULES])
+        cli.check_choice("method", args.method, METHODS)
     if args.outer != "train" and args.method != "learning-based":
-        hint = f"with {args.method} use --val-fraction 0.1"
+        hint = f"leave it out with {args.method}; --val-fraction holds samples out"
         raise ValueError(f"--outer {args.outer} is for learning-based; {hint}")
 
 

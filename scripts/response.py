@@ -154,7 +154,7 @@ class State:
                 lambda: self.losses(next(batches)),
                 self.params,
                 self.alpha,
-                damping=self.decay,
+                decay=self.decay,
                 rng=torch.Generator().manual_seed(int(rng.integers(2**40))),
                 **options,
             )
@@ -311,7 +311,7 @@ def table():
     def show(values):
         return "{:.3f} ± {:.3f}".format(*mean_and_error(values))
 
-    names = ["chosen", "shared", "eval", "before", "unrolled"]
+    names = ["chosen", "mean theta", "shared", "eval", "before", "unrolled"]
     rows = [
         [
             "network",
@@ -361,7 +361,7 @@ def compare(states, length):
         ]
     ]
     for name, (what, _) in ESTIMATORS.items():
-        values = [[v for v in r["estimates"][name] if v is not None] for r in states]
+        values = [[v for v in r["estimates"].get(name, []) if v is not None] for r in states]
         there = [k for k in clear if len(values[k]) > 1]
         if not there:
             continue

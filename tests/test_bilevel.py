@@ -250,7 +250,7 @@ def test_hypergradient_of_a_net_is_the_derivative_of_the_solved_problem(alpha):
         net.losses(net.split(net.solve(optimum, a, decay)))[0] for a in (alpha + eps, alpha - eps)
     )
     net.put(optimum)
-    value, report = eq_3(net, alpha, solver="cg", terms=300, damping=decay)
+    value, report = eq_3(net, alpha, solver="cg", terms=300, decay=decay)
     assert value == pytest.approx((above - below).item() / (2 * eps), rel=1e-6)
     assert report["note"] == ""
 
@@ -264,7 +264,7 @@ def test_hypergradient_of_a_net_equals_the_dense_hessian(alpha):
     damping = max(0.0, -smallest)
     step = 1 / (largest + damping)
     expected = -c @ series(H + damping * torch.eye(len(H), dtype=H.dtype), v, 5, step)
-    value, report = eq_3(net, alpha, terms=5, step=step, damping=damping)
+    value, report = eq_3(net, alpha, terms=5, step=step, decay=damping)
     assert smallest < 0
     assert value == pytest.approx(expected.item(), rel=1e-12)
     assert report["terms"] == 5 and report["note"] == ""
@@ -329,7 +329,7 @@ def test_hypergradient_with_batch_norm_is_the_derivative_of_the_solved_problem(a
         net.losses(net.split(net.solve(optimum, a, decay)))[0] for a in (alpha + eps, alpha - eps)
     )
     net.put(optimum)
-    value, report = eq_3(net, alpha, solver="cg", terms=400, damping=decay)
+    value, report = eq_3(net, alpha, solver="cg", terms=400, decay=decay)
     assert value == pytest.approx((above - below).item() / (2 * eps), rel=1e-6)
     assert report["note"] == ""
     assert all(torch.equal(a, b) for a, b in zip(before, net.norms.state_dict().values()))
@@ -575,10 +575,10 @@ def test_at_an_inner_optimum_alpha_can_only_fall(alpha, damping):
     q.put(q.solve(alpha))
     _, v = q.c_and_v()
     H = q.H(alpha) + damping * EYE
-    value, _ = eq_3(q, alpha, terms=2000, step=0.2, damping=damping)
+    value, _ = eq_3(q, alpha, terms=2000, step=0.2, decay=damping)
     assert value == pytest.approx((v @ torch.linalg.solve(H, v)).item() / alpha, rel=1e-9)
-    assert eq_3(q, alpha, terms=3, step=0.2, damping=damping)[0] > 0
-    assert eq_3(q, alpha, damping=damping)[0] > 0
+    assert eq_3(q, alpha, terms=3, step=0.2, decay=damping)[0] > 0
+    assert eq_3(q, alpha, decay=damping)[0] > 0
 
 
 def test_alpha_ends_at_0_or_at_the_held_out_optimum():
@@ -617,7 +617,7 @@ def test_hypergradient_leaves_no_trace(solver, batch_statistics):
     for _ in range(2):
         with eval_mode(net, batch_statistics):
             generator = torch.Generator().manual_seed(1)
-            options = dict(solver=solver, terms=4, damping=1e4, rng=generator)
+            options = dict(solver=solver, terms=4, decay=1e4, rng=generator)
             values.append(
                 hypergradient(lambda: losses()[0], losses, net.parameters(), 0.6, **options)
             )
@@ -673,7 +673,7 @@ def test_negative_curvature_is_damped(terms):
 def test_an_indefinite_hessian_can_be_damped_by_hand():
     """Damping above the most negative curvature is part of H, and the solver adds none."""
     q = Indefinite()
-    value, report = eq_3(q, 0.5, terms=400, damping=1.5)
+    value, report = eq_3(q, 0.5, terms=400, decay=1.5)
     c, v = q.c_and_v()
     expected = -c @ torch.linalg.solve(q.H(0.5) + 1.5 * EYE, v)
     assert report["damping"] == 0 and report["curvature"] == pytest.approx([0.5, 3.5], rel=1e-9)

@@ -113,7 +113,8 @@ def test_every_command_parses(script, arguments, monkeypatch, tmp_path):
     """Flags and method names exist; a shell variable is a seed, a method or a weight decay."""
     monkeypatch.setitem(losses.SCHEDULES, "linear", lambda t, T: 1 - t / T)  # as in the README
     monkeypatch.chdir(tmp_path)
-    values = {"$seed": "0", "$method": "heuristic", "$decay": "0.1", "$eta": "2", "DIR": ".", "NAME": "cremad"}
+    values = {"$seed": "0", "$method": "heuristic", "$decay": "0.1", "$eta": "2"}
+    values |= {"DIR": ".", "NAME": "cremad"}
     arguments = [values.get(a, a) for a in arguments]
     if script == "train.py":
         monkeypatch.setattr(train, "resumed_settings", lambda folder, given, _: given)

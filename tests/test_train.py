@@ -160,7 +160,7 @@ def test_each_factor_of_eq_3_has_batches_of_its_own(tiny_data, monkeypatch):
     assert len(calls) == 3 and len(set(seen)) == len(seen) == 18
     for *_, alpha, solver, terms, options in calls:
         assert (alpha, solver, terms) == (0.95, "neumann", 7)
-        assert options["damping"] == 0.2 and options["draws"] == 3
+        assert options["decay"] == 0.2 and options["draws"] == 3
 
 
 def test_a_shared_batch_is_the_same_for_every_factor(tiny_data, monkeypatch):

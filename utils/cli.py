@@ -105,7 +105,7 @@ def check(args):
 
 
 def parse(settings, argv, description):
-    """{name: value} of the given flags; a wrong flag exits with status 2 and one sentence."""
+    """{name: value} of the given flags; argparse exits with status 2 for a wrong flag."""
     group = parser = argparse.ArgumentParser(
         description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -117,7 +117,7 @@ def parse(settings, argv, description):
             group.add_argument(flag(f.name), action="store_true", default=None, help=text)
             continue
         if rules["choices"] is not None:
-            text += ": " + ", ".join(rules["choices"])
+            text += "; one of " + ", ".join(rules["choices"])
         if f.default != "":
             text += f" (default {f.default})"
         metavar = {str: "NAME", int: "N", float: "X"}[type(f.default)]
@@ -131,14 +131,15 @@ class one_sentence:
 
     program.status is the exit status: 0; 2 for wrong settings or data, 1 once program.started is
     set, 130 and 143 for the signals. Every other error is our fault and keeps its traceback.
-    errors: further classes of the user's errors; program.hints: {class: what to add to it};
-    program.quiet: whether another process says what is wrong before the start.
+    errors: further classes of the user's errors; program.stopped: a function that returns the
+    sentence for a signal; program.quiet: True on a rank that leaves errors before the start to
+    rank 0.
     """
 
     def __init__(self, name, *errors):
         self.name, self.errors = name, (OSError, FloatingPointError, RunError, *errors)
         self.status, self.started, self.quiet = 0, False, False
-        self.hints, self.stopped = {}, lambda: "stopped"
+        self.stopped = lambda: "stopped"
 
     def __enter__(self):
         self.main_thread = threading.current_thread() is threading.main_thread()
@@ -175,6 +176,4 @@ class one_sentence:
                     return advice
         if not isinstance(error, self.errors if self.started else (*self.errors, ValueError)):
             return None
-        last = re.sub(r"^[\w.]+Error: |^[\w.]*UnreadableFile: ", "", text.splitlines()[-1])
-        hints = [hint for kind, hint in self.hints.items() if isinstance(error, kind)]
-        return "; ".join([last, *hints])
+        return re.sub(r"^[\w.]+Error: |^[\w.]*UnreadableFile: ", "", text.splitlines()[-1])

@@ -2,9 +2,9 @@
 
 Each rank trains on its shard of every batch. L_MM is over the features of all ranks, gradients are
 averaged, and the scores are of the whole split, so that losses, alpha and parameters are those of
-one process on the whole batch. Batch norm alone sees a rank's own shard. Eq. 3 and alpha are
-computed alike on every rank. Without torchrun there is one rank, and every function here returns
-what it was given.
+one process on the whole batch. The exception is batch norm: it sees only the rank's own shard while
+theta trains. Every rank computes the same Eq. 3 on the same whole batches. Without torchrun there
+is one rank, and the functions below leave data and model as they are.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""A few products with a symmetric matrix H, put to all their uses (Lanczos).
+"""Lanczos: n products with a symmetric matrix H give a small tridiagonal T that replaces H.
 
-n products from a vector v give a small tridiagonal T that stands for H wherever only the first n
-powers of H matter: the terms of a series, an iterate of conjugate gradient, the extreme
-eigenvalues. Vectors are lists of tensors; product(u) returns H u.
+Starting from a vector v, T gives the same numbers as H where only v, H v, ..., H^n v matter: the
+terms of a series, an iterate of conjugate gradient. Its eigenvalues (Ritz values) estimate the
+extreme ones of H, from inside. Vectors are lists of tensors; product(u) returns H u.
 """
 
 import math
@@ -19,8 +19,8 @@ def lanczos(product, v, c, n):
     """(T, a) with c^T p(H) v = a^T p(T) e_1 for every polynomial p up to degree n, from n products.
 
     T (n + 1, n + 1) is tridiagonal, a (n + 1,); both are float64. T[n, n] would cost one more
-    product; it is 0, and no such p depends on it. If v spans only k <= n dimensions, T is (k, k),
-    and the equality holds for every p.
+    product; it is 0, and no such p depends on it. If v, H v, ... span only k <= n dimensions, T is
+    (k, k), and the equality holds for every p (in float32, rounding hides this and T stays larger).
     """
     T = torch.zeros(n + 1, n + 1, dtype=torch.float64)
     a = torch.zeros(n + 1, dtype=torch.float64)
@@ -41,19 +41,20 @@ def lanczos(product, v, c, n):
 
 
 def curvature(T, n):
-    """(smallest, largest) eigenvalue of T[:n, :n], which estimate those of H; nan for n = 0."""
+    """Smallest and largest eigenvalue of T[:n, :n], inside the spectrum of H; nan for n = 0."""
     if n == 0 or not T.isfinite().all():
         return math.nan, math.nan
     ritz = torch.linalg.eigvalsh(T[:n, :n]).tolist()
     return ritz[0], ritz[-1]
 
 
-def safe_step(T, n, step):
-    """A report with the step and damping that put I - step (H + damping I) between 0 and I.
+def step_and_damping(T, n, step):
+    """A report: the step and damping that put I - step (T_n + damping I) between 0 and I.
 
-    The damping cancels negative curvature: Eq. 3 is then that of the inner problem with the
-    proximal term damping / 2 |theta - theta_t|^2. A step that you give is used as it is, without
-    damping.
+    T_n is T[:n, :n]. H itself can have eigenvalues outside those of T_n, so that for a small n a
+    series in I - step (H + damping I) can still grow. The damping cancels the negative curvature of
+    T_n: Eq. 3 is then that of the inner problem with the proximal term
+    damping / 2 |theta - theta_t|^2. A given step is used as it is, without damping.
     """
     smallest, largest = curvature(T, n)
     damping = 0.0 if step else max(0.0, -smallest)

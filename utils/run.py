@@ -1,8 +1,8 @@
 """A run's folder: its log, its checkpoints, its lock; resuming and evaluating it.
 
-    RUN/log.jsonl    the settings; one line an epoch; the test scores RUN/t0007.pt     after epoch
-    7: parameters, buffers, optimizer, alpha, random states, settings, log RUN/.lock        held by
-    the process that writes into RUN
+RUN/log.jsonl    the settings; one line per epoch; the test scores
+RUN/t0007.pt     after epoch 7: parameters, buffers, optimizer, alpha, random states, settings, log
+RUN/.lock        held by the process that writes into RUN
 
 All files are written atomically. A checkpoint is torch.save's bytes and their SHA-256; it is loaded
 with weights_only=True, so that no code in it is ever run.
@@ -91,10 +91,10 @@ def load_checkpoint(folder, t=None):
     """The checkpoint after epoch t, or the last; RunError or FileNotFoundError in one sentence."""
     epochs = checkpoint_epochs(folder)
     if not epochs or t not in (None, *epochs):
-        what = f"only those of epochs {epochs}" if epochs else "none"
         wanted = "" if t is None else f" of epoch {t}"
+        what = f" (only of epochs {epochs})" if epochs else ""
         raise FileNotFoundError(
-            f"{folder} has no checkpoint{wanted}, {what}; give a folder that train.py wrote, or "
+            f"{folder} has no checkpoint{wanted}{what}; give a folder that train.py wrote, or "
             "train with a larger --keep"
         )
     path = checkpoint_path(folder, epochs[-1] if t is None else t)
@@ -117,7 +117,7 @@ def records_of(state):
 
 
 def load_state(state, **parts):
-    """Load a checkpoint into the parts of those names, model=...; RunError if they do not fit."""
+    """Load state["model"] into model=..., and so on; RunError if a part does not fit."""
     try:
         for name, part in parts.items():
             part.load_state_dict(state[name])
@@ -151,8 +151,10 @@ def best_epoch(records):
 
 
 def mean_losses(steps, t):
-    """The means of an epoch's losses, of steps' [L_Total, L_CLS, L_MM]; FloatingPointError if one
-    is not finite."""
+    """An epoch's mean losses; steps: for each step a tensor [L_Total, L_CLS, L_MM].
+
+    FloatingPointError if a loss is not finite.
+    """
     steps = distributed.all_reduce_mean(torch.stack(steps)).cpu()  # (Inner_Iters, 3)
     names = ["l_total", "l_cls", "l_mm"]
     bad = (~steps.isfinite()).any(1).nonzero()
@@ -240,9 +242,9 @@ class Run:
 
     @contextlib.contextmanager
     def started(self, data, model):
-        """From here on errors are the run's. Hold RUN/.lock, which a killed process releases.
+        """Hold RUN/.lock for the block; an error inside it has exit status 1, not 2.
 
-        Raises BlockingIOError where another process holds it.
+        A killed process releases the lock. BlockingIOError if another process holds it.
         """
         self.data, self.device = data, next(model.parameters()).device
         self.records = [self.first_record()]
@@ -264,7 +266,7 @@ class Run:
             yield
 
     def stopped(self):
-        """What a stopped run says."""
+        """The sentence for a run that was stopped by a signal."""
         if checkpoint_epochs(self.folder):
             return f"stopped; resume with: python train.py --resume {self.folder}"
         return "stopped before an epoch ended"
