@@ -153,6 +153,7 @@ def evaluate(model, loader, modalities):
     And perf_gap: the best modality's ACC minus the worst's, in points (GAP of Table 3).
     """
     logits, labels, device = [], [], next(model.parameters()).device
+    distributed.broadcast_buffers(model)
     with eval_mode(model):
         for *x, y in loader:
             z, _ = model([x_j.to(device, non_blocking=True) for x_j in x])

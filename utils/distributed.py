@@ -2,9 +2,9 @@
 
 Each rank trains on its shard of every batch. L_MM is over the features of all ranks, gradients are
 averaged, and the scores are of the whole split, so that losses, alpha and parameters are those of
-one process on the whole batch. Batch norm alone sees a rank's own shard. Eq. 3 and alpha are
-computed alike on every rank. Without torchrun there is one rank, and every function here returns
-what it was given.
+one process on the whole batch. Batch norm alone sees a rank's own shard; every rank evaluates with
+rank 0's running statistics, which the checkpoint has. Eq. 3 and alpha are computed alike on every
+rank. Without torchrun there is one rank, and every function here returns what it was given.
 """
 
 import os
@@ -80,6 +80,13 @@ def all_reduce_mean(x):
         dist.all_reduce(x)
         x /= world_size()
     return x
+
+
+def broadcast_buffers(model):
+    """Give every rank rank 0's buffers: batch norm's running statistics, which a checkpoint has."""
+    if world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def all_gather_object(item):
