@@ -9,8 +9,8 @@ python train.py --eval runs/RUN --split val         evaluate a run's model on an
 import dataclasses
 import functools
 import itertools
-import os
 import sys
+from collections import ChainMap
 
 import numpy as np
 import torch
@@ -24,9 +24,9 @@ from model import ENCODERS, FUSIONS, MultimodalModel, encoder_names
 from utils import cli, distributed
 from utils.cli import setting
 from utils.media import UnreadableFile
-from utils.run import Run, mean_losses, resumed_settings
+from utils.run import Run, check_together, mean_losses, resumed_settings
 
-ENCODERS_HELP = f"one for all of {list(ENCODERS)}, or one each: resnet50,bert:FOLDER"
+METHODS = ChainMap(SCHEDULES, BASELINES, {"learning-based": None})  # also what is added later
 OUTER, SPLITS = ["train", "held-out", "shared"], ["train", "val", "test"]
 
 
@@ -175,7 +175,7 @@ class Settings:
 
     dataset: str = setting("keypad", "the data set", group="run", choices=DATASETS)
     method: str = setting(
-        "learning-based", "how alpha moves: a schedule, or with its number constant:0.5"
+        "learning-based", "how alpha moves, like heuristic or constant:0.5", listed=METHODS
     )
     root: str = setting("", "folder of the data set; keypad needs none", changeable=True)
     out: str = setting("", "folder of the run (default runs/DATASET-METHOD-seedN)", changeable=True)
@@ -195,7 +195,9 @@ class Settings:
     weight_decay: float = setting(1e-4, "of theta, in the inner problem of Eq. 2", least=0)
     plateau: int = setting(0, "epochs without a lower L_Total until lr / 10; 0: never", least=0)
     val_fraction: float = setting(0.0, "part of the training split to hold out", least=0, most=1)
-    encoders: str = setting("cnn", ENCODERS_HELP, group="model and losses")
+    encoders: str = setting(
+        "cnn", "resnet18, or one each: cnn,bert:FOLDER", group="model and losses", listed=ENCODERS
+    )
     pretrained: bool = setting(False, "start ResNets from torchvision's ImageNet weights")
     fusion: str = setting("concat", "f", choices=FUSIONS)
     # Paper silent: tau, and all settings of alpha. Chosen on a validation part: docs/RESULTS.md.
@@ -218,6 +220,7 @@ class Settings:
 def parse(argv=None):
     """Settings from the flags and the data set's defaults, or of the run to resume or evaluate."""
     given = cli.parse(Settings, argv, __doc__)
+    check_together(given)
     if folder := given.get("resume") or given.get("eval"):
         return Settings(**resumed_settings(folder, given, Settings))
     return Settings(**defaults(given.get("dataset")) | given)
@@ -229,7 +232,7 @@ def check(args):
     if args.method.split(":")[0] in SCHEDULES:
         make_schedule(args.method)
     else:
-        cli.check_choice("method", args.method, ["learning-based", *BASELINES, *SCHEDULES])
+        cli.check_choice("method", args.method, METHODS)
     if args.outer != "train" and args.method != "learning-based":
         hint = f"with {args.method} use --val-fraction 0.1"
         raise ValueError(f"--outer {args.outer} is for learning-based; {hint}")
@@ -237,9 +240,6 @@ def check(args):
 
 def make_model(args, data):
     """The model on its device, with weights from the seed."""
-    if args.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(args.deterministic)
     torch.manual_seed(args.seed)
     kind, _ = BASELINES.get(args.method, (MultimodalModel, losses))
     names, rest = args.encoders, {"fusion": args.fusion, "pretrained": args.pretrained}
