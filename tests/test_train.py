@@ -618,6 +618,14 @@ def test_weights_that_are_not_finite_stop_the_run(tiny_data, monkeypatch, capsys
     assert "scores are not finite" in sentence(capsys)
 
 
+@pytest.mark.parametrize("name", ["bert", "clip"])
+def test_an_encoder_of_other_data_is_refused(tiny_data, capsys, name):
+    """Before anything is loaded or written: text encoders have no use for sounds of one channel."""
+    assert train.main(arguments_of(**QUICK, encoders=name, out="run")) == 2
+    assert "cannot encode this data set; choose other --encoders" in sentence(capsys)
+    assert not Path("run").exists()
+
+
 def linear(t, T):
     return 1 - t / T
 
