@@ -125,6 +125,7 @@ READERS = {"audio": sound, "video": clip, "image": picture, "text": text}
 READERS |= {"rgb": clip, "flow": flow, "depth": clip}
 CONVOLUTIONAL = ["cnn", "resnet18", "resnet50"]
 FITTING = {"text": ["bert", "clip"], "image": [*CONVOLUTIONAL, "clip"]}  # encoders of a modality
+BUILT_IN = [*CONVOLUTIONAL, "bert", "clip"]  # an encoder of your own can be for all but text
 
 
 def make_readers(modalities, encoders, seconds):
@@ -136,7 +137,7 @@ def make_readers(modalities, encoders, seconds):
     for modality, encoder in zip(modalities, encoders):
         name, _, source = encoder.partition(":")
         fitting = FITTING.get(modality, CONVOLUTIONAL)
-        if name not in fitting:
+        if name not in fitting and (name in BUILT_IN or modality == "text"):
             raise ValueError(f"encoder {name!r} cannot encode {modality}; choose from {fitting}")
         if modality == "text":
             options["text"] = {"tokenizer": media.load_tokenizer(source)}

@@ -113,8 +113,9 @@ def make_schedule(text):
             alpha = float(omega(t, T, **numbers))
             if math.isnan(alpha):
                 raise ValueError("nan")
-        except (ArithmeticError, ValueError, TypeError) as error:
-            what = f"schedule {text!r} does not return a number at t = {t} of T = {T} ({error})"
+        except Exception as error:  # of whoever wrote the schedule
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            what = f"schedule {text!r} does not return a number at t = {t} of T = {T} ({why})"
             raise FloatingPointError(what) from error
         return min(1.0, max(0.0, alpha))
 

@@ -87,7 +87,7 @@ def bert(channels, pretrained=False, source=""):
     """BERT (Sec. 4.1) by name or local folder: (B, 2, L) -> pooled first token (B, 768)."""
     from transformers import BertModel
 
-    net = load_model(BertModel, source or SOURCES["bert"])
+    net = load_model(BertModel, source or SOURCES["bert"], channels == 0)
     return Pretrained(net, "pooler_output"), net.config.hidden_size
 
 
@@ -96,7 +96,7 @@ def clip(channels, pretrained=False, source=""):
     from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
     kind = CLIPVisionModelWithProjection if channels else CLIPTextModelWithProjection
-    net = load_model(kind, source or SOURCES["clip"])
+    net = load_model(kind, source or SOURCES["clip"], channels in (0, 3))
     output = "image_embeds" if channels else "text_embeds"
     return Pretrained(net, output), net.config.projection_dim
 

@@ -1,7 +1,6 @@
 """Algorithm 1: train, evaluate, log; the command line (Alg. 1, Sec. 4.1).
 
 python train.py                                     keypad, learning-based
-python train.py --method heuristic --seed 1
 python train.py --resume runs/RUN                   resume a run
 python train.py --eval runs/RUN --split val         evaluate a run's model on any split
 """
@@ -9,8 +8,8 @@ python train.py --eval runs/RUN --split val         evaluate a run's model on an
 import dataclasses
 import functools
 import itertools
-import os
 import sys
+from collections import ChainMap
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from model import ENCODERS, FUSIONS, MultimodalModel, encoder_names
 from utils import cli, distributed
 from utils.cli import setting
 from utils.media import UnreadableFile
-from utils.run import Run, mean_losses, resumed_settings
+from utils.run import Run, check_together, mean_losses, resumed_settings
 
 
 def losses(z, logits, y, args):
@@ -152,6 +151,7 @@ def evaluate(model, loader, modalities):
     perf_gap is the best modality's ACC minus the worst's, in points (GAP of Table 3).
     """
     logits, labels, device = [], [], next(model.parameters()).device
+    distributed.broadcast_buffers(model)
     with eval_mode(model):
         for *x, y in loader:
             z, _ = model([x_j.to(device, non_blocking=True) for x_j in x])
@@ -167,8 +167,7 @@ def evaluate(model, loader, modalities):
     return result | {"perf_gap": max(accs) - min(accs)}
 
 
-ENCODERS_HELP = f"one for all of {list(ENCODERS)}, or one each: resnet50,bert:FOLDER"
-METHODS = ["learning-based", *SCHEDULES, *BASELINES]
+METHODS = ChainMap(SCHEDULES, BASELINES, {"learning-based": None})  # also what is added later
 OUTER, SPLITS = ["train", "held-out", "shared"], ["train", "val", "test"]
 
 
@@ -178,7 +177,7 @@ class Settings:
 
     dataset: str = setting("keypad", "the data set", group="run", choices=DATASETS)
     method: str = setting(
-        "learning-based", f"how alpha moves: {', '.join(METHODS)}; constant:0.5 has a number"
+        "learning-based", "how alpha moves, like heuristic or constant:0.5", listed=METHODS
     )
     root: str = setting("", "folder of the data set; keypad needs none", changeable=True)
     out: str = setting("", "folder of the run (default runs/DATASET-METHOD-seedN)", changeable=True)
@@ -198,7 +197,9 @@ class Settings:
     weight_decay: float = setting(1e-4, "of theta, in the inner problem of Eq. 2", least=0)
     plateau: int = setting(0, "patience on a plateau of L_Total, then lr / 10; 0: never", least=0)
     val_fraction: float = setting(0.0, "part of the training split to hold out", least=0, most=1)
-    encoders: str = setting("cnn", ENCODERS_HELP, group="model and losses")
+    encoders: str = setting(
+        "cnn", "resnet18, or one each: cnn,bert:FOLDER", group="model and losses", listed=ENCODERS
+    )
     pretrained: bool = setting(False, "start ResNets from torchvision's ImageNet weights")
     fusion: str = setting("concat", "f", choices=FUSIONS)
     # Paper silent: tau, and all settings of alpha. How they were chosen: docs/RESULTS.md.
@@ -221,6 +222,7 @@ class Settings:
 def parse(argv=None):
     """Settings from the flags and the data set's defaults, or of the run to resume or evaluate."""
     given = cli.parse(Settings, argv, __doc__)
+    check_together(given)
     if folder := given.get("resume") or given.get("eval"):
         return Settings(**resumed_settings(folder, given, Settings))
     return Settings(**defaults(given.get("dataset")) | given)
@@ -240,13 +242,9 @@ def check(args):
 
 def make_model(args, data):
     """The model on its device, with weights from the seed."""
-    if args.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(args.deterministic)
     torch.manual_seed(args.seed)
     kind, _ = BASELINES.get(args.method, (MultimodalModel, losses))
-    names, rest = args.encoders, {"fusion": args.fusion, "pretrained": args.pretrained}
-    model = kind(data["channels"], data["n_classes"], names, **rest)
+    model = kind(data["channels"], data["n_classes"], args.encoders, args.fusion, args.pretrained)
     layout = torch.channels_last if args.bf16 else torch.preserve_format
     return model.to(distributed.pick_device(args.device), memory_format=layout)
 

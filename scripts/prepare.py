@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from data import SETS, clip, flow, sound, spectrogram
 from utils.atomic import atomic, remove
+from utils.cli import advice
 from utils.files import PREPARED, find_samples
 from utils.media import (
     UnreadableFile,
@@ -311,6 +312,10 @@ def main(arguments=None):
         error, status = e, 2
     except (OSError, BrokenProcessPool) as e:
         error, status = e, 1
+    except RuntimeError as e:
+        error, status = advice(e), 1
+        if error is None:
+            raise
     else:
         return 0
     print(f"prepare: {error}", file=sys.stderr)

@@ -23,6 +23,7 @@ from conftest import SHARED, make_jpg, make_video, make_wav, needs_shared
 from PIL import Image
 
 import data
+import model
 import train
 from scripts import prepare
 from utils import annotations, files
@@ -986,7 +987,7 @@ def test_a_folder_without_frames_is_said(copied, capsys):
             ["--root", "nowhere"],
             "nowhere is not a folder; expected the folder of cremad; see docs/DATA.md",
         ),
-        (["--root", ""], "cremad needs --root"),
+        (["--root", ""], "--root is empty; give it a value, or leave it out"),
         (["--workers", "-1"], "--workers is -1, expected 0 or more"),
         (["--optimizer", "lbfgs"], "unknown optimizer 'lbfgs'"),
     ],
@@ -996,6 +997,34 @@ def test_what_does_not_fit_is_one_sentence(flags, said, copied, capsys):
     root, _ = copied("cremad", prepared=True)
     assert run("cremad", root, flags) == 2
     assert said in capsys.readouterr().err
+
+
+def test_an_encoder_of_your_own_reads_the_six_sets(copied, monkeypatch):
+    """An entry of ENCODERS is enough, in every modality but text."""
+    root, _ = copied("cremad", prepared=True)
+    monkeypatch.setitem(model.ENCODERS, "mine", model.cnn)
+    assert run("cremad", root, ["--encoders", "mine", "--method", "heuristic"]) == 0
+
+
+def test_a_home_without_a_cache_is_said_by_prepare(copied, monkeypatch, capsys):
+    """librosa's, which numba refuses to do without."""
+    root, _ = copied("cremad")
+    told = RuntimeError("cannot cache function 'f': no locator available for file 'x.py'")
+    monkeypatch.setattr(prepare, "prepare", lambda *_: (_ for _ in ()).throw(told))
+    assert prepare.main(["cremad", "--root", str(root)]) == 1
+    assert "set NUMBA_CACHE_DIR to a folder" in capsys.readouterr().err
+    monkeypatch.setattr(prepare, "prepare", lambda *_: (_ for _ in ()).throw(RuntimeError("x")))
+    with pytest.raises(RuntimeError):
+        prepare.main(["cremad", "--root", str(root)])
+
+
+def test_a_file_that_cannot_be_read_names_prepare(copied, capsys):
+    """It finds all such files at once."""
+    root, _ = copied("cremad", prepared=True)
+    for path in (root / "prepared/audio").glob("*.npy"):
+        path.write_bytes(b"")
+    assert run("cremad", root) in (1, 2)
+    assert f"python -m scripts.prepare cremad --root {root} finds" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("which", ["bert", "clip", "nowhere", "other"])

@@ -136,6 +136,16 @@ def test_two_processes_are_one(tmp_path, monkeypatch, flags):
         alike(tmp_path / "one", tmp_path / other)
 
 
+def test_two_processes_evaluate_one_model(tmp_path, monkeypatch):
+    """With batch norm, whose statistics each process has of its own shard: the last epoch's scores
+    are those of the checkpoint, to the last digit."""
+    monkeypatch.chdir(tmp_path)
+    done = torchrun(*FLAGS, "cnn", "--method", "heuristic", "--lr", "0.001", "--out", "two")
+    assert done.returncode == 0, done.stderr
+    *_, last, test = [json.loads(x) for x in Path("two/log.jsonl").read_text().splitlines()]
+    assert test["test"] == {name: last[name] for name in test["test"]}
+
+
 @pytest.mark.parametrize("batch", ["16", "3"])
 def test_a_batch_that_cannot_be_shared_is_refused(tiny_data, monkeypatch, capsys, batch):
     """One sentence before anything is written: 16 samples for three processes, or one for each."""

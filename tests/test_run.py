@@ -340,18 +340,190 @@ def test_the_log_begins_with_what_made_it(tiny_data):
     assert first["versions"]["git"].startswith(done.stdout.strip())
 
 
-def test_deterministic_asks_torch_for_it(tiny_data):
-    """On the CPU it changes no number."""
-    try:
+def test_deterministic_asks_torch_for_it(tiny_data, monkeypatch):
+    """During the run alone; on the CPU it changes no number."""
+    seen, real = [], torch.optim.SGD.step
+
+    def step(self):
+        name = "CUBLAS_WORKSPACE_CONFIG"
+        seen.append((torch.are_deterministic_algorithms_enabled(), os.environ.get(name)))
+        real(self)
+
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with monkeypatch.context() as watched:
+        watched.setattr(torch.optim.SGD, "step", step)
         start("a", "--deterministic")
-        assert torch.are_deterministic_algorithms_enabled()
-    finally:
-        torch.use_deterministic_algorithms(False)
+    assert set(seen) == {(True, ":4096:8")}
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
     start("b")
     assert (
         Path("a/log.jsonl").read_text().splitlines()[1:]
         == Path("b/log.jsonl").read_text().splitlines()[1:]
     )
+
+
+def test_a_users_own_deterministic_stays(tiny_data):
+    """A run without the flag changes nothing, a run with it puts back warn_only."""
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        for out, *flag in (["a"], ["b", "--deterministic"]):
+            start(out, "--epochs", "1", *flag)
+            assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--eval"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe\x00", b"[1]\n", b"3\n", b'{"settings": 1', b"{}\n"]
+)
+def test_a_log_that_is_none_is_said(tiny_data, capsys, flag, content):
+    """Empty, binary, truncated, another file's: one sentence, nothing written."""
+    start("run", "--method", "heuristic", "--epochs", "2")
+    Path("run/log.jsonl").write_bytes(content)
+    before = {p: p.read_bytes() for p in Path("run").iterdir()}
+    capsys.readouterr()
+    assert train.main([flag, "run"]) == 2
+    assert "run/log.jsonl is not a log of train.py; remove it" in said(capsys)
+    assert before == {p: p.read_bytes() for p in Path("run").iterdir()}
+
+
+def test_a_log_that_is_lost_is_written_again(tiny_data, monkeypatch):
+    """The checkpoint has a copy: --eval needs no log, --resume restores it."""
+    start("run", "--method", "heuristic")
+    log = Path("run/log.jsonl").read_bytes()
+    Path("run/log.jsonl").unlink()
+    assert train.main(["--eval", "run"]) == 0 and not Path("run/log.jsonl").exists()
+    assert train.main(["--resume", "run"]) == 0
+    assert Path("run/log.jsonl").read_bytes() == log
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"random": None},
+        {"random": {"cpu": torch.zeros(3), "cuda": []}},
+        {"alpha": None},
+        {"alpha": 2.0},
+        {"optimizer": None},
+        {"plateau": None},
+        {"t": 3},
+        {"log": ""},
+        {"log": '{"settings": {"seed": 0}, "samples": {}}\n'},
+    ],
+)
+@pytest.mark.parametrize("flag", ["--resume", "--eval"])
+def test_a_checkpoint_without_a_part_is_refused(tiny_data, capsys, change, flag):
+    """Its checksum is right, a key is missing or has another kind of value: one sentence."""
+    start("run", "--method", "heuristic")
+    state = runs.load_checkpoint("run") | change
+    rewritten(Path("run/t0004.pt"), {k: v for k, v in state.items() if v is not None})
+    log = Path("run/log.jsonl").read_bytes()
+    capsys.readouterr()
+    assert train.main([flag, "run"]) == 2
+    assert "t0004.pt is not a checkpoint of train.py" in said(capsys)
+    assert Path("run/log.jsonl").read_bytes() == log
+
+
+def test_a_run_of_another_version_is_refused(tiny_data, capsys):
+    """A setting that the run does not have would get today's default in silence."""
+    start("run", "--method", "heuristic")
+    state = runs.load_checkpoint("run")
+    first, *rest = map(json.loads, state["log"].splitlines())
+    del first["settings"]["draws"]
+    log = "".join(json.dumps(record) + "\n" for record in [first, *rest])
+    rewritten(Path("run/t0004.pt"), state | {"settings": first["settings"], "log": log})
+    Path("run/log.jsonl").write_text(log)
+    capsys.readouterr()
+    assert train.main(["--resume", "run"]) == 2
+    assert "other settings ['draws']" in said(capsys)
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        (["--resume", "run", "--eval", "run"], "--resume and --eval exclude each other"),
+        (["--resume", "run", "--out", "new"], "--resume and --out exclude each other"),
+        (["--resume", "run", "--overwrite"], "--resume and --overwrite exclude each other"),
+        (["--eval", "run", "--out", "new"], "--eval and --out exclude each other"),
+        (["--eval", "run", "--overwrite"], "--eval and --overwrite exclude each other"),
+        (["--resume", "run", "--split", "val"], "--split is for --eval"),
+        (["--split", "val"], "--split is for --eval"),
+        (["--resume", ""], "--resume is empty"),
+        (["--eval", ""], "--eval is empty"),
+        (["--out", ""], "--out is empty"),
+    ],
+)
+def test_flags_that_exclude_each_other_are_refused(tiny_data, capsys, flags, sentence):
+    """None of them is ignored in silence, and nothing is written."""
+    start("run", "--method", "heuristic")
+    before = {p: p.read_bytes() for p in Path("run").iterdir()}
+    capsys.readouterr()
+    assert train.main(flags) == 2
+    assert sentence in said(capsys)
+    assert before == {p: p.read_bytes() for p in Path("run").iterdir()}
+    assert not Path("new").exists() and not Path("runs").exists()
+
+
+def test_a_run_whose_checkpoints_were_deleted_is_not_resumable(tiny_data, capsys):
+    """The sentence does not propose what cannot be done."""
+    start("run", "--method", "heuristic")
+    for path in Path("run").glob("t*.pt"):
+        path.unlink()
+    capsys.readouterr()
+    assert start("run") == 2
+    message = said(capsys)
+    assert "holds a run already; choose another --out, or --overwrite it" in message
+
+
+def test_no_epoch_is_logged_before_its_checkpoint(tiny_data, monkeypatch):
+    """A kill between the two leaves a log that is resumed, never an epoch without a checkpoint."""
+    real, logged = runs.write_bytes, []
+
+    def write_bytes(path, content):
+        logged.append((path.name, len(content.splitlines()) if path.suffix == ".jsonl" else None))
+        real(path, content)
+
+    monkeypatch.setattr(runs, "write_bytes", write_bytes)
+    start("run", "--method", "heuristic", "--epochs", "2")
+    assert logged == [
+        ("log.jsonl", 1),
+        ("t0001.pt", None),
+        ("log.jsonl", 2),
+        ("t0002.pt", None),
+        ("log.jsonl", 3),
+        ("log.jsonl", 4),
+    ]
+
+
+def test_fewer_gpus_than_before_resume(tiny_data, monkeypatch):
+    """Of two random states of CUDA the first alone is put back where there is one GPU."""
+    start("run", "--method", "heuristic", "--epochs", "2")
+    state = runs.load_checkpoint("run")
+    states = [torch.zeros(16, dtype=torch.uint8), torch.ones(16, dtype=torch.uint8)]
+    rewritten(Path("run/t0002.pt"), state | {"random": state["random"] | {"cuda": states}})
+    put_back = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda s, i: put_back.append((i, s.sum())))
+    assert train.main(["--resume", "run", "--device", "cpu"]) == 0
+    assert put_back == [(0, 0)]
+
+
+def test_stopping_an_evaluation_proposes_no_resume(tiny_data, monkeypatch, capsys):
+    """There is nothing to resume."""
+    start("run", "--method", "heuristic")
+    capsys.readouterr()
+    monkeypatch.setattr(train, "evaluate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert train.main(["--eval", "run"]) == 130
+    assert said(capsys) == "stopped"
+
+
+def test_keep_can_be_any_number(tiny_data):
+    """A large one builds no list of that many epochs."""
+    assert start("run", "--method", "heuristic", "--keep", str(2**32 - 1)) == 0
+    assert runs.checkpoint_epochs("run") == [1, 2, 3, 4]
 
 
 @settings(max_examples=150, deadline=None)

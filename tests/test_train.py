@@ -4,8 +4,12 @@ import copy
 import dataclasses
 import json
 import math
+import os
+import re
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +20,7 @@ import train
 from bilevel import SOLVERS
 from data import eval_loader, load_data, paired
 from losses import SCHEDULES, make_schedule
-from model import ENCODERS, MultimodalModel
+from model import ENCODERS, FUSIONS, MultimodalModel
 from utils import cli, digits
 
 ROOT = Path(__file__).parents[1]
@@ -416,7 +420,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_data, monkeypatch, capsys)
         ("--method heuristic --outer shared", "--outer shared is for learning-based"),
         ("--alpha-0 1.5", "--alpha-0 is 1.5, expected 0 to 1"),
         ("--val-fraction 1", "leaves nothing to train on"),
-        ("--out file/run", "file"),
+        ("--out file/run", "the folder file/run cannot be made"),
+        ("--out file", "the folder file cannot be made"),
+        ("--epochs 9999999999", "--epochs is 9999999999, expected at most 4294967295"),
+        ("--inner-iters 99999999999999999999", "expected at most 4294967295"),
     ],
 )
 def test_bad_input_is_one_sentence(tiny_data, capsys, arguments, said):
@@ -609,6 +616,89 @@ def test_weights_that_are_not_finite_stop_the_run(tiny_data, monkeypatch, capsys
     monkeypatch.setattr(torch.optim.SGD, "step", step)
     assert train.main(["--dataset", "tiny", "--inner-iters", "1"]) == 1
     assert "scores are not finite" in sentence(capsys)
+
+
+@pytest.mark.parametrize("name", ["bert", "clip"])
+def test_an_encoder_of_other_data_is_refused(tiny_data, capsys, name):
+    """Before anything is loaded or written: text encoders have no use for sounds of one channel."""
+    assert train.main(arguments_of(**QUICK, encoders=name, out="run")) == 2
+    assert "cannot encode this data set; choose other --encoders" in sentence(capsys)
+    assert not Path("run").exists()
+
+
+def linear(t, T):
+    return 1 - t / T
+
+
+def global_state():
+    """All of the running Python that a call of main could leave changed."""
+    return {
+        "signals": [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)],
+        "streams": (sys.stdout, sys.stderr),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "grad": torch.is_grad_enabled(),
+        "environment": dict(os.environ),
+        "folder": os.getcwd(),
+    }
+
+
+def test_entries_made_in_a_notebook_are_choices(tiny_data, monkeypatch, capsys):
+    """A schedule, a fusion, a solver, a data set, an encoder, added after the import: each is run
+    twice and shown by --help, and nothing of the running Python is changed."""
+
+    def solver(product, v, c, terms, step=None, rng=None):
+        return 0.1, {"terms": 1, "step": None, "damping": 0.0, "curvature": [0.0, 0.0]}
+
+    monkeypatch.setitem(SCHEDULES, "my-method", linear)
+    monkeypatch.setitem(FUSIONS, "my-fusion", FUSIONS["sum"])
+    monkeypatch.setitem(SOLVERS, "my-solver", solver)
+    monkeypatch.setitem(train.DATASETS, "my-dataset", tiny_data)
+    monkeypatch.setitem(ENCODERS, "my-encoders", ENCODERS["cnn"])
+    before = global_state()
+    for kind in ("method", "fusion", "solver", "dataset", "encoders"):
+        settings = {kind: f"my-{kind}", "epochs": 2, "inner_iters": 2, "deterministic": True}
+        first = run(**settings)
+        assert run(**settings) == first and first[0]["settings"][kind] == f"my-{kind}"
+    assert global_state() == before
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    shown = capsys.readouterr().out
+    for kind in ("method", "fusion", "solver", "dataset", "encoders"):
+        assert re.search(rf"--{kind} NAME .*, my-{kind}\b", shown), kind
+    for method in METHODS:
+        assert re.search(rf"--method NAME .*\b{method}\b", shown), method
+
+
+def test_main_works_in_any_thread(tiny_data):
+    """A notebook's server may call it from one that is not the main one."""
+    statuses = []
+    flags = arguments_of(**QUICK, method="heuristic", out="run", workers=1)
+    thread = threading.Thread(target=lambda: statuses.append(train.main(flags)))
+    thread.start()
+    thread.join()
+    assert statuses == [0]
+
+
+@pytest.mark.parametrize(
+    "omega",
+    [
+        lambda t, T: 1 / (t - 2) if t > 1 else 1,
+        lambda t, T: {1: 1}[t],
+        lambda t, T: [1][t - 1],
+        lambda t, T: None if t > 1 else 1,
+        lambda t, T: math.nan if t > 1 else 1,
+        lambda t, T: t.real.missing if t > 1 else 1,
+        lambda t, T: exec("raise ValueError('two' + chr(10) + 'lines')") if t > 1 else 1,
+    ],
+)
+def test_a_schedule_that_fails_is_one_sentence(tiny_data, monkeypatch, capsys, omega):
+    """It names the schedule and the epoch, whatever the student's function raises; the next run
+    works."""
+    monkeypatch.setitem(SCHEDULES, "broken", omega)
+    assert train.main(arguments_of(**QUICK, method="broken", out="run")) == 1
+    assert "schedule 'broken' does not return a number at t = 2 of T = 3 (" in sentence(capsys)
+    assert run(method="heuristic", out="next")
 
 
 def test_train_py_is_a_program(tmp_path):

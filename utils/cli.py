@@ -14,20 +14,26 @@ import sys
 import threading
 from dataclasses import field
 
-# What a library says, and what the user can do about it.
+# What a library says, and what the user can do about it. The first pattern that is found counts.
 ADVICE = {
-    r"shared memory|bus error|No space left on device.*/shm": "the readers have no room in shared "
-    "memory; choose --workers 0, or start the container with a larger one (docker: --shm-size 8g)",
+    r"too many open files|received \d+ items of ancdata": "too many open files; choose --workers "
+    "0, or raise the limit: ulimit -n 4096",
+    r"shared memory|bus error|</torch_.*No space left on device": "the readers have no room in "
+    "shared memory; choose --workers 0, or start the container with a larger one (docker: "
+    "--shm-size 8g)",
     r"out of memory|not enough memory|allocate|MemoryError": "out of memory; choose a smaller "
     "--batch-size or --alpha-batch, or --bf16 on a GPU",
-    r"DataLoader worker .*(killed|exited)|Connection reset|EOFError": "a process that reads the "
-    "data was killed, most likely for lack of memory; choose fewer --workers or a smaller "
+    r"DataLoader worker .*(killed|exited)|^ConnectionResetError|^EOFError": "a process that reads "
+    "the data was killed, most likely for lack of memory; choose fewer --workers or a smaller "
     "--batch-size",
-    r"Too many open files": "too many open files; choose --workers 0, or raise the limit: "
-    "ulimit -n 4096",
+    r"can't start new thread|Resource temporarily unavailable": "too many processes or threads; "
+    "choose fewer --workers",
     r"cannot cache function|no locator available": "librosa found no folder for its cache; set "
     "NUMBA_CACHE_DIR to a folder that you may write to",
 }
+
+
+LARGEST = 2**32 - 1  # of every whole number: torch's seeds and Python's len() allow no larger ones
 
 
 class RunError(ValueError):
@@ -35,15 +41,25 @@ class RunError(ValueError):
 
 
 def setting(
-    default, text, group=None, choices=None, least=None, above=None, most=math.inf, changeable=False
+    default,
+    text,
+    group=None,
+    choices=None,
+    listed=None,
+    least=None,
+    above=None,
+    most=math.inf,
+    changeable=False,
 ):
     """A field of a settings class.
 
     text, group: its help, and the title under which --help shows it and the fields after it.
-    choices: its possible values, a list or a dict; least, above, most: its range, above excluding
-    the number itself. changeable: whether it may change on resume.
+    choices: its possible values, a list or a dict; listed: those that --help shows, where the value
+    can be more than one of them. least, above, most: its range, above excluding the number itself.
+    changeable: whether it may change on resume.
     """
     rules = {"help": text, "group": group, "choices": choices, "least": least, "above": above}
+    rules |= {"listed": choices if listed is None else listed}
     return field(default=default, metadata=rules | {"most": most, "changeable": changeable})
 
 
@@ -102,10 +118,15 @@ def check(args):
             if most < math.inf:
                 expected = f"{least} to {most}"
             raise ValueError(f"{flag(f.name)} is {value}, expected {expected}")
+        if isinstance(value, int) and value > LARGEST:
+            raise ValueError(f"{flag(f.name)} is {value}, expected at most {LARGEST}")
 
 
 def parse(settings, argv, description):
-    """{name: value} of the given flags; argparse exits with status 2 for a wrong flag."""
+    """{name: value} of the given flags; argparse exits with status 2 for a wrong flag.
+
+    ValueError for an empty value: of `--resume "$RUN"` with an unset RUN it would make a new run.
+    """
     group = parser = argparse.ArgumentParser(
         description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -116,14 +137,35 @@ def parse(settings, argv, description):
         if isinstance(f.default, bool):
             group.add_argument(flag(f.name), action="store_true", default=None, help=text)
             continue
-        if rules["choices"] is not None:
-            text += "; one of " + ", ".join(rules["choices"])
+        if rules["listed"] is not None:
+            text += "; one of " + ", ".join(rules["listed"])
         if f.default != "":
             text += f" (default {f.default})"
         metavar = {str: "NAME", int: "N", float: "X"}[type(f.default)]
         group.add_argument(flag(f.name), type=type(f.default), help=text, metavar=metavar)
     given = vars(parser.parse_args(argv)).items()
+    for name, value in given:
+        if value == "":
+            raise ValueError(f"{flag(name)} is empty; give it a value, or leave it out")
     return {name: value for name, value in given if value is not None}
+
+
+def symptom(error):
+    """What ADVICE is looked up for: the class and the text of an error of the machine, else "".
+
+    Of an OSError only what follows its [Errno N]: the rest has paths, which can hold any word.
+    """
+    name = type(error).__name__
+    if isinstance(error, OSError):
+        return " ".join([name, *re.findall(r"\[Errno \d+\] ([\w ]+)", str(error))])
+    machine = isinstance(error, (RuntimeError, MemoryError, EOFError))
+    return f"{name}: {error}" if machine else ""
+
+
+def advice(error):
+    """What ADVICE has for an error, or None."""
+    text = symptom(error)
+    return next((ADVICE[x] for x in ADVICE if re.search(x, text, re.I | re.S)), None)
 
 
 class one_sentence:
@@ -131,7 +173,8 @@ class one_sentence:
 
     program.status is the exit status: 0; 2 for wrong settings or data, 1 once program.started is
     set, 130 and 143 for the signals. Every other error is our fault and keeps its traceback.
-    errors: further classes of the user's errors; program.stopped: a function that returns the
+    errors: further classes of the user's errors; program.hints: {class: what to add to it};
+    program.stopped: a function that returns the
     sentence for a signal; program.quiet: True on a rank that leaves errors before the start to
     rank 0.
     """
@@ -139,7 +182,7 @@ class one_sentence:
     def __init__(self, name, *errors):
         self.name, self.errors = name, (OSError, FloatingPointError, RunError, *errors)
         self.status, self.started, self.quiet = 0, False, False
-        self.stopped = lambda: "stopped"
+        self.hints, self.stopped = {}, lambda: "stopped"
 
     def __enter__(self):
         self.main_thread = threading.current_thread() is threading.main_thread()
@@ -170,10 +213,10 @@ class one_sentence:
             self.status = 128 + (error.args[0] if error.args else signal.SIGINT)
             return self.stopped()
         text = str(error).strip()
-        if isinstance(error, (RuntimeError, OSError, MemoryError, EOFError)):
-            for pattern, advice in ADVICE.items():
-                if re.search(pattern, f"{type(error).__name__}: {text}", re.I | re.S):
-                    return advice
+        if told := advice(error):
+            return told
         if not isinstance(error, self.errors if self.started else (*self.errors, ValueError)):
             return None
-        return re.sub(r"^[\w.]+Error: |^[\w.]*UnreadableFile: ", "", text.splitlines()[-1])
+        last = re.sub(r"^[\w.]+Error: |^[\w.]*UnreadableFile: ", "", text.splitlines()[-1])
+        hints = [hint for kind, hint in self.hints.items() if isinstance(error, kind)]
+        return "; ".join([last, *hints])

@@ -3,8 +3,9 @@
 Each rank trains on its shard of every batch. L_MM is over the features of all ranks, gradients are
 averaged, and the scores are of the whole split, so that losses, alpha and parameters are those of
 one process on the whole batch. The exception is batch norm: it sees only the rank's own shard while
-theta trains. Every rank computes the same Eq. 3 on the same whole batches. Without torchrun there
-is one rank, and the functions below leave data and model as they are.
+theta trains; every rank evaluates with rank 0's running statistics, which the checkpoint has. Every
+rank computes the same Eq. 3 on the same whole batches. Without torchrun there is one rank, and the
+functions below leave data and model as they are.
 """
 
 import os
@@ -80,6 +81,13 @@ def all_reduce_mean(x):
         dist.all_reduce(x)
         x /= world_size()
     return x
+
+
+def broadcast_buffers(model):
+    """Give every rank rank 0's buffers: batch norm's running statistics, which a checkpoint has."""
+    if world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def all_gather_object(item):

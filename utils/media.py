@@ -209,8 +209,13 @@ def load_tokenizer(source):
     return load_pretrained(AutoTokenizer, source)
 
 
-def load_model(kind, source):
-    """A pretrained model of transformers with all its weights; it can be differentiated twice."""
+def load_model(kind, source, fits=True):
+    """A pretrained model of transformers with all its weights; it can be differentiated twice.
+
+    fits: whether it can encode the data; ValueError if not.
+    """
+    if not fits:
+        raise ValueError(f"{kind.__name__} cannot encode this data set; choose other --encoders")
     # The fused attention kernels have no second derivative, which Eq. 3 needs.
     options = {"attn_implementation": "eager", "output_loading_info": True}
     net, found = load_pretrained(kind, source, **options)

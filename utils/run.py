@@ -27,8 +27,31 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from utils import cli, distributed
+from utils.annotations import LISTS
 from utils.atomic import atomic, remove
 from utils.cli import RunError
+from utils.media import UnreadableFile
+
+UNRECORDED = ("out", "overwrite", "resume", "eval", "split", "keep")  # not in a run's settings
+
+
+@contextlib.contextmanager
+def deterministic_kernels(wanted):
+    """If wanted, only deterministic kernels inside the block; as it was before after it."""
+    if not wanted:
+        yield
+        return
+    name, usual = "CUBLAS_WORKSPACE_CONFIG", os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    os.environ.setdefault(name, ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        if usual is None:
+            os.environ.pop(name, None)
 
 
 @contextlib.contextmanager
@@ -105,10 +128,20 @@ def load_checkpoint(folder, t=None):
         )
     try:
         state = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
-        state["t"], state["settings"]["seed"], state["model"], records_of(state)[0]["settings"]
+        check_state(state)
     except Exception as error:  # weights_only refuses in many ways
         raise RunError(f"{path} is not a checkpoint of train.py; no code in it was run") from error
     return state
+
+
+def check_state(state):
+    """Raise some error for a state without the parts that resuming and evaluating use."""
+    first, *records = records_of(state)
+    first["settings"]["seed"], first["samples"], state["settings"]["seed"], best_epoch(records)
+    state["model"], state["optimizer"], state["plateau"], state["random"]["cuda"]
+    torch.Generator().set_state(state["random"]["cpu"])
+    if records[-1]["t"] != state["t"] or not 0 <= state["alpha"] <= 1:
+        raise ValueError
 
 
 def records_of(state):
@@ -121,7 +154,7 @@ def load_state(state, **parts):
     try:
         for name, part in parts.items():
             part.load_state_dict(state[name])
-    except (RuntimeError, KeyError, ValueError) as error:
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         what = "the checkpoint belongs to another model or data set; nothing was written"
         raise RunError(what) from error
 
@@ -167,19 +200,44 @@ def mean_losses(steps, t):
     return dict(zip(names, steps.mean(0).tolist()))
 
 
+def check_together(given):
+    """Raise ValueError for flags, {name: value}, that exclude each other."""
+    modes = [name for name in ("resume", "eval") if name in given]
+    for name in modes:
+        for other in ("eval", "out", "overwrite"):
+            if other in given and other != name:
+                a, b = cli.flag(name), cli.flag(other)
+                raise ValueError(f"{a} and {b} exclude each other; leave one of them out")
+    if "split" in given and "eval" not in given:
+        raise ValueError("--split is for --eval; leave it out")
+
+
+def first_settings(folder):
+    """The settings in the first line of a run's log, None without a log; RunError if damaged."""
+    path = Path(folder) / "log.jsonl"
+    try:
+        return json.loads(path.read_bytes().split(b"\n")[0])["settings"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        what = f"{path} is not a log of train.py; remove it, the checkpoint has a copy"
+        raise RunError(what) from error
+
+
 def resumed_settings(folder, given, settings_class):
     """A run's settings, {name: value}, to resume or evaluate it with the flags `given`.
 
     Raises ValueError for a flag that would make it another run, RunError if the folder's checkpoint
     and log do not belong together or come from another version.
     """
-    settings, log = load_checkpoint(folder)["settings"], Path(folder) / "log.jsonl"
-    first = log.read_text().split("\n")[0] if log.is_file() else ""
-    if json.loads(first or "{}").get("settings") != settings:
+    settings = load_checkpoint(folder)["settings"]
+    if first_settings(folder) not in (None, settings):
+        log = Path(folder) / "log.jsonl"
         raise RunError(f"the checkpoint in {folder} and {log} belong to different runs")
-    if unknown := set(settings) - {f.name for f in dataclasses.fields(settings_class)}:
+    expected = {f.name for f in dataclasses.fields(settings_class)} - {*UNRECORDED}
+    if other := expected ^ set(settings):
         raise RunError(
-            f"{folder} has unknown settings {sorted(unknown)}; use its version of train.py"
+            f"{folder} comes from a train.py with other settings {sorted(other)}; use that version"
         )
     for name, value in given.items():
         if name not in cli.changeable(settings_class) and value != settings.get(name):
@@ -239,6 +297,10 @@ class Run:
         self.writes = distributed.rank() == 0
         program.quiet = not self.writes
         self.no_bar = None if self.writes else True  # None: a progress bar only on a terminal
+        if args.dataset in LISTS:
+            command = f"python -m scripts.prepare {args.dataset} --root {args.root}"
+            hint = f"{command} finds all such files, and they are left out"
+            program.hints[UnreadableFile] = hint
 
     @contextlib.contextmanager
     def started(self, data, model):
@@ -248,25 +310,38 @@ class Run:
         """
         self.data, self.device = data, next(model.parameters()).device
         self.records = [self.first_record()]
-        if not self.args.eval and self.writes:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        writes = self.writes and not self.args.eval
+        if writes:
+            self.make_folder()
         self.program.started = True
         self.program.stopped = self.stopped
-        if self.args.eval or not self.writes:
+        lock = self.lock() if writes else contextlib.nullcontext()
+        with lock, deterministic_kernels(self.args.deterministic):
             yield
-            return
+
+    def make_folder(self):
+        """The folder itself; OSError in one sentence."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            what = f"the folder {self.folder} cannot be made ({error.strerror})"
+            raise OSError(f"{what}; choose another --out") from error
+
+    def lock(self):
+        """RUN/.lock, acquired; BlockingIOError where another process holds it."""
         try:
             lock = FileLock(self.folder / ".lock").acquire(timeout=0)
         except Timeout as error:
             what = f"another process writes into {self.folder}; choose another --out"
             raise BlockingIOError(what) from error
-        with lock:
-            for part in self.folder.glob(".part-*"):  # left by a process that was killed
-                remove(part)
-            yield
+        for part in self.folder.glob(".part-*"):  # left by a process that was killed
+            remove(part)
+        return lock
 
     def stopped(self):
         """The sentence for a run that was stopped by a signal."""
+        if self.args.eval:
+            return "stopped"
         if checkpoint_epochs(self.folder):
             return f"stopped; resume with: python train.py --resume {self.folder}"
         return "stopped before an epoch ended"
@@ -275,7 +350,7 @@ class Run:
         """What a log begins with: settings, modalities, sample counts, device, versions."""
         samples = {s: len(self.data[s]) for s in ("train", "val", "test") if s in self.data}
         settings = dataclasses.asdict(self.args)
-        for name in ("out", "overwrite", "resume", "eval", "split", "keep"):
+        for name in UNRECORDED:
             del settings[name]
         return {
             "settings": settings,
@@ -286,12 +361,13 @@ class Run:
             "versions": versions(),
         }
 
+    def log_text(self):
+        """What log.jsonl holds."""
+        return "".join(json.dumps(record) + "\n" for record in self.records)
+
     def write_log(self):
-        """Write log.jsonl; returns its text."""
-        text = "".join(json.dumps(record) + "\n" for record in self.records)
         if self.writes:
-            write_bytes(self.folder / "log.jsonl", text.encode())
-        return text
+            write_bytes(self.folder / "log.jsonl", self.log_text().encode())
 
     def resume(self, alpha, model, optimizer, plateau):
         """(first epoch, its alpha): 1 and the given alpha in a new run, or the checkpoint's."""
@@ -332,13 +408,15 @@ class Run:
         tqdm.write(epoch_line(record, self.data["modalities"], self.args.epochs))
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         state = {"t": record["t"], "alpha": alpha, "settings": self.records[0]["settings"]}
-        state |= {"random": {"cpu": torch.get_rng_state(), "cuda": cuda}, "log": self.write_log()}
+        state |= {"random": {"cpu": torch.get_rng_state(), "cuda": cuda}, "log": self.log_text()}
         parts = {"model": model, "optimizer": optimizer, "plateau": plateau}
         state |= {name: part.state_dict() for name, part in parts.items()}
         if self.writes:
             t = record["t"]
-            kept = {best_epoch(self.records), *range(t - self.args.keep, t)}
+            kept = {best_epoch(self.records), *range(max(1, t - self.args.keep), t)}
+            # Before the log: a log with an epoch and no checkpoint could not be resumed.
             save_checkpoint(self.folder, state, kept)
+        self.write_log()
 
     def load_best(self, model):
         """Load the weights of the epoch to test into the model; returns that epoch."""
@@ -368,10 +446,10 @@ def folder_of(args):
     folder = Path(args.resume or args.eval or args.out or f"runs/{name}")
     log = folder / "log.jsonl"
     epochs = len(log.read_bytes().splitlines()) - 1 if log.is_file() else 0
-    holds = bool(checkpoint_epochs(folder)) or epochs > 0
-    if holds and not (args.overwrite or args.resume or args.eval):
+    resumable = bool(checkpoint_epochs(folder))
+    if (resumable or epochs > 0) and not (args.overwrite or args.resume or args.eval):
+        resume = f"resume it with --resume {folder}, " if resumable else ""
         raise FileExistsError(
-            f"{folder} holds a run already; resume it with --resume {folder}, choose another "
-            "--out, or --overwrite it"
+            f"{folder} holds a run already; {resume}choose another --out, or --overwrite it"
         )
     return folder

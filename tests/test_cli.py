@@ -1,0 +1,131 @@
+"""utils/cli.py: the errors of the machine, each as one sentence that names a flag."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny
+
+import data
+import train
+from data import Samples
+from utils.cli import one_sentence
+
+FLAGS = ["--dataset", "tiny", "--epochs", "2", "--batch-size", "16", "--out", "run"]
+MEMORY, SHARED, KILLED = "out of memory; choose", "no room in shared memory", "reads the data was"
+FILES, CACHE, PROCESSES = "too many open files; choose", "NUMBA_CACHE_DIR", "fewer --workers"
+
+
+def of_a_worker(kind, last):
+    """As a DataLoader raises what a worker raised."""
+    text = (
+        f"Caught {kind.__name__} in DataLoader worker process 0.\nOriginal Traceback (most recent"
+    )
+    return kind(f'{text} call last):\n  File "x.py", line 1, in x\n{last}\n')
+
+
+ERRORS = [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"), MEMORY),
+    (MemoryError(), MEMORY),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to"), MEMORY),
+    (OSError(12, "Cannot allocate memory"), MEMORY),
+    (of_a_worker(MemoryError, "MemoryError"), MEMORY),
+    (RuntimeError("unable to write to file </torch_1_2_0>: No space left on device (28)"), SHARED),
+    (
+        of_a_worker(
+            RuntimeError,
+            "RuntimeError: unable to write to file </torch_1_2_0>: No space left on device (28)",
+        ),
+        SHARED,
+    ),
+    (RuntimeError("DataLoader worker (pid 1) is killed by signal: Bus error. It is"), SHARED),
+    (RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. "), KILLED),
+    (RuntimeError("DataLoader worker (pid(s) 1, 2) exited unexpectedly"), KILLED),
+    (ConnectionResetError(104, "Connection reset by peer"), KILLED),
+    (EOFError(), KILLED),
+    (OSError(24, "Too many open files"), FILES),
+    (of_a_worker(OSError, "OSError: [Errno 24] Too many open files: '/x/y'"), FILES),
+    (RuntimeError("received 0 items of ancdata"), FILES),
+    (
+        RuntimeError("unable to open shared memory object </torch_1>: Too many open files (24)"),
+        FILES,
+    ),
+    (RuntimeError("cannot cache function 'f': no locator available for file 'x.py'"), CACHE),
+    (BlockingIOError(11, "Resource temporarily unavailable"), PROCESSES),
+    (RuntimeError("can't start new thread"), PROCESSES),
+    # A path can hold any word, and a download's connection is not a worker's.
+    (FileNotFoundError("/data/allocated/shared memory is not a folder"), "is not a folder"),
+    (FileNotFoundError(2, "No such file or directory", "/allocate"), "No such file"),
+    (OSError("<urlopen error [Errno 104] Connection reset by peer>"), "urlopen error"),
+]
+
+
+@pytest.mark.parametrize("error, expected", ERRORS, ids=lambda x: str(x)[:40].split("\n")[0])
+def test_an_error_of_the_machine_names_the_flag(error, expected, capsys):
+    """One line on stderr, and a status."""
+    with one_sentence("train.py") as program:
+        program.started = True
+        raise error
+    assert program.status == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and expected in message
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), TypeError("allocate"), RuntimeError("shape")])
+def test_a_fault_of_the_code_keeps_its_traceback(error):
+    """Also where its text has a word that the machine's errors have."""
+    with pytest.raises(type(error)), one_sentence("train.py") as program:
+        program.started = True
+        raise error
+
+
+@pytest.mark.parametrize("where", ["inner_step", "hypergradient", "scores", "make_model"])
+def test_no_memory_is_said_wherever_it_ends(tiny_data, monkeypatch, capsys, where):
+    """In a step, in Eq. 3, in the evaluation, before the start."""
+
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    if where == "inner_step":
+        monkeypatch.setattr(torch.optim.SGD, "step", fail)
+    else:
+        monkeypatch.setattr(train, where, fail)
+    assert train.main(FLAGS) == (2 if where == "make_model" else 1)
+    assert MEMORY in capsys.readouterr().err
+
+
+def test_a_killed_reader_is_said(tiny_data, monkeypatch, capsys):
+    """A worker that the system kills, as it does for lack of memory."""
+
+    class Killed(Samples):
+        def __getitem__(self, key):
+            if torch.utils.data.get_worker_info():
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__getitem__(key)
+
+    def killed(*_):
+        full = tiny()
+        train_split = full["train"]
+        return full | {"train": Killed(train_split.sources, train_split.y, train_split.readers)}
+
+    monkeypatch.setitem(data.DATASETS, "tiny", killed)
+    assert train.main([*FLAGS, "--workers", "1"]) == 1
+    assert KILLED in capsys.readouterr().err
+
+
+def test_an_evaluation_keeps_no_file_of_a_reader_open(tiny_data):
+    """As many batches as there are samples: their labels are copies, which need no open file."""
+    loader = data.eval_loader(tiny(n=300)["train"], 1, "cpu", workers=1)
+    model = train.MultimodalModel([1, 2], 3)
+    opened = []
+
+    class Counting:
+        def __iter__(self):
+            for batch in loader:
+                opened.append(len(os.listdir("/proc/self/fd")))
+                yield batch
+
+    train.evaluate(model, Counting(), ["image", "sound"])
+    assert len(opened) == 300 and np.ptp(opened) < 100
