@@ -46,6 +46,7 @@ def test_unrolling_is_the_derivative_of_training(state, monkeypatch):
         state.train(alpha, iter(fixed), 5)
         with torch.no_grad():
             after.append(sum(state.losses(batch)[0].item() for batch in fixed[5:]) / 4)
+    state.restore(start)
     assert value == pytest.approx((after[0] - after[1]) / 2e-3, rel=0.05)
 
 
