@@ -84,8 +84,7 @@ def spectrogram(wave, seconds):
 
 
 # A reader is called as (source, seed). Without a seed nothing is augmented; with one, the
-# augmentation is a function of the seed alone. Images stay uint8 and sounds float16, which the
-# encoders convert.
+# augmentation is a function of the seed. Images stay uint8, sounds float16: see normalize.
 
 
 def identity(x, seed=None):

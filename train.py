@@ -1,8 +1,7 @@
 """Algorithm 1: train, evaluate, log; the command line (Alg. 1, Sec. 4.1).
 
 python train.py                                     keypad, learning-based
-python train.py --resume runs/RUN                   resume a run
-python train.py --eval runs/RUN --split val         evaluate a run's model on any split
+python train.py --resume runs/RUN                   resume a run; --eval evaluates it
 """
 
 import dataclasses
@@ -10,6 +9,9 @@ import functools
 import itertools
 import sys
 from collections import ChainMap
+
+if __name__ == "__main__":  # Ctrl-C during the slow imports below gives no traceback
+    __import__("utils.interrupt")
 
 import numpy as np
 import torch
@@ -20,9 +22,8 @@ from bilevel import SOLVERS, eval_mode, hypergradient
 from data import DATASETS, Batches, defaults, eval_loader, load_data
 from losses import SCHEDULES, classification_loss, make_schedule, modality_matching_loss, total_loss
 from model import ENCODERS, FUSIONS, MultimodalModel, encoder_names
-from utils import cli, distributed
+from utils import cli, distributed, media
 from utils.cli import setting
-from utils.media import UnreadableFile
 from utils.run import Run, check_together, mean_losses, resumed_settings
 
 
@@ -251,7 +252,7 @@ def make_model(args, data):
 
 def main(argv=None):
     """Train or evaluate; returns the exit status: 0, 1 (failed), 2 (wrong input), 130 or 143."""
-    with cli.one_sentence("train.py", UnreadableFile) as program:
+    with cli.one_sentence("train.py", media.UnreadableFile) as program:
         args = parse(argv)
         check(args)
         distributed.init(distributed.pick_device(args.device))

@@ -188,6 +188,8 @@ class one_sentence:
         self.main_thread = threading.current_thread() is threading.main_thread()
         if self.main_thread:
             self.before = signal.signal(signal.SIGTERM, self.stop)
+            if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see utils.interrupt
+                signal.signal(signal.SIGINT, signal.default_int_handler)
         return self
 
     @staticmethod
