@@ -48,6 +48,7 @@ from data import SETS, Batches, Samples, defaults, identity
 from losses import total_loss
 from model import MultimodalModel
 from scripts import prepare
+from utils import cli
 from utils.annotations import CREMAD
 
 ROOT = Path(__file__).parents[1]
@@ -632,15 +633,17 @@ COMMANDS = {
 
 
 def main(names):
-    if unknown := set(names) - set(COMMANDS):
-        sys.exit(
-            f"benchmarks: unknown {', '.join(sorted(unknown))}; choose from {', '.join(COMMANDS)}"
-        )
-    for name in names or COMMANDS:
-        print(f"## {name}\n")
-        COMMANDS[name]()
-        print()
+    """Exit status 0, or 2 and one sentence for an unknown part."""
+    with cli.one_sentence("benchmarks") as program:
+        for name in names:
+            cli.check_choice("part", name, COMMANDS)
+        program.started = True
+        for name in names or COMMANDS:
+            print(f"## {name}\n")
+            COMMANDS[name]()
+            print()
+    return program.status
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -31,8 +31,8 @@ import numpy as np
 from tqdm import tqdm
 
 from data import SETS, clip, flow, sound, spectrogram
+from utils import cli
 from utils.atomic import atomic, remove
-from utils.cli import advice
 from utils.files import PREPARED, find_samples
 from utils.media import (
     UnreadableFile,
@@ -255,11 +255,17 @@ def write_lists(results, into):
     return lists
 
 
-def prepare(name, root, workers, raw=False):
+def worker_signals():
+    """In a worker: Ctrl-C is for the main process alone, SIGTERM ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def prepare(name, root, workers, raw=False, program=None):
     """Decode the videos and recordings below root into root/prepared, verify all files, count.
 
     Finished samples are kept if prepare is stopped and run again. raw: write the frames of videos
-    as uint8 arrays; ValueError for a set without videos.
+    as uint8 arrays; ValueError for a set without videos. program: the cli.one_sentence around.
     """
     modalities, into = SETS[name]["modalities"], Path(root) / PREPARED
     if raw and "video" not in modalities:
@@ -274,9 +280,9 @@ def prepare(name, root, workers, raw=False):
             results[sample.name] = sample.status, ""
     seconds = SETS[name].get("seconds", 10)
     work = functools.partial(prepare_sample, modalities, seconds, raw, into)
-    # Ctrl-C is for the main process alone.
-    ignore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
-    pool = ProcessPoolExecutor(workers, initializer=ignore)
+    if program:
+        program.started = True
+    pool = ProcessPoolExecutor(workers, initializer=worker_signals)
     try:
         done = pool.map(work, jobs.values(), chunksize=4)
         for name_done, status, details in tqdm(done, name, len(jobs), unit="sample"):
@@ -303,23 +309,12 @@ def main(arguments=None):
     raw = "keep the frames of videos as uint8 arrays: 2.6 MB a clip"
     parser.add_argument("--raw", action="store_true", help=raw)
     args = parser.parse_args(arguments)
-    try:
-        prepare(args.name, args.root, max(1, args.workers), args.raw)
-    except KeyboardInterrupt:
-        error = "stopped; finished samples are kept, run the same command again to continue"
-        status = 130
-    except (ValueError, FileNotFoundError) as e:
-        error, status = e, 2
-    except (OSError, BrokenProcessPool) as e:
-        error, status = e, 1
-    except RuntimeError as e:
-        error, status = advice(e), 1
-        if error is None:
-            raise
-    else:
-        return 0
-    print(f"prepare: {error}", file=sys.stderr)
-    return status
+    with cli.one_sentence("prepare", BrokenProcessPool) as program:
+        program.stopped = lambda: (
+            "stopped; finished samples are kept, run the same command again to continue"
+        )
+        prepare(args.name, args.root, max(1, args.workers), args.raw, program)
+    return program.status
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ an epoch, three epochs. It is repeated with other batches, so that its noise is 
 state's file already has is not measured again.
 """
 
+import argparse
 import collections
 import contextlib
 import copy
@@ -30,6 +31,7 @@ from bilevel import eval_mode, grad, hvp, hypergradient, total_gradient
 from data import DATASETS
 from losses import total_loss
 from model import MultimodalModel
+from utils import cli
 from utils.lanczos import dot
 
 OUT = Path("runs/response")
@@ -393,5 +395,22 @@ def compare(states, length):
     markdown(*rows)
 
 
+def main(arguments=None):
+    """Exit status 0, or 2 and one sentence."""
+    parser = argparse.ArgumentParser("response", description=__doc__.splitlines()[0])
+    parser.add_argument("command", choices=["run", "table"])
+    parser.add_argument("state", nargs="*", help="for run: NETWORK ALPHA SEED")
+    args = parser.parse_args(arguments)
+    with cli.one_sentence("response") as program:
+        if len(args.state) != (3 if args.command == "run" else 0):
+            raise ValueError("run takes NETWORK ALPHA SEED, table takes nothing")
+        if args.state:
+            net, alpha, seed = args.state
+            run(cli.check_choice("network", net, NETS), float(alpha), int(seed))
+        else:
+            table()
+    return program.status
+
+
 if __name__ == "__main__":
-    {"run": run, "table": table}[sys.argv[1]](*sys.argv[2:])
+    sys.exit(main())

@@ -1010,7 +1010,12 @@ def test_a_home_without_a_cache_is_said_by_prepare(copied, monkeypatch, capsys):
     """librosa's, which numba refuses to do without."""
     root, _ = copied("cremad")
     told = RuntimeError("cannot cache function 'f': no locator available for file 'x.py'")
-    monkeypatch.setattr(prepare, "prepare", lambda *_: (_ for _ in ()).throw(told))
+
+    def fail(*arguments):
+        arguments[-1].started = True
+        raise told
+
+    monkeypatch.setattr(prepare, "prepare", fail)
     assert prepare.main(["cremad", "--root", str(root)]) == 1
     assert "set NUMBA_CACHE_DIR to a folder" in capsys.readouterr().err
     monkeypatch.setattr(prepare, "prepare", lambda *_: (_ for _ in ()).throw(RuntimeError("x")))

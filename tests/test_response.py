@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from scripts import response
+from scripts import benchmarks, response
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +75,22 @@ def test_the_tables_compare_signs_and_sizes(capsys, monkeypatch, tmp_path):
     assert "| cnn | 0.9 | 0 | 1 | 0.105 ± 0.005 |" in out and "| 0.300 ± 0.100 |" in out
     row = next(line for line in out.splitlines() if line.startswith("| chosen |"))
     assert "| 1 of 2 | 40% |" in row and row.endswith("| 0.48 | 0.5 |")
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["run", "vgg", "0.9", "0"], "unknown network 'vgg'; choose from ['cnn'"),
+        (["run", "cnn"], "run takes NETWORK ALPHA SEED"),
+        (["table", "cnn"], "table takes nothing"),
+    ],
+)
+def test_a_wrong_command_is_one_sentence(arguments, said, capsys):
+    """Exit status 2."""
+    assert response.main(arguments) == 2 and said in capsys.readouterr().err
+
+
+def test_an_unknown_part_of_the_benchmarks_is_one_sentence(capsys):
+    """Exit status 2, with the choices."""
+    assert benchmarks.main(["speed"]) == 2
+    assert "benchmarks: unknown part 'speed'; choose from ['compile'" in capsys.readouterr().err
