@@ -44,7 +44,7 @@ METRICS = {"acc": "ACC", "map": "MAP", "f1": "macro-F1"}
 
 
 def drawn(folder):
-    """A run's (first line, list of epochs), to be drawn; ValueError where there is no epoch."""
+    """A run's (first record, epochs) to draw; ValueError if it has no finished epoch."""
     first, epochs, _ = read_log(folder)
     if not epochs:
         raise ValueError(f"{folder} has no finished epoch to draw")
@@ -68,14 +68,13 @@ def pyplot():
 
 
 def save(figure, out):
-    """Write the picture, in the format that its name's ending says, and forget it."""
+    """Write the picture in the format of its file ending, and close it."""
     figure.savefig(out, dpi=150)
     pyplot().close(figure)
 
 
 def label(settings):
-    """The run's method and every setting that is not the data set's default, as on the command
-    line."""
+    """The run's method and each setting that differs from the data set's default, as flags."""
     usual = dataclasses.asdict(train.Settings()) | defaults(settings["dataset"])
     silent = cli.changeable(train.Settings) | {"dataset", "method", "seed"}
     apart = [
@@ -85,14 +84,13 @@ def label(settings):
 
 
 def titled(folder, settings):
-    """The label, after the folder's name where --out gave one: the code alone may differ."""
+    """The label; after the folder's name if --out gave one, because only the code may differ."""
     name = Path(folder).name
     return label(settings) if name.startswith(settings["dataset"]) else f"{name}: {label(settings)}"
 
 
 def table(runs, metric="acc"):
-    """Mean and std over seeds of the test scores in percent, a Markdown row per setting, in the
-    order given.
+    """Test scores in percent, mean and std over seeds: a Markdown row per setting.
 
     metric: acc (Table 4), map or f1 (Table 3), that of the single modalities and of perf_gap.
     """
@@ -111,8 +109,10 @@ def table(runs, metric="acc"):
 
 
 def one_table(names, rows, metric):
-    """The Markdown table of one data set; names: it and its modalities; rows: {label: {seed: test
-    scores}}."""
+    """The Markdown table of one data set.
+
+    names: the data set and its modalities; rows: {label: {seed: test scores}}.
+    """
     dataset, *modalities = names
     pair = ["acc", "f1" if metric == "f1" else "map"]  # the two of Table 1
     head = [
@@ -140,20 +140,22 @@ def one_table(names, rows, metric):
 
 
 def cell(values):
-    """mean +- std over seeds (the sample's, n - 1), one decimal."""
+    """mean ± std over seeds (n - 1), one decimal."""
     std = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
     return f"{np.mean(values):.1f}{std}"
 
 
 def plain(axis):
-    """Only the two axes that are read, over a faint grid."""
+    """A faint grid, and no frame at the top and the right."""
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
 
 
 def plot(axis, epochs, lines):
-    """Lines over t, {name: (value of an epoch's record, colour, style)}; returns where each ends,
-    for `name_ends`."""
+    """Draw lines over t; returns (axis, the ends of the lines) for name_ends.
+
+    lines: {name: (function of an epoch's record, colour, style)}.
+    """
     t, ends = [r["t"] for r in epochs], []
     for name, (value, colour, style) in lines.items():
         values = [value(r) for r in epochs]
@@ -164,8 +166,7 @@ def plot(axis, epochs, lines):
 
 
 def name_ends(axis, ends):
-    """Write each line's name at its right end, pushed up where it would stand on another, all
-    within the axis."""
+    """Write each line's name at its right end; names do not overlap and stay inside the axis."""
     low, high = axis.get_ylim()
     height, place, names = (high - low) / 12, -np.inf, sorted(ends)
     for left, (value, t, name, colour) in zip(range(len(names), 0, -1), names):
@@ -182,8 +183,7 @@ def name_ends(axis, ends):
 
 
 def curves(runs, out="curves.png"):
-    """ACC of the fused model and of each modality, perf_gap, the losses and alpha over the epochs:
-    a column per run."""
+    """Scores, perf_gap, losses and alpha over the epochs, one column per run."""
     logs = [drawn(folder) for folder in runs]
     figure, axes = pyplot().subplots(
         3,
@@ -224,7 +224,7 @@ def curves(runs, out="curves.png"):
 
 
 def alpha(runs, out="alpha.png"):
-    """alpha over t/T of any runs, with omega(t) of the longest for comparison (Fig. 3)."""
+    """alpha over t/T of any runs, and omega(t) for comparison (Fig. 3)."""
     logs = [drawn(folder) for folder in runs]
     figure, axis = pyplot().subplots(figsize=(6, 5), layout="constrained")
     for folder, (first, epochs), colour in zip(runs, logs, itertools.cycle(COLOURS[1:])):
@@ -262,8 +262,7 @@ def alpha(runs, out="alpha.png"):
 
 @torch.no_grad()
 def features(data, model):
-    """Every z^(j) of the test split on the unit sphere, where s(., .) sees them: an array (n, d)
-    per modality."""
+    """The normalized features of the test split, as s(., .) uses them: m arrays (n, d)."""
     device = next(model.parameters()).device
     with eval_mode(model):
         batches = eval_loader(data["test"], 64, device)
@@ -272,17 +271,15 @@ def features(data, model):
 
 
 def modality_gap(z):
-    """|mean of z^(j) - mean of z^(l)|, the mean over all pairs: z a list of m arrays (n, d) of unit
-    rows, in 0..2.
+    """|mean of z^(j) - mean of z^(l)|, averaged over all pairs of modalities: 0 to 2.
 
-    Fig. 2, by the definition of the paper's [25].
+    z: m arrays (n, d) of unit rows. Fig. 2, by the definition of the paper's [25].
     """
     return np.mean([np.linalg.norm(a.mean(0) - b.mean(0)) for a, b in itertools.combinations(z, 2)])
 
 
 def principal_plane(z):
-    """The rows of the m arrays (n, d) in the plane of their two largest variances (PCA by SVD): m
-    arrays (n, 2)."""
+    """The m arrays (n, d) projected on their first two principal components: m arrays (n, 2)."""
     everything = np.concatenate(z)
     centre = everything.mean(0)
     _, _, directions = np.linalg.svd(everything - centre, full_matrices=False)
@@ -290,8 +287,7 @@ def principal_plane(z):
 
 
 def gap(runs, out="gap.png"):
-    """The modalities' features in the plane of PCA, with the modality gap (Fig. 2): a panel per
-    run, test split."""
+    """The modalities' features and the modality gap (Fig. 2) on the test split, a panel per run."""
     panels = []
     for folder in runs:
         data, model, name = opened(folder)
@@ -330,8 +326,7 @@ def gap(runs, out="gap.png"):
 
 
 def grad_cam(model, x, j, k):
-    """Where phi^(j) sees class k in one sample: relu(sum_c w_c A_c), w_c the mean of d logit_k / d
-    A_c (Fig. 4).
+    """Grad-CAM (Fig. 4): relu(sum_c w_c A_c), with w_c the mean of d logit_k / d A_c.
 
     A: the maps that the encoder averages at its end; x: list of m inputs (1, ...). Returns (H, W)
     in 0..1, of a clip for its middle frame. ValueError for an encoder without such maps.
@@ -358,8 +353,7 @@ def grad_cam(model, x, j, k):
 
 
 def shown(x_j):
-    """An input as a picture: (C, H, W), of a clip (F, C, H, W) the middle frame -> (H, W) or (H, W,
-    3) in 0..1."""
+    """An input as a picture in 0..1: (C, H, W), or a clip's middle frame -> (H, W) or (H, W, 3)."""
     x_j = x_j[len(x_j) // 2] if x_j.dim() == 4 else x_j
     x_j = x_j if len(x_j) == 3 else x_j.float().mean(0, keepdim=True)
     x_j = (x_j - x_j.min()) / (x_j.max() - x_j.min()).clamp(min=1e-12)
@@ -367,8 +361,7 @@ def shown(x_j):
 
 
 def looked(folder, modality, sample):
-    """(label of the run, name of the modality, its input, class, [(t, Grad-CAM) of three epochs])
-    of a test sample."""
+    """What gradcam draws of a run: (label, modality, input, class, [(t, Grad-CAM), ...])."""
     data, model, name = opened(folder)
     modality = cli.check_choice("modality", modality or data["modalities"][0], data["modalities"])
     there, device = checkpoint_epochs(folder), next(model.parameters()).device
@@ -391,8 +384,7 @@ def looked(folder, modality, sample):
 
 
 def gradcam(runs, out="gradcam.png", modality="", sample=0):
-    """Where an encoder looks for a test sample's class, after the first, a middle and the last
-    epoch (Fig. 4).
+    """Where an encoder looks after the first, a middle and the last epoch (Fig. 4).
 
     A row per run, each with three checkpoints or more; modality: the first one without a name.
     """
