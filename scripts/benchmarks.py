@@ -1,4 +1,4 @@
-"""What things cost: ratios of times measured in turn, so that other machines give about the same.
+"""What things cost: ratios of times measured alternately, which hardly depend on the machine.
 
 python -m scripts.benchmarks                  all parts, in this order
 python -m scripts.benchmarks update           one alpha update, in training steps of keypad

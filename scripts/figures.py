@@ -61,7 +61,7 @@ def opened(folder):
 
 def pyplot():
     """matplotlib's pyplot, imported only to draw, and without a screen."""
-    os.environ["MPLBACKEND"] = "Agg"  # a notebook's own value may name a module that is not here
+    os.environ["MPLBACKEND"] = "Agg"  # a notebook's own value may name a missing module
     import matplotlib.pyplot as plt
 
     return plt

@@ -409,7 +409,7 @@ def preparing(root):
     return command, process
 
 
-def test_prepare_goes_on_after_a_kill(copied, capsys):
+def test_prepare_continues_after_a_kill(copied, capsys):
     """A killed prepare leaves complete clips only; the next one makes the rest and changes none."""
     root, _ = copied("cremad")
     command, process = preparing(root)
@@ -430,7 +430,7 @@ def test_prepare_goes_on_after_a_kill(copied, capsys):
 
 
 def test_ctrl_c_stops_prepare_with_one_sentence(copied):
-    """Status 130, no traceback, not of a worker either; the same command goes on."""
+    """Status 130, no traceback, not of a worker either; the same command continues."""
     root, _ = copied("cremad")
     command, process = preparing(root)
     os.killpg(process.pid, signal.SIGINT)

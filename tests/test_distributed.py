@@ -116,7 +116,7 @@ def alike(folder, other):
 )
 def test_two_processes_are_one(tmp_path, monkeypatch, flags):
     """Losses, scores, alpha and parameters of one process with the same batches; also where one of
-    them is killed and the run goes on, with as many, with more or with fewer processes."""
+    them is killed and the run is resumed with as many, with more or with fewer processes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(model.ENCODERS, "plain", None)
     monkeypatch.setitem(data.DATASETS, "tiny", None)

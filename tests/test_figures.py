@@ -54,7 +54,7 @@ def test_table_is_mean_and_std_over_seeds(tmp_path, capsys):
 
 
 def test_table_gives_unimodal_and_its_sum_a_row_each(tmp_path, capsys):
-    """Trained alone nothing is fused; the summed logits stand apart."""
+    """Nothing is fused in unimodal; the summed logits have a row of their own."""
     figures.main(["table", write(tmp_path / "u", method="unimodal")])
     *_, alone, summed = capsys.readouterr().out.splitlines()
     assert alone == "| unimodal | 1 |  |  | 40.0 | 30.0 | 10.0 |"
@@ -108,7 +108,7 @@ def test_figures_read_real_runs(runs, tmp_path, capsys):
 
 
 def test_names_stand_apart_and_within_the_axis():
-    """Each at its line's end where there is room; pushed up where it would stand on another, but
+    """Each at its line's end where there is room; pushed up where it would overlap another, but
     not out of sight."""
     figure, axis = figures.pyplot().subplots()
     axis.set(ylim=(0, 120))

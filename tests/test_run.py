@@ -87,7 +87,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tiny_data, monkeypatch, capsys, 
     assert Path("cut/log.jsonl").read_bytes() == Path("whole/log.jsonl").read_bytes()
 
 
-def test_a_killed_process_goes_on(tmp_path):
+def test_a_killed_process_resumes(tmp_path):
     """kill -9 at a random moment of keypad, then --resume, ends in the uninterrupted log; every
     checkpoint is whole."""
     flags = ["--epochs", "6", "--inner-iters", "2", "--batch-size", "8"]
@@ -136,7 +136,7 @@ def test_signals_stop_with_their_status(tiny_data, monkeypatch, capsys, number, 
 
 
 def test_no_room_leaves_the_checkpoint_before(tiny_data, monkeypatch, capsys):
-    """One sentence, status 1; with room again it goes on to the uninterrupted log."""
+    """One sentence, status 1; with room again, --resume gives the uninterrupted log."""
     assert start("whole", "--method", "heuristic") == 0
     real = os.fsync
 
@@ -280,7 +280,7 @@ def test_a_folder_without_a_checkpoint_is_said(tiny_data, capsys, flag):
 
 
 def test_two_runs_in_one_folder_are_refused(tiny_data, capsys):
-    """The second, whether it starts over or goes on."""
+    """The second, whether it starts over or resumes."""
     start("run", "--method", "heuristic")
     before = {p: p.read_bytes() for p in Path("run").iterdir()}
     capsys.readouterr()
@@ -306,7 +306,7 @@ def test_other_data_are_refused(tiny_data, monkeypatch, capsys):
 
 
 def test_the_global_random_state_is_part_of_it(tiny_data):
-    """What dropout draws goes on where it stopped."""
+    """The random state behind dropout is resumed."""
     start("run", "--epochs", "1", "--keep", "1")
     expected = torch.rand(3)
     torch.manual_seed(99)
