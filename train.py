@@ -192,7 +192,7 @@ class Settings:
     epochs: int = setting(10, "T of Alg. 1", group="training of theta", above=0)
     inner_iters: int = setting(0, "Inner_Iters of Alg. 1 in batches; 0: one pass", least=0)
     # Departs from paper: these are for small encoders; data.defaults has those of the paper's sets.
-    batch_size: int = setting(64, "n_b", least=2)  # batch norm and L_MM need a partner
+    batch_size: int = setting(64, "n_b, samples in a batch", least=2)  # L_MM needs a partner
     optimizer: str = setting("sgd", "of theta", choices=["sgd", "adam"])
     lr: float = setting(0.02, "learning rate of theta", above=0)
     weight_decay: float = setting(1e-4, "of theta, in the inner problem of Eq. 2", least=0)
@@ -202,7 +202,7 @@ class Settings:
         "cnn", "resnet18, or one each: cnn,bert:FOLDER", group="model and losses", listed=ENCODERS
     )
     pretrained: bool = setting(False, "start ResNets from torchvision's ImageNet weights")
-    fusion: str = setting("concat", "f", choices=FUSIONS)
+    fusion: str = setting("concat", "fusion f of the features", choices=FUSIONS)
     # Paper silent: tau, and all settings of alpha. How they were chosen: docs/RESULTS.md.
     tau: float = setting(0.1, "temperature of L_MM", above=0)
     smoothing: float = setting(0.0, "weight of uniform labels in L_CLS", least=0, most=1)
