@@ -48,7 +48,7 @@ from data import SETS, Batches, Samples, defaults, identity
 from losses import total_loss
 from model import MultimodalModel
 from scripts import prepare
-from utils import cli
+from utils import cli, markdown
 from utils.annotations import CREMAD
 
 ROOT = Path(__file__).parents[1]
@@ -114,15 +114,6 @@ def fresh(function, *arguments):
     """function(*arguments) in a process of its own, whose memory nothing else has touched."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
-
-
-def markdown(*rows):
-    print(
-        "\n".join(
-            "| " + " | ".join(map(str, row)) + " |"
-            for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-        )
-    )
 
 
 class Losses(nn.Module):
@@ -255,7 +246,7 @@ differs: from ours, relative; in float64 with {size_text(*small)}.
 FLOPs, time and memory in those of one forward and backward pass ({memory:.0f} MiB beside theta);
 memory is the most that tensors take at once, counted; time also has the work on theta.
 """)
-    markdown(*rows)
+    print(markdown.table(*rows))
 
 
 def training_step(model, batch, optimizer=None):
@@ -322,7 +313,7 @@ alpha with {terms} terms and {SETTINGS.draws} draws; two ResNet18,
 FLOPs, time and memory of the update in those of a training step ({memory:.0f} MiB). Time has a part
 that does not grow with the batch, work on theta alone; with larger batches it comes near the FLOPs.
 """)
-    markdown(*rows)
+    print(markdown.table(*rows))
     print(f"\nBy FLOPs, under 10 % of the epoch with up to {largest} samples.")
 
 
@@ -371,7 +362,7 @@ def step(rounds=7):
         )
         rows.append([encoder, batch, n // batch, *(f"{ratio:.2f}" for ratio in ratios)])
     print("One thread, on the CPU; medians.\n")
-    markdown(*rows)
+    print(markdown.table(*rows))
 
 
 class NoFolder:
@@ -519,7 +510,7 @@ def loader(rounds=5):
             row = [f"{name}: {seconds} s at {rate} Hz", frames, *(f"{v:.0f}" for v in speeds)]
             rows.append([*row, f"{ordinary:.1f}", f"{raw:.1f}"])
     print("Clips a second, one worker.\n")
-    markdown(*rows)
+    print(markdown.table(*rows))
 
 
 # of a spectrogram and a frame
@@ -558,7 +549,7 @@ def gpu(device="cuda", n=2048, batch=256, size=((257, 299), (224, 224))):
             ]
         )
     print(f"Two ResNet18, one frame a clip, batch {batch}, {s.workers} workers, {device}.\n")
-    markdown(*rows)
+    print(markdown.table(*rows))
 
 
 def startup(rounds=5):
@@ -616,7 +607,7 @@ def growth():
         "One epoch of keypad, its samples repeated; one thread; time in those of the first row "
         f"({base:.1f} s).\n"
     )
-    markdown(*rows)
+    print(markdown.table(*rows))
 
 
 COMMANDS = {

@@ -34,7 +34,7 @@ from bilevel import eval_mode
 from data import defaults, eval_loader, load_data
 from losses import make_schedule
 from model import encoder_names
-from utils import cli
+from utils import cli, markdown
 from utils.run import checkpoint_epochs, load_best, load_checkpoint, load_state, read_log
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
@@ -122,21 +122,16 @@ def one_table(names, rows, metric):
         *(f"{m} {METRICS[metric]}" for m in modalities),
     ]
     lines = [[*head, "perf_gap" if metric == "acc" else f"perf_gap of {METRICS[metric]}"]]
-    lines.append(["---"] * len(lines[0]))
     for name, tests in rows.items():
         single = [[test[m][metric] for m in modalities] for test in tests.values()]
         fused = [cell([test["fused"][key] for test in tests.values()]) for key in pair]
         single = [*map(cell, zip(*single)), cell([max(scores) - min(scores) for scores in single])]
-        if (
-            name.split()[0] == "unimodal"
-        ):  # nothing is fused: the summed logits have a row of their own
+        if name.split()[0] == "unimodal":  # nothing is fused: a row for the summed logits
             lines.append([name, len(tests), "", "", *single])
             lines.append([f"{name}, logits summed", len(tests), *fused, *[""] * len(single)])
         else:
             lines.append([name, len(tests), *fused, *single])
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines).replace(
-        "| --- ", "|---"
-    )
+    return markdown.table(*lines).replace("| --- ", "|---")
 
 
 def cell(values):

@@ -31,7 +31,7 @@ from bilevel import eval_mode, grad, hvp, hypergradient, total_gradient
 from data import DATASETS
 from losses import total_loss
 from model import MultimodalModel
-from utils import cli
+from utils import cli, markdown
 from utils.lanczos import dot
 
 OUT = Path("runs/response")
@@ -128,12 +128,9 @@ class State:
 
     def response(self, rng, n):
         """d L_CLS / d alpha of n steps, in both modes, by one central difference."""
-        start, key, parts = (
-            self.snapshot(),
-            int(rng.integers(2**40)),
-            list(itertools.islice(self.batches(rng, 256), 2)),
-        )
-        after = []
+        start, after = self.snapshot(), []
+        key = int(rng.integers(2**40))
+        parts = list(itertools.islice(self.batches(rng, 256), 2))
         for alpha in (self.alpha + E, self.alpha - E):
             self.restore(start)
             self.train(alpha, self.batches(np.random.default_rng(key)), n)
@@ -205,9 +202,8 @@ class State:
         return value, {}
 
 
-CHOSEN = "chosen"
 ESTIMATORS = {  # name: (what it is, how); each differs from the chosen one in what is said
-    CHOSEN: (
+    "chosen": (
         "own batches for v, c, H; 4 draws; batch statistics; K = 5; step, damping by the curvature",
         functools.partial(State.estimate, draws=4),
     ),
@@ -253,8 +249,8 @@ ESTIMATORS = {  # name: (what it is, how); each differs from the chosen one in w
 def run(net, alpha, seed):
     """Train, and measure three states of it."""
     *_, inner_iters, epochs, repeats = NETS[net]
-    state, done = State(net, float(alpha), int(seed)), 0
-    rng = np.random.default_rng([int(seed), 0])
+    state, done = State(net, alpha, seed), 0
+    rng = np.random.default_rng([seed, 0])
     OUT.mkdir(parents=True, exist_ok=True)
     for t in epochs:
         n, last = (t - done) * inner_iters, state.last.maxlen
@@ -291,15 +287,6 @@ def rank_correlation(a, b):
     """Spearman's, of two lists without ties."""
     ranks = [np.argsort(np.argsort(x)) for x in (a, b)]
     return np.corrcoef(*ranks)[0, 1]
-
-
-def markdown(*rows):
-    print(
-        "\n".join(
-            "| " + " | ".join(map(str, row)) + " |"
-            for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-        )
-    )
 
 
 def table():
@@ -343,7 +330,7 @@ def table():
             ]
         )
     print("d L_CLS / d alpha, mean ± standard error: of training, then as estimated.\n")
-    markdown(*rows)
+    print(markdown.table(*rows))
     for length in ("5 steps", "an epoch", "3 epochs"):
         compare(states, length)
 
@@ -392,7 +379,7 @@ def compare(states, length):
         f"\nAgainst the response of {length}, in the {len(clear)} of {len(states)} states where "
         "that is above twice its standard error; ratio and spread are medians over the states.\n"
     )
-    markdown(*rows)
+    print(markdown.table(*rows))
 
 
 def main(arguments=None):

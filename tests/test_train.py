@@ -21,6 +21,7 @@ from bilevel import SOLVERS
 from data import eval_loader, load_data, paired
 from losses import SCHEDULES, make_schedule
 from model import ENCODERS, FUSIONS, MultimodalModel
+from scripts.benchmarks import NoFolder
 from utils import cli, digits
 
 ROOT = Path(__file__).parents[1]
@@ -60,19 +61,6 @@ def prepared(**settings):
     args = train.Settings(**QUICK | settings)
     data = load_data(args, None)
     return args, data, train.make_model(args, data)
-
-
-class NoFolder:
-    """In place of utils.run.Run: nothing is written."""
-
-    def resume(self, alpha, *parts):
-        return 1, alpha
-
-    def progress(self, batches, t):
-        return batches.epoch(t)
-
-    def save(self, *_):
-        pass
 
 
 @pytest.mark.parametrize("method", [EXAMPLE.get(m, m) for m in METHODS])

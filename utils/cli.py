@@ -174,9 +174,8 @@ class one_sentence:
     program.status is the exit status: 0; 2 for wrong settings or data, 1 once program.started is
     set, 130 and 143 for the signals. Every other error is our fault and keeps its traceback.
     errors: further classes of the user's errors; program.hints: {class: what to add to it};
-    program.stopped: a function that returns the
-    sentence for a signal; program.quiet: True on a rank that leaves errors before the start to
-    rank 0.
+    program.stopped: a function that returns the sentence for a signal; program.quiet: True on a
+    rank that leaves errors before the start to rank 0.
     """
 
     def __init__(self, name, *errors):

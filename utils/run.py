@@ -374,7 +374,8 @@ class Run:
         state = load_checkpoint(self.folder) if self.args.resume else None
         samples = self.records[0]["samples"]
         if state:
-            began = records_of(state)[0]["samples"]
+            records = records_of(state)
+            began = records[0]["samples"]
             if began != samples:
                 what = f"{self.folder} began with {began} samples, now there are {samples}"
                 raise RunError(f"{what}; resume it with the same data")
@@ -383,16 +384,15 @@ class Run:
             if torch.cuda.is_available():  # there may be fewer GPUs than before
                 for i, random in enumerate(state["random"]["cuda"][: torch.cuda.device_count()]):
                     torch.cuda.set_rng_state(random, i)
-            self.records, alpha = records_of(state), state["alpha"]
+            self.records, alpha = records, state["alpha"]
         args, path = self.args, self.folder / "log.jsonl"
         print(
             f"{args.dataset}, {args.method}, seed {args.seed}, {self.records[0]['device']}: "
             f"{samples} samples of {' + '.join(self.data['modalities'])}; writing {path}"
         )
-        if not state and self.writes:
-            for t in checkpoint_epochs(self.folder):  # of the run that is overwritten
-                checkpoint_path(self.folder, t).unlink()
         if not state:
+            for t in checkpoint_epochs(self.folder) if self.writes else []:  # of an overwritten run
+                checkpoint_path(self.folder, t).unlink()
             self.write_log()
         self.began = time.perf_counter()
         return (state["t"] + 1 if state else 1), alpha
