@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils import digits, media
 from utils.files import collect
+from utils.pretrained import load_tokenizer
 
 AUDIO_VIDEO, IMAGE_TEXT = ["audio", "video"], ["image", "text"]
 SETS = {  # paper: the paper's train, val and test sample counts; seconds: of sound, default 10
@@ -75,12 +76,6 @@ class Samples(Dataset):
 
 def take(values, chosen):
     return values[chosen] if torch.is_tensor(values) else [values[i] for i in chosen]
-
-
-def spectrogram(wave, seconds):
-    """Log-spectrogram of a sound at 16 kHz, repeated or cut to `seconds`: window 512, hop 159."""
-    # Paper silent: what gives 257 x 299 (3 s) and 257 x 1004 (10 s). Here: 16 kHz, no centring.
-    return media.log_spectrogram(np.resize(wave, 16000 * seconds).clip(-1, 1), 512, 159)
 
 
 # A reader is called as (source, seed). Without a seed nothing is augmented; with one, the
@@ -139,7 +134,7 @@ def make_readers(modalities, encoders, seconds):
         if name not in fitting and (name in BUILT_IN or modality == "text"):
             raise ValueError(f"encoder {name!r} cannot encode {modality}; choose from {fitting}")
         if modality == "text":
-            options["text"] = {"tokenizer": media.load_tokenizer(source)}
+            options["text"] = {"tokenizer": load_tokenizer(source)}
         readers.append(functools.partial(READERS[modality], **options.get(modality, {})))
     return readers
 

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from utils.cli import check_choice
-from utils.media import CLIP, IMAGENET, load_model, normalize
+from utils.media import CLIP, IMAGENET, normalize
+from utils.pretrained import load_model
 
 SOURCES = {"bert": "bert-base-uncased", "clip": "openai/clip-vit-base-patch32"}  # if none is given
 

@@ -48,7 +48,7 @@ from data import SETS, Batches, Samples, defaults, identity
 from losses import total_loss
 from model import MultimodalModel
 from scripts import prepare
-from utils import cli, markdown
+from utils import cli, decode, markdown
 from utils.annotations import CREMAD
 
 ROOT = Path(__file__).parents[1]
@@ -482,7 +482,7 @@ def read(name, seconds, rate, rounds, n=64, batch=32):
         clips = make_clips(root, name, n, seconds, rate)
         samples = train.DATASETS[name](root, lambda m: ["resnet18"] * m)["train"]
         sound, pictures = samples.sources
-        raw = [prepare.pack_frames(Path(folder)) for folder in pictures]
+        raw = [decode.pack_frames(Path(folder)) for folder in pictures]
         keys = [
             list(itertools.islice(keys, batch))
             for keys in [itertools.cycle((i, i) for i in range(n))] * 12

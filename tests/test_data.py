@@ -26,7 +26,7 @@ import data
 import model
 import train
 from scripts import prepare
-from utils import annotations, files
+from utils import annotations, decode, files
 
 ROOT = Path(__file__).parents[1]
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
@@ -381,7 +381,7 @@ def test_flow_points_where_things_move(tmp_path):
     (tmp_path / "f").mkdir()
     for i in range(3):
         Image.fromarray(wide[:, 100 - 4 * i : 500 - 4 * i]).save(tmp_path / f"f/{i}.png")
-    flow = np.load(prepare.compute_flow(tmp_path / "f", 0, 3, tmp_path / "flow")).astype(float)
+    flow = np.load(decode.compute_flow(tmp_path / "f", 0, 3, tmp_path / "flow")).astype(float)
     assert np.median(flow[32:96, 50:150, 0]) == pytest.approx(2, abs=0.1)
     assert np.median(flow[32:96, 50:150, 1]) == pytest.approx(0, abs=0.1)
 

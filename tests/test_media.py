@@ -12,8 +12,7 @@ from PIL import Image
 
 import data
 from data import Samples, identity
-from scripts import prepare
-from utils import media
+from utils import decode, media
 
 
 def test_samples_read_by_position_and_seed():
@@ -31,7 +30,7 @@ def test_spectrograms_have_the_papers_sizes(tmp_path, seconds, frames):
     """257 x 299 and 257 x 1004 (Sec. 4.1), for a shorter and for a longer recording."""
     for length in (1.3, 12.0):
         make_wav(tmp_path / "a.wav", length)
-        prepare.write_spectrogram(tmp_path / "a.wav", seconds, tmp_path / "a")
+        decode.write_spectrogram(tmp_path / "a.wav", seconds, tmp_path / "a")
         x = data.sound(tmp_path / "a.npy", seconds=seconds)
         assert x.shape == (1, 257, frames) and x.dtype == torch.float16
 
@@ -43,7 +42,7 @@ def test_sound_is_the_log_of_a_windowed_transform(tmp_path):
     """
     wave = np.random.default_rng(0).uniform(-0.5, 0.5, 20000)
     soundfile.write(tmp_path / "a.wav", wave, 16000, subtype="FLOAT")
-    prepare.write_spectrogram(tmp_path / "a.wav", 3, tmp_path / "a")
+    decode.write_spectrogram(tmp_path / "a.wav", 3, tmp_path / "a")
     result, long = data.sound(tmp_path / "a.npy", seconds=3)[0].numpy(), np.tile(wave, 3)[:48000]
     window = np.sin(np.pi * np.arange(512) / 512) ** 2
     for n in (0, 1, 130, 298):
@@ -63,11 +62,11 @@ def test_sound_is_mono_at_16_khz(tmp_path):
 def test_a_sound_louder_than_full_is_cut():
     """What goes beyond 1 is 1."""
     assert np.allclose(
-        data.spectrogram(np.zeros(9), 3), np.log(1e-7)
+        media.spectrogram(np.zeros(9), 3), np.log(1e-7)
     )  # and silence is not minus infinity
     wave = np.sin(np.arange(16000))
     assert np.array_equal(
-        data.spectrogram(5 * wave, 3), data.spectrogram((5 * wave).clip(-1, 1), 3)
+        media.spectrogram(5 * wave, 3), media.spectrogram((5 * wave).clip(-1, 1), 3)
     )
 
 
