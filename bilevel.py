@@ -163,7 +163,7 @@ def hypergradient(
     def product(u, fresh=False):
         """(H + decay I) u; fresh: with the H of a fresh batch."""
         h = hvp(total_gradient(*inner(), alpha, params) if fresh else g, params, u)
-        return [h_i + decay * u_i for h_i, u_i in zip(h, u)]
+        return [torch.add(h_i, u_i, alpha=decay) for h_i, u_i in zip(h, u)]
 
     value, report = SOLVERS[solver](product, v, c, terms, step, rng)  # c^T H^-1 v
     if not math.isfinite(value):

@@ -16,6 +16,7 @@ from torch import nn
 
 from utils.cli import check_choice
 from utils.media import CLIP, IMAGENET, normalize
+from utils.pooling import GridMean
 from utils.pretrained import load_model
 
 SOURCES = {"bert": "bert-base-uncased", "clip": "openai/clip-vit-base-patch32"}  # if none is given
@@ -45,7 +46,7 @@ def cnn(channels, pretrained=False, source=""):
     for c_in, c_out in [(channels, 8), (8, 16), (16, 32)]:
         convolution = nn.Conv2d(c_in, c_out, 3, stride=2, padding=1, bias=False)
         layers += [convolution, nn.BatchNorm2d(c_out), nn.ReLU()]
-    layers += [nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(32 * 16, 64)]
+    layers += [GridMean(4), nn.Linear(32 * 16, 64)]
     return OverFrames(nn.Sequential(*layers)), 64
 
 

@@ -35,6 +35,7 @@ from data import defaults, eval_loader, load_data
 from losses import make_schedule
 from model import encoder_names
 from utils import cli, markdown
+from utils.pooling import GridMean
 from utils.run import checkpoint_epochs, load_best, load_checkpoint, load_state, read_log
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
@@ -326,9 +327,8 @@ def grad_cam(model, x, j, k):
     A: the maps that the encoder averages at its end; x: list of m inputs (1, ...). Returns (H, W)
     in 0..1, of a clip for its middle frame. ValueError for an encoder without such maps.
     """
-    pools = [
-        module for module in model.phi[j].modules() if isinstance(module, nn.AdaptiveAvgPool2d)
-    ]
+    kinds = (nn.AdaptiveAvgPool2d, GridMean)
+    pools = [module for module in model.phi[j].modules() if isinstance(module, kinds)]
     if not pools:
         raise ValueError(
             "gradcam needs cnn or a ResNet; this modality's encoder has no maps to look at"

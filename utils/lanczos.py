@@ -2,7 +2,8 @@
 
 Starting from a vector v, T gives the same numbers as H where only v, H v, ..., H^n v matter: the
 terms of a series, an iterate of conjugate gradient. Its eigenvalues (Ritz values) estimate the
-extreme ones of H, from inside. Vectors are lists of tensors; product(u) returns H u.
+extreme ones of H, from inside. Vectors are lists of tensors; product(u) returns H u in new tensors,
+which lanczos overwrites.
 """
 
 import math
@@ -12,7 +13,7 @@ import torch
 
 def dot(a, b):
     """<a, b> over two lists of tensors of the same shapes -> float."""
-    return sum((x * y).sum() for x, y in zip(a, b)).item()
+    return sum(torch.dot(x.flatten(), y.flatten()) for x, y in zip(a, b)).item()
 
 
 def lanczos(product, v, c, n):
@@ -30,11 +31,12 @@ def lanczos(product, v, c, n):
     for k in range(n):
         h = product(q)
         T[k, k] = dot(h, q)
-        h = [h_i - T[k, k].item() * q_i - beta * b_i for h_i, q_i, b_i in zip(h, q, before)]
+        for h_i, q_i, b_i in zip(h, q, before):
+            h_i.sub_(q_i, alpha=T[k, k].item()).sub_(b_i, alpha=beta)
         beta = math.sqrt(dot(h, h))
         if beta <= 1e-12 * T.abs().max():
             return T[: k + 1, : k + 1], a[: k + 1]
-        before, q = q, [h_i / beta for h_i in h]
+        before, q = q, [h_i.div_(beta) for h_i in h]
         T[k, k + 1] = T[k + 1, k] = beta
         a[k + 1] = dot(c, q) * size
     return T, a
