@@ -1,6 +1,7 @@
 """The data sets, what a sample becomes, and the batches of training (Sec. 4.1).
 
 SETS               the paper's six sets; defaults(name) has their settings
+load               one of them, or a folder of your own with a samples.csv
 keypad             ours, built in: see a handwritten digit, hear its telephone key
 spoken_digits      ours: recordings of spoken digits (FSDD) with handwritten digits
 
@@ -16,11 +17,13 @@ import os
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from utils import digits, media
-from utils.files import collect
+from utils.loader import make_loader
+from utils.prepare import collect
 from utils.pretrained import load_tokenizer
+from utils.samples import Strings, class_index, own_settings
 
 AUDIO_VIDEO, IMAGE_TEXT = ["audio", "video"], ["image", "text"]
 SETS = {  # paper: the paper's train, val and test sample counts; seconds: of sound, default 10
@@ -36,7 +39,7 @@ SETS = {  # paper: the paper's train, val and test sample counts; seconds: of so
 def defaults(name):
     """The settings of train.py that a data set replaces (Sec. 4.1); a flag given by hand wins."""
     if name not in SETS:
-        return {}
+        return own_settings(name) if os.path.isdir(name or "") else {}
     # Paper silent: T, the plateau's patience, Eq. 3's batches, alpha's steps, Adam's weight decay,
     # all of NVGesture. Here: batches of 32 in Eq. 3, so that two ResNet18 fit into 24 GB; alpha
     # moves by at most 1 / T in an epoch, as on keypad.
@@ -53,7 +56,7 @@ def defaults(name):
 class Samples(Dataset):
     """Samples (x^(1), ..., x^(m), y) of one split.
 
-    sources: for each modality n inputs of its reader (paths or tensors); y: n class indices.
+    sources: for each modality n inputs of its reader (texts or tensors); y: n class indices.
     samples[i] is sample i without augmentation, samples[i, seed] is augmented with that seed.
     """
 
@@ -75,7 +78,7 @@ class Samples(Dataset):
 
 
 def take(values, chosen):
-    return values[chosen] if torch.is_tensor(values) else [values[i] for i in chosen]
+    return values[chosen] if torch.is_tensor(values) else Strings([values[i] for i in chosen])
 
 
 # A reader is called as (source, seed). Without a seed nothing is augmented; with one, the
@@ -115,39 +118,53 @@ def text(sentence, seed=None, tokenizer=None, length=128):
     return torch.tensor([codes["input_ids"], codes["attention_mask"]])
 
 
-READERS = {"audio": sound, "video": clip, "image": picture, "text": text}
-READERS |= {"rgb": clip, "flow": flow, "depth": clip}
-CONVOLUTIONAL = ["cnn", "resnet18", "resnet50"]
-FITTING = {"text": ["bert", "clip"], "image": [*CONVOLUTIONAL, "clip"]}  # encoders of a modality
-BUILT_IN = [*CONVOLUTIONAL, "bert", "clip"]  # an encoder of your own can be for all but text
-
-
-def make_readers(modalities, encoders, seconds):
-    """The reader of each modality; a text is cut into the tokens of its encoder, `bert:SOURCE`."""
+def gesture(source, seed=None, mode="RGB"):
+    """Eight frames of FOLDER:START:END, never mirrored: (8, C, 224, 224) uint8."""
     # Paper silent: how the 80 frames of a gesture are read. Here: 8 of them, never mirrored.
-    gesture = {"frames": 8, "flip": False}
-    options = {"audio": {"seconds": seconds}, "rgb": gesture, "depth": gesture | {"mode": "L"}}
+    folder, start, end = source.rsplit(":", 2)
+    return clip((folder, int(start), int(end)), seed, 8, mode, flip=False)
+
+
+READERS = {"audio": sound, "video": clip, "image": picture, "text": text, "rgb": gesture}
+READERS |= {"flow": flow, "depth": functools.partial(gesture, mode="L")}
+READERS |= {"vector": media.vector, "grid": media.grid}  # an array of one or of three dimensions
+CONVOLUTIONAL = ["cnn", "resnet18", "resnet50"]
+FITTING = {"text": ["bert", "clip"], "image": [*CONVOLUTIONAL, "clip"], "vector": ["mlp"]}
+BUILT_IN = [*CONVOLUTIONAL, "bert", "clip", "mlp"]  # your own encoder can be for all but text
+
+
+def make_readers(kinds, encoders, seconds):
+    """The reader of each modality; a text is cut into the tokens of its encoder, `bert:SOURCE`."""
     readers = []
-    for modality, encoder in zip(modalities, encoders):
+    for kind, encoder in zip(kinds, encoders):
         name, _, source = encoder.partition(":")
-        fitting = FITTING.get(modality, CONVOLUTIONAL)
-        if name not in fitting and (name in BUILT_IN or modality == "text"):
-            raise ValueError(f"encoder {name!r} cannot encode {modality}; choose from {fitting}")
-        if modality == "text":
-            options["text"] = {"tokenizer": load_tokenizer(source)}
-        readers.append(functools.partial(READERS[modality], **options.get(modality, {})))
+        fitting = FITTING.get(kind, CONVOLUTIONAL)
+        if name not in fitting and (name in BUILT_IN or kind == "text"):
+            raise ValueError(f"encoder {name!r} cannot encode {kind}; choose from {fitting}")
+        options = {"seconds": seconds} if kind == "audio" else {}
+        if kind == "text":
+            options["tokenizer"] = load_tokenizer(source)
+        readers.append(functools.partial(READERS[kind], **options))
     return readers
 
 
-def load(name, root, encoders):
-    """A set of SETS: the samples found below root; FileNotFoundError if a split has none."""
-    modalities = SETS[name]["modalities"]
-    found, largest = collect(name, root, modalities, SETS[name]["paper"])
-    readers = make_readers(modalities, encoders(len(modalities)), SETS[name].get("seconds", 10))
-    splits = {split: Samples(sources, y, readers) for split, (sources, y, _) in found.items()}
-    n_classes = max(SETS[name]["n_classes"], largest + 1)
-    groups = np.array(found["train"][2])
-    return {"modalities": modalities, "n_classes": n_classes, "groups": groups, **splits}
+def load(name, root="", encoders=None):
+    """A set of SETS, or your own folder `name`; prepared first if it is not yet.
+
+    FileNotFoundError if the training or the test split has no usable sample.
+    """
+    known = SETS.get(name, {})
+    if root and not known:
+        raise ValueError(f"{name} is a folder of your own data; leave --root out")
+    root, seconds = root or (f"data/{name}" if known else name), known.get("seconds", 10)
+    kinds, found = collect(name, root, known.get("modalities"), seconds, known.get("paper"))
+    readers = make_readers(kinds.values(), encoders(len(kinds)), seconds)
+    index, splits = class_index(found.labels, known.get("n_classes")), {}
+    for split, (sources, labels, _) in found.splits.items():
+        y = torch.tensor([index[label] for label in labels])
+        splits[split] = Samples([Strings(source) for source in sources], y, readers)
+    groups = np.array(found.splits["train"][2])
+    return {"modalities": [*kinds], "n_classes": len(index), "groups": groups, **splits}
 
 
 def paired(modalities, splits, groups):
@@ -188,20 +205,8 @@ def spoken_digits(root="", encoders=None):
     Both are divided into ten folds, and a pair is of one fold: a validation split of whole folds
     has no image and no recording in common with the rest.
     """
-    rng = np.random.default_rng(0)
-    images = digits.handwritten_digits(rng)
-    splits, groups = {}, {}
-    for split, files in digits.recordings(root).items():
-        waves = np.stack([digits.read_recording(path) for path, _ in files])
-        labels = np.array([digit for _, digit in files])
-        copies = np.repeat(np.arange(len(files)), digits.SPOKEN_COPIES[split])
-        y, groups[split] = labels[copies], digits.folds(labels)[copies]
-        pool, classes = images[split]
-        partners = digits.choose_partners(y, groups[split], classes, rng)
-        image, _ = digits.place_on_canvas(pool[partners], rng)
-        spoken = digits.spectrograms(digits.add_speech_noise(waves[copies], rng))
-        splits[split] = [image, spoken], y
-    return paired(["image", "sound"], splits, groups["train"])
+    splits, groups = digits.spoken_pairs(root or "data/spoken-digits", np.random.default_rng(0))
+    return paired(["image", "sound"], splits, groups)
 
 
 DATASETS = {"keypad": keypad, "spoken-digits": spoken_digits}
@@ -218,11 +223,13 @@ def hold_out(dataset, groups, fraction, seed):
 
 
 def load_data(args, encoders):
-    """The data set of a run: its entry of DATASETS, and `channels` of each modality (0: text).
+    """The data set of a run: its entry of DATASETS, and `channels` of each modality (0: text;
+    of a vector its length).
 
     args: train.Settings; val_fraction becomes 0.1 where --outer held-out needs a validation part.
     """
-    data = DATASETS[args.dataset](args.root, encoders)
+    own = functools.partial(load, args.dataset)
+    data = DATASETS.get(args.dataset, own)(args.root, encoders)
     fraction = args.val_fraction
     if "val" in data and fraction:
         raise ValueError(
@@ -238,27 +245,8 @@ def load_data(args, encoders):
         n = len(data["train"])
         raise ValueError(f"{args.dataset} has {n} training sample here, expected 2 or more")
     x = data["train"][0][:-1]
-    channels = [0 if x_j.dtype == torch.int64 else x_j.shape[-3] for x_j in x]
+    channels = [0 if x_j.dtype == torch.int64 else x_j.shape[-3:][0] for x_j in x]
     return data | {"channels": channels}
-
-
-def make_loader(dataset, batches, device, workers):
-    """A DataLoader over batches of keys; workers persist, global random state is untouched."""
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=torch.device(device).type == "cuda",
-        generator=torch.Generator(),
-    )
-
-
-def eval_loader(dataset, batch_size, device, workers=0, shard=None):
-    """Loader of a split in its order, to evaluate on; shard: this process's part of positions."""
-    positions = (shard or list)(range(len(dataset)))
-    batches = [positions[i : i + batch_size] for i in range(0, len(positions), batch_size)]
-    return make_loader(dataset, batches, device, workers)
 
 
 class Batches:

@@ -103,8 +103,15 @@ def clip(channels, pretrained=False, source=""):
     return Pretrained(net, output), net.config.projection_dim
 
 
+def mlp(channels, pretrained=False, source=""):
+    """Batch norm and two linear layers for vectors: (B, channels) -> (B, 64)."""
+    layers = [nn.BatchNorm1d(channels), nn.Linear(channels, 128), nn.ReLU(), nn.Linear(128, 64)]
+    return nn.Sequential(*layers), 64
+
+
 # All encoders have one signature, ignore what they do not use, and return (module, d).
-ENCODERS = {"cnn": cnn, "resnet18": resnet18, "resnet50": resnet50, "bert": bert, "clip": clip}
+ENCODERS = {"cnn": cnn, "resnet18": resnet18, "resnet50": resnet50, "mlp": mlp}
+ENCODERS |= {"bert": bert, "clip": clip}
 
 
 class Concat(nn.Module):

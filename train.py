@@ -7,6 +7,7 @@ python train.py --resume runs/RUN                   resume a run; --eval evaluat
 import dataclasses
 import functools
 import itertools
+import os
 import sys
 from collections import ChainMap
 
@@ -19,11 +20,12 @@ from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 
 from baselines import BASELINES
 from bilevel import SOLVERS, eval_mode, hypergradient
-from data import DATASETS, Batches, defaults, eval_loader, load_data
+from data import DATASETS, Batches, defaults, load_data
 from losses import SCHEDULES, classification_loss, make_schedule, modality_matching_loss, total_loss
 from model import ENCODERS, FUSIONS, MultimodalModel, encoder_names
 from utils import cli, distributed, media
 from utils.cli import setting
+from utils.loader import eval_loader
 from utils.run import Run, check_together, mean_losses, resumed_settings
 
 
@@ -176,11 +178,13 @@ OUTER, SPLITS = ["train", "held-out", "shared"], ["train", "val", "test"]
 class Settings:
     """One run. Every field is a flag of the command line."""
 
-    dataset: str = setting("keypad", "the data set", group="run", choices=DATASETS)
+    dataset: str = setting(
+        "keypad", "the data set, or a folder with a samples.csv", group="run", listed=DATASETS
+    )
     method: str = setting(
         "learning-based", "how alpha moves, like heuristic or constant:0.5", listed=METHODS
     )
-    root: str = setting("", "folder of the data set; keypad needs none", changeable=True)
+    root: str = setting("", "folder of the data set (default data/DATASET)", changeable=True)
     out: str = setting("", "folder of the run (default runs/DATASET-METHOD-seedN)", changeable=True)
     overwrite: bool = setting(False, "start over in a folder that holds a run", changeable=True)
     resume: str = setting("", "folder of a run to resume, with its settings", changeable=True)
@@ -232,6 +236,8 @@ def parse(argv=None):
 def check(args):
     """Raise ValueError for settings that no run can have."""
     cli.check(args)
+    if not os.path.isdir(args.dataset):
+        cli.check_choice("data set or folder", args.dataset, DATASETS)
     if args.method.split(":")[0] in SCHEDULES:
         make_schedule(args.method)
     else:

@@ -31,10 +31,11 @@ from torch import nn
 
 import train
 from bilevel import eval_mode
-from data import defaults, eval_loader, load_data
+from data import defaults, load_data
 from losses import make_schedule
 from model import encoder_names
 from utils import cli, markdown
+from utils.loader import eval_loader
 from utils.pooling import GridMean
 from utils.run import checkpoint_epochs, load_best, load_checkpoint, load_state, read_log
 

@@ -11,6 +11,7 @@ import torch
 
 import data
 from data import Batches, Samples
+from utils.loader import eval_loader
 
 
 def read_key(position, seed):
@@ -119,7 +120,7 @@ def test_the_workers_that_train_stay():
 
 def test_the_workers_that_score_stay():
     """The second epoch is read by the processes of the first; no library is imported again."""
-    loader = data.eval_loader(Samples([range(6)], range(6), [read_pid]), 64, "cpu", workers=1)
+    loader = eval_loader(Samples([range(6)], range(6), [read_pid]), 64, "cpu", workers=1)
     first, second = [pids(loader) for _ in range(2)]
     assert first == second and len(first) == 1 and os.getpid() not in first
 
@@ -170,9 +171,9 @@ def test_the_shards_of_a_batch_are_the_batch(workers):
 
 def test_the_test_loader_reads_in_order():
     """All samples, the rest of them too, not augmented; a shard of their positions."""
-    found = keys(([x], y) for x, y in data.eval_loader(samples(7), 3, "cpu"))
+    found = keys(([x], y) for x, y in eval_loader(samples(7), 3, "cpu"))
     assert found == [[(i, -1) for i in batch] for batch in ([0, 1, 2], [3, 4, 5], [6])]
-    loader = data.eval_loader(samples(7), 3, "cpu", shard=lambda positions: positions[1::2])
+    loader = eval_loader(samples(7), 3, "cpu", shard=lambda positions: positions[1::2])
     assert keys(([x], y) for x, y in loader) == [[(i, -1) for i in (1, 3, 5)]]
     assert len(loader) == 1 and len(loader.dataset) == 7
 

@@ -12,6 +12,7 @@ import data
 import train
 from data import Samples
 from utils.cli import one_sentence
+from utils.loader import eval_loader
 
 FLAGS = ["--dataset", "tiny", "--epochs", "2", "--batch-size", "16", "--out", "run"]
 MEMORY, SHARED, KILLED = "out of memory; choose", "no room in shared memory", "reads the data was"
@@ -117,7 +118,7 @@ def test_a_killed_reader_is_said(tiny_data, monkeypatch, capsys):
 
 def test_an_evaluation_keeps_no_file_of_a_reader_open(tiny_data):
     """As many batches as there are samples: their labels are copies, which need no open file."""
-    loader = data.eval_loader(tiny(n=300)["train"], 1, "cpu", workers=1)
+    loader = eval_loader(tiny(n=300)["train"], 1, "cpu", workers=1)
     model = train.MultimodalModel([1, 2], 3)
     opened = []
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import make_jpg, make_wav
 
 import bilevel
 import losses
@@ -108,13 +109,33 @@ def test_the_main_job_runs(tmp_path):
     assert "perf_gap" in done.stdout.splitlines()[-2]
 
 
+def own_data(folder):
+    """The README's example of one's own data, with the files that it names."""
+    (table,) = code(README, "csv")
+    make = {".jpg": make_jpg, ".wav": make_wav}
+    for name in re.findall(r"\w+/\w+\.\w+", table):
+        make[Path(name).suffix](folder / name)
+    (folder / "samples.csv").write_text(table)
+
+
+def test_the_example_of_own_data_trains(tmp_path, monkeypatch, capsys):
+    """The README's table and command, for one epoch."""
+    monkeypatch.chdir(tmp_path)
+    own_data(tmp_path / "mine")
+    (command,) = [c for c in commands(README) if "--dataset mine" in c]
+    ((_, arguments),) = scripts(command)
+    assert train.main([*arguments, "--epochs", "1", "--workers", "0"]) == 0
+    assert "2 classes: cat, dog" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("script, arguments", [call for c in commands(ALL) for call in scripts(c)])
 def test_every_command_parses(script, arguments, monkeypatch, tmp_path):
-    """Flags and method names exist; a shell variable is a seed, a method or a weight decay."""
+    """Flags and names exist; a shell variable is a seed, a method or a weight decay."""
     monkeypatch.setitem(losses.SCHEDULES, "linear", lambda t, T: 1 - t / T)  # as in the README
     monkeypatch.chdir(tmp_path)
     values = {"$seed": "0", "$method": "heuristic", "$decay": "0.1", "$eta": "2"}
-    values |= {"DIR": ".", "NAME": "cremad"}
+    values |= {"DIR": ".", "NAME": "cremad", "FOLDER": "mine"}
+    own_data(tmp_path / "mine")
     arguments = [values.get(a, a) for a in arguments]
     if script == "train.py":
         monkeypatch.setattr(train, "resumed_settings", lambda folder, given, _: given)

@@ -18,11 +18,12 @@ import torch
 
 import train
 from bilevel import SOLVERS
-from data import eval_loader, load_data, paired
+from data import load_data, paired
 from losses import SCHEDULES, make_schedule
 from model import ENCODERS, FUSIONS, MultimodalModel
 from scripts.benchmarks import NoFolder
 from utils import cli, digits
+from utils.loader import eval_loader
 
 ROOT = Path(__file__).parents[1]
 METHODS = ["learning-based", *train.BASELINES, *SCHEDULES]

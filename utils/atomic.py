@@ -17,12 +17,17 @@ def remove(path):
 def atomic(target):
     """Yield a temporary path beside `target`, which becomes `target` if the block raises nothing.
 
-    A process that is killed inside the block leaves `.part-PID-NAME`; delete `.part-*` later.
+    A folder that is there already stays: another process has just made the same. A process that is
+    killed inside the block leaves `.part-PID-NAME`; delete `.part-*` later.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".part-{os.getpid()}-{target.name}")
     try:
         yield part
-        os.replace(part, target)
+        try:
+            os.replace(part, target)
+        except OSError:
+            if not (part.is_dir() and target.is_dir()):
+                raise
     finally:
         remove(part)

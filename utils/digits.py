@@ -81,8 +81,10 @@ def recordings(root):
     """FSDD's files: {split: [(path, digit)]}. By FSDD's rule, index 0-4 is the test split."""
     wanted = "recordings/{digit}_{speaker}_{index}.wav"
     how = f"expected a clone of the Free Spoken Digit Dataset with {wanted}; see docs/DATA.md"
-    if not root:
-        raise ValueError(f"spoken-digits needs --root; {how}")
+    if not Path(root).is_dir():
+        source = "https://github.com/Jakobovski/free-spoken-digit-dataset"
+        clone = f"git clone {source} {root}, or give its folder with --root"
+        raise FileNotFoundError(f"{root} is not a folder; {how}; {clone}")
     splits = {"train": [], "test": []}
     for path in sorted(Path(root).glob("recordings/*.wav")):
         if match := re.fullmatch(r"(\d)_\w+_(\d+)", path.stem):
@@ -126,3 +128,19 @@ def choose_partners(labels, label_folds, classes, rng):
     image_folds = folds(classes)
     pairs = zip(labels, label_folds)
     return [rng.choice(np.flatnonzero((classes == k) & (image_folds == f))) for k, f in pairs]
+
+
+def spoken_pairs(root, rng):
+    """{split: ([images, spectrograms], labels)} and the folds of the training pairs."""
+    images = handwritten_digits(rng)
+    splits, groups = {}, {}
+    for split, files in recordings(root).items():
+        waves = np.stack([read_recording(path) for path, _ in files])
+        labels = np.array([digit for _, digit in files])
+        copies = np.repeat(np.arange(len(files)), SPOKEN_COPIES[split])
+        y, groups[split] = labels[copies], folds(labels)[copies]
+        pool, classes = images[split]
+        partners = choose_partners(y, groups[split], classes, rng)
+        image, _ = place_on_canvas(pool[partners], rng)
+        splits[split] = [image, spectrograms(add_speech_noise(waves[copies], rng))], y
+    return splits, groups["train"]

@@ -3,22 +3,20 @@
 index            all files below the folder, by kind and name
 LOCATE           for each modality, where the data of a sample is
 find_samples     every sample of the annotation files, with its files and its status
-collect          what training uses: the samples that were found; the others are counted
 """
 
 import functools
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
-from typing import NamedTuple
 
-from utils.annotations import LISTS, read_csv
+from utils.annotations import LISTS
 from utils.media import is_pointer
+from utils.samples import PREPARED, Sample
 
-PREPARED = "prepared"  # the folder, below the root, that scripts/prepare.py writes into
 ENDINGS = {
-    "audio": ".wav",
-    "video": ".mp4 .flv .avi .mkv .webm",
+    "audio": ".wav .flac .ogg .mp3 .m4a .aac",
+    "video": ".mp4 .flv .avi .mkv .webm .mov .mpg .mpeg .m4v .ts .wmv .3gp",
     "image": ".jpg .jpeg .png",
     "list": ".csv .txt .tsv .lst",
 }
@@ -33,11 +31,8 @@ def index(name, root, modalities):
     images. Of two files with one name the one nearer to the root is taken. ValueError or
     FileNotFoundError without a folder.
     """
-    how = f"expected the folder of {name}; see docs/DATA.md"
-    if not root:
-        raise ValueError(f"{name} needs --root; {how}")
     if not Path(root).is_dir():
-        raise FileNotFoundError(f"{root} is not a folder; {how}")
+        raise FileNotFoundError(f"{root} is not a folder; {download(name, root)}")
     files = defaultdict(dict, root=root)
     for entry in walk(root):
         folder, (stem, ending) = os.path.dirname(entry.path), os.path.splitext(entry.name)
@@ -60,13 +55,36 @@ def walk(root):
     """Yield the files below root as os.DirEntry, breadth first, by name, without hidden ones."""
     folders = [os.fspath(root)]
     for folder in folders:  # the list grows during the loop
-        for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+        try:
+            entries = sorted(os.scandir(folder), key=lambda e: e.name)
+        except OSError as error:
+            print(f"{folder} is passed over: it cannot be read ({error.strerror})")
+            entries = []
+        for entry in entries:
             if entry.name.startswith("."):
                 continue
             if not entry.is_dir():
                 yield entry
             elif not (entry.is_symlink() and folder.startswith(os.path.realpath(entry.path))):
                 folders.append(entry.path)
+
+
+SOURCES = {  # where the original files of a set come from; docs/DATA.md has the commands
+    "cremad": "https://github.com/CheyneyComputerScience/CREMA-D, with train.csv and test.csv of "
+    "https://github.com/GeWu-Lab/OGM-GE_CVPR2022",
+    "kinetics-sounds": "the clips of https://github.com/cvdfoundation/kinetics-dataset, with "
+    "my_train.txt and my_test.txt of https://github.com/GeWu-Lab/OGM-GE_CVPR2022",
+    "vggsound": "the clips from YouTube, with vggsound.csv of https://github.com/hche11/VGGSound",
+    "sarcasm": "https://github.com/headacheboy/data-of-multimodal-sarcasm-detection",
+    "twitter2015": "https://github.com/jefferyYu/TomBERT, its text and its images",
+    "nvgesture": "NVIDIA's clips and lists, on request",
+}
+
+
+def download(name, root):
+    """What to download to where, for a set that is not there."""
+    where = f"into {root}, or give its folder with --root"
+    return f"download {SOURCES[name]}, {where}; see docs/DATA.md#{name}"
 
 
 def first_named(kind, names, files):
@@ -86,10 +104,10 @@ def video_frames(names, files):
 
 
 def gesture_frames(wanted, files):
-    """A gesture's (folder, start, end), or None: prepare's folder, the stream's, or STREAM_all."""
-    modality, name, stream, start, end = wanted
+    """The folder of a gesture's frames, or None: prepare's, the stream's, or STREAM_all."""
+    modality, name, stream, *_ = wanted
     folders = [os.path.join(files["root"], PREPARED, modality, name), stream, f"{stream}_all"]
-    return next(((folder, start, end) for folder in folders if os.path.isdir(folder)), None)
+    return next(filter(os.path.isdir, folders), None)
 
 
 def flow_file(wanted, files):
@@ -125,23 +143,6 @@ def original_file(modality, names, wanted, files):
     return recording or first_named("video", names, files)
 
 
-class Sample(NamedTuple):
-    """A row of the annotation files; sources, originals: for each modality a path or None.
-
-    status: "found"; "not prepared", if prepare can make what is missing; "git-lfs pointer" or
-    "missing".
-    """
-
-    split: str
-    label: int
-    group: str
-    name: str
-    wanted: list
-    sources: list
-    originals: list
-    status: str
-
-
 def find_samples(name, root, modalities):
     """Yield a Sample for every row of a set's annotation files; ValueError for a bad row."""
     files = index(name, root, modalities)
@@ -149,77 +150,12 @@ def find_samples(name, root, modalities):
         sources = [LOCATE[m](w, files) for m, w in zip(modalities, wanted)]
         originals = [original_file(m, names, w, files) for m, w in zip(modalities, wanted)]
         # Flow is made from the frames of the other two.
-        can_be_made = [s or o or m == "flow" for m, s, o in zip(modalities, sources, originals)]
-        if all(sources):
-            status = "found"
-        elif any(n in files["pointer"] for n in names):
+        there = [s or o or m == "flow" for m, s, o in zip(modalities, sources, originals)]
+        status = "" if all(there) else "missing"
+        if not all(sources) and any(n in files["pointer"] for n in names):
             status = "git-lfs pointer"
-        else:
-            status = "not prepared" if all(can_be_made) else "missing"
-        yield Sample(split, label, group, names[0], wanted, sources, originals, status)
-
-
-def read_unreadable(root):
-    """{name: reason} of the samples that prepare could not read."""
-    path = Path(root) / PREPARED / "broken.csv"
-    rows = read_csv(path, "name", "reason", "what") if path.is_file() else []
-    return {name: reason for _, name, reason, _ in rows}
-
-
-def collect(name, root, modalities, paper):
-    """The samples found, {split: (sources of each modality, labels, groups)}; the largest label.
-
-    The largest label is that of all rows, found or not. Prints what was found, beside `paper`, the
-    paper's (train, val, test). FileNotFoundError if a split has no sample.
-    """
-    unreadable = read_unreadable(root) if root else {}
-    splits = defaultdict(lambda: ([[] for _ in modalities], [], []))
-    counts = defaultdict(Counter)
-    largest = 0
-    for sample in find_samples(name, root, modalities):
-        status = unreadable.get(sample.name, sample.status)
-        counts[sample.split][status] += 1
-        largest = max(largest, sample.label)
-        if status == "found":
-            xs, labels, groups = splits[sample.split]
-            labels.append(sample.label)
-            groups.append(sample.group)
-            for x, source in zip(xs, sample.sources):
-                x.append(source)
-    for split, expected in zip(("train", "val", "test"), paper):
-        if split in counts or split != "val":  # some published lists have no validation part
-            report(name, split, counts[split], expected)
-            if not counts[split]["found"]:
-                raise FileNotFoundError(nothing_found(name, root, modalities, split, counts[split]))
-    return splits, largest
-
-
-def reasons(count):
-    """The samples of a split that cannot be used, as text: "1 missing, 2 undecodable"."""
-    return ", ".join(f"{n} {status}" for status, n in sorted(count.items()) if status != "found")
-
-
-def report(name, split, count, expected):
-    """Print how many samples of a split were found, beside the paper's number."""
-    found = f"{name} {split}: {count['found']} of {count.total()} found (paper: {expected})"
-    print("; ".join(filter(None, [found, reasons(count)])))
-
-
-def nothing_found(name, root, modalities, split, count):
-    """The error for a split of which no sample was found: what was looked for, and what to do."""
-    looked = {
-        "audio": f"{PREPARED}/audio/<id>.npy",
-        "video": "<id>/*.jpg",
-        "image": "<id>.jpg",
-        "rgb": "<clip>/sk_color/*.jpg",
-        "depth": "<clip>/sk_depth/*.jpg",
-        "flow": f"{PREPARED}/flow/<clip>.npy",
-    }
-    files = " and ".join(looked[m] for m in modalities if m in looked)
-    why = reasons(count) or "its list is empty"
-    parts = [f"no {split} sample of {name} is below {root} ({why}): looked for {files}"]
-    if "not prepared" in count:
-        parts.append(f"run python -m scripts.prepare {name} --root {root}")
-    if "git-lfs pointer" in count:
-        parts.append("run `git lfs pull` in the clone")
-    return "; ".join([*parts, "see docs/DATA.md"])
+        windows = [w[3:] if m in ("rgb", "depth") else None for m, w in zip(modalities, wanted)]
+        absent = [m for m, there in zip(modalities, there) if not there]
+        problem = f"no {' and no '.join(absent)} of {names[0]}" if status else ""
+        rest = [[names[0]] * len(modalities), sources, originals, windows, status, problem]
+        yield Sample(split, str(label), group, *rest)

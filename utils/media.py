@@ -98,6 +98,17 @@ def read_array(path, *shape):
     return values
 
 
+def vector(path, seed=None):
+    """A .npy of numbers: (d,) float32."""
+    return torch.from_numpy(np.array(read_array(path, "d"), np.float32))
+
+
+def grid(path, seed=None):
+    """A .npy: (C, H, W), pixels if they are uint8, else float32."""
+    values = torch.from_numpy(np.array(read_array(path, "C", "H", "W")))
+    return values if values.dtype == torch.uint8 else values.float()
+
+
 def read_image(path, mode="RGB"):
     """An image file as (C, H, W) uint8; mode RGB has 3 channels, L has 1.
 

@@ -31,6 +31,7 @@ from utils.annotations import LISTS
 from utils.atomic import atomic, remove
 from utils.cli import RunError
 from utils.media import UnreadableFile
+from utils.prepare import prepare_command
 
 UNRECORDED = ("out", "overwrite", "resume", "eval", "split", "keep")  # not in a run's settings
 
@@ -297,8 +298,8 @@ class Run:
         self.writes = distributed.rank() == 0
         program.quiet = not self.writes
         self.no_bar = None if self.writes else True  # None: a progress bar only on a terminal
-        if args.dataset in LISTS:
-            command = f"python -m scripts.prepare {args.dataset} --root {args.root}"
+        if args.dataset in LISTS or os.path.isdir(args.dataset):
+            command = prepare_command(args.dataset, args.root)
             hint = f"{command} finds all such files, and they are left out"
             program.hints[UnreadableFile] = hint
 
@@ -442,7 +443,8 @@ class Run:
 def folder_of(args):
     """The run's folder; FileExistsError for a run that is neither resumed nor overwritten."""
     outer = "" if args.outer == "train" else f"-{args.outer}"
-    name = f"{args.dataset}-{args.method.replace(':', '')}{outer}-seed{args.seed}"
+    dataset = Path(args.dataset).resolve().name  # of your own data, the folder's name
+    name = f"{dataset}-{args.method.replace(':', '')}{outer}-seed{args.seed}"
     folder = Path(args.resume or args.eval or args.out or f"runs/{name}")
     log = folder / "log.jsonl"
     epochs = len(log.read_bytes().splitlines()) - 1 if log.is_file() else 0

@@ -1,0 +1,257 @@
+"""samples.csv and prepare for data of one's own: utils/samples.py, utils/prepare.py, data.load."""
+
+import json
+import multiprocessing
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_jpg, make_video, make_wav
+
+import data
+import train
+from scripts import prepare
+from utils.prepare import in_processes
+from utils.samples import Strings, read_own, read_prepared
+
+SMALL = ["--epochs", "1", "--workers", "0", "--method", "heuristic"]
+
+
+def write_table(folder, header, rows, encoding="utf-8", end="\n"):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "samples.csv").write_bytes(
+        "".join(line + end for line in [header, *rows]).encode(encoding)
+    )
+
+
+def splits(n):
+    """Two thirds of n lines to train."""
+    return ["train" if i % 3 else "test" for i in range(n)]
+
+
+def vectors(folder, n=30):
+    """Three columns of vectors of different lengths, three classes."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i, split in enumerate(splits(n)):
+        for name, d in [("a", 4), ("b", 6), ("c", 8)]:
+            np.save(folder / f"{name}{i}.npy", rng.normal(size=d) + i % 3)
+        rows.append(f"{split},class {i % 3},a{i}.npy,b{i}.npy,c{i}.npy")
+    write_table(folder, "split,label,array:a,array:b,array:c", rows)
+
+
+def pictures_and_sounds(folder, n=24):
+    """Image and audio, four classes, with a byte order mark, semicolons and CRLF."""
+    rows = []
+    for i, split in enumerate(splits(n)):
+        make_jpg(folder / f"pictures/{i}.jpg", colour=(60 * (i % 4), 99, 99))
+        make_wav(folder / f"sounds/{i}.wav", 0.2)
+        rows.append(f"pictures\\{i}.jpg;{split.title()};{'dbca'[i % 4]};sounds/{i}.wav")
+    write_table(folder, "image;Split;LABEL;audio", rows, "utf-8-sig", "\r\n")
+
+
+def pictures_and_sentences(folder, n=20):
+    """Image and text, five classes; a sentence has the separator and a line break."""
+    rows = []
+    for i, split in enumerate(splits(n)):
+        make_jpg(folder / f"{i}.jpg")
+        rows.append(f'{split},{i % 5},{i}.jpg,"the dog, is\nfine"')
+    write_table(folder, "split,label,image,text", rows)
+
+
+def two_sounds(folder, n=12):
+    """Two audio columns and a video; groups."""
+    rows = []
+    for i, split in enumerate(splits(n)):
+        make_wav(folder / f"l{i}.wav", 0.2)
+        make_wav(folder / f"r{i}.wav", 0.2)
+        rows.append(f"{split},{'no' if i % 2 else 'yes'},g{i // 4},l{i}.wav,r{i}.wav,clip.mp4")
+    make_video(folder / "clip.mp4", frames=20)
+    write_table(folder, "split,label,group,audio:left,audio:right,video", rows)
+
+
+@pytest.mark.parametrize(
+    "make, modalities, classes, encoders",
+    [
+        (vectors, ["a", "b", "c"], ["class 0", "class 1", "class 2"], None),
+        (pictures_and_sounds, ["image", "audio"], ["a", "b", "c", "d"], "cnn"),
+        (pictures_and_sentences, ["image", "text"], ["0", "1", "2", "3", "4"], "cnn,bert:{}"),
+        (two_sounds, ["left", "right", "video"], ["no", "yes"], "cnn"),
+    ],
+)
+def test_own_data_goes_from_its_table_to_the_scores(
+    make, modalities, classes, encoders, tmp_path, monkeypatch, capsys, tiny_bert
+):
+    """One command, by any method; the second run reads what the first has prepared."""
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "mine")
+    flags = ["--encoders", encoders.format(tiny_bert)] if encoders else []
+    assert train.main(["--dataset", "mine", *SMALL, *flags]) == 0
+    log = Path("runs/mine-heuristic-seed0/log.jsonl").read_text()
+    first, epoch, test = map(json.loads, log.splitlines())
+    assert first["modalities"] == modalities and set(modalities) < set(test["test"])
+    printed = capsys.readouterr().out
+    assert f"{len(classes)} classes: {', '.join(classes)}\n" in printed and "usable: " in printed
+    learned = ["--method", "learning-based", "--draws", "1"]
+    assert train.main(["--dataset", "mine", *SMALL, *flags, *learned]) == 0
+    assert "every sample is listed" not in capsys.readouterr().out
+
+
+def test_own_data_is_read_into_its_classes(tmp_path):
+    """The class is the label's place in the sorted labels; a vector comes as it was saved."""
+    vectors(tmp_path)
+    prepare.main([str(tmp_path), "--workers", "1"])
+    found = data.load(str(tmp_path), "", lambda m: ["mlp"] * m)
+    a, b, c, y = found["train"][0]
+    assert y == 1 and found["n_classes"] == 3 and len(found["train"]) == 20
+    assert torch.equal(b, torch.tensor(np.load(tmp_path / "b1.npy"), dtype=torch.float32))
+
+
+def test_groups_of_own_data_are_held_out_together(tmp_path, monkeypatch):
+    """--val-fraction divides by the column group."""
+    two_sounds(tmp_path)
+    args = train.parse(["--dataset", str(tmp_path), "--val-fraction", "0.4"])
+    parts = data.load_data(args, lambda m: ["cnn"] * m)
+    numbers = {
+        s: {int(Path(p).stem[1:].split("-")[0].split(".")[0]) // 4 for p in parts[s].sources[0]}
+        for s in ("train", "val")
+    }
+    assert numbers["train"] and numbers["val"] and not numbers["train"] & numbers["val"]
+
+
+def test_defaults_of_own_data_follow_its_kinds(tmp_path):
+    """Encoders by kind; Adam with text; few samples get small batches and more epochs."""
+    vectors(tmp_path / "v")
+    pictures_and_sentences(tmp_path / "s")
+    two_sounds(tmp_path / "t")
+    settings = [train.parse(["--dataset", str(tmp_path / name)]) for name in "vst"]
+    encoders = ["mlp,mlp,mlp", "resnet18,bert", "resnet18,resnet18,resnet18"]
+    assert [s.encoders for s in settings] == encoders
+    assert [s.optimizer for s in settings] == ["sgd", "adam", "sgd"]
+    assert all((s.batch_size, s.epochs, s.alpha_limit) == (16, 50, 0.02) for s in settings)
+
+
+BAD = [
+    ("split,label,image,audio", ["train,a,x.jpg,x.wav"], "no sample of the split test"),
+    ("split,label,image,audio", ["train,a,1,2", "test,a,3,4"], "has one class, 'a'"),
+    ("split,label,image,audio", ["train,a,1,2", "test,b,1,2"], "line 3 repeats a sample of the"),
+    ("split,label,image,audio", ["train,a,1"], "line 2 has 3 columns, expected 4: split,label"),
+    ("split,label,image,audio", ["learn,a,1,2"], "line 2 has 'learn' and 'a'; expected the split"),
+    ("split,label,image,audio", ["train,,1,2"], "line 2 has 'train' and ''; expected the split"),
+    ("split,label,image,audio", ['train,a,"1,2'], "is not csv"),
+    ("split,label,image", ["train,a,1"], "line 1 names 1 modality, expected two"),
+    ("split,label,image,image", ["train,a,1,2"], "column 'image' occurs twice; give each its own"),
+    ("split,label,image,smell", ["train,a,1,2"], "unknown column 'smell', expected split, label"),
+    ("split,label,image,audio:fused", ["train,a,1,2"], "'audio:fused' is a bad or repeated name"),
+    ("split,image,audio", ["train,1,2"], "is a header without ['label']"),
+    ("", [], "is a header without ['split', 'label']"),
+    ("split,label,image,audio", ["train,a,1,2", "test,b,3,4"], "1 and 2 is missing"),
+]
+
+
+@pytest.mark.parametrize("header, rows, said", BAD)
+def test_a_bad_table_is_one_sentence(header, rows, said, tmp_path, capsys):
+    """Status 2, the file and mostly the line, from training and from prepare."""
+    write_table(tmp_path, header, rows)
+    assert train.main(["--dataset", str(tmp_path), *SMALL]) == 2
+    results = [("train.py", capsys.readouterr().err)]
+    if "missing" not in said:  # prepare only counts what is missing
+        assert prepare.main([str(tmp_path), "--workers", "1"]) == 2
+        results.append(("prepare", capsys.readouterr().err))
+    for program, err in results:
+        (line,) = [x for x in err.splitlines() if x.startswith(program)]
+        assert said in line and "samples.csv" in line
+
+
+def test_a_table_in_another_encoding_is_one_sentence(tmp_path, capsys):
+    """As Excel saves "Unicode text", or a plain csv of Windows."""
+    for encoding in ("utf-16", "cp1252"):
+        write_table(tmp_path, "split,label,image,audio", ["train,caf\xe9,1,2"], encoding)
+        assert train.main(["--dataset", str(tmp_path), *SMALL]) == 2
+        assert "is not UTF-8 text" in capsys.readouterr().err
+
+
+def test_what_is_wrong_with_a_sample_is_listed(tmp_path, capsys):
+    """Blank, missing, damaged, of another shape: a row each with its reason; the rest trains."""
+    vectors(tmp_path)
+    lines = (tmp_path / "samples.csv").read_text().splitlines()
+    lines[2] = lines[2].replace("a1.npy", "")
+    lines[3] = lines[3].replace("b2.npy", "nowhere.npy")
+    np.save(tmp_path / "c4.npy", np.zeros(3))
+    np.save(tmp_path / "a5.npy", np.full(4, np.nan))
+    (tmp_path / "b7.npy").write_text("<html>")
+    write_table(tmp_path, lines[0], lines[1:])
+    assert prepare.main([str(tmp_path), "--workers", "2"]) == 0
+    told = "blank cell: 1\nmissing: 1\nnot finite: 1\nundecodable: 2\nusable: 25\n"
+    assert told in capsys.readouterr().out
+    kinds, found = read_prepared(tmp_path)
+    assert set(kinds.values()) == {"vector"} and found.counts["train"]["usable"] == 15
+    text = (tmp_path / "prepared/samples.csv").read_text()
+    for problem in ("line 3", "line 4: nowhere.npy is missing", "c4.npy", "a5.npy", "b7.npy"):
+        assert problem in text
+    assert train.main(["--dataset", str(tmp_path), "--out", str(tmp_path / "run"), *SMALL]) == 0
+
+
+def test_a_changed_table_is_prepared_again(tmp_path, capsys):
+    """A samples.csv that is newer than what was prepared from it."""
+    vectors(tmp_path)
+    assert prepare.main([str(tmp_path), "--workers", "1"]) == 0
+    table = tmp_path / "samples.csv"
+    table.write_text(table.read_text() + "val,class 0,a0.npy,b3.npy,c0.npy\n")
+    later = os.stat(tmp_path / "prepared/samples.csv").st_mtime + 5
+    os.utime(table, (later, later))
+    assert "val" in data.load(str(tmp_path), "", lambda m: ["mlp"] * m)
+
+
+def test_a_set_that_is_no_set_is_one_sentence(tmp_path, monkeypatch, capsys):
+    """A name with a slip, a folder without a table, a --root beside a folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    vectors(tmp_path / "v")
+    for flags, said in [
+        (["cremd"], "unknown data set or folder 'cremd'; choose from ['cremad'"),
+        (["empty"], "empty has no samples.csv; expected a line for each sample"),
+        (["v", "--root", "v"], "v is a folder of your own data; leave --root out"),
+        (["v", "--encoders", "cnn"], "encoder 'cnn' cannot encode vector; choose from ['mlp']"),
+        (["spoken-digits"], "data/spoken-digits is not a folder"),
+    ]:
+        assert train.main(["--dataset", *flags, *SMALL]) == 2
+        assert said in capsys.readouterr().err
+    assert prepare.main(["cremd"]) == 2 and "unknown data set 'cremd'" in capsys.readouterr().err
+
+
+def test_strings_are_a_list_that_processes_share():
+    """As they were put in; a spawned process gets them without a copy in its pickle."""
+    texts = ["", "a", "\u00e9t\u00e9", "line\nbreak", "bad\udce9name"] * 1000
+    strings = Strings(texts)
+    assert list(strings) == texts and len(strings) == 5000
+    shared = multiprocessing.reduction.ForkingPickler.dumps(strings)
+    assert len(shared) < 2000 < len(pickle.dumps(texts))
+
+
+def die_of(job):
+    if job == "bad":
+        os._exit(1)
+    return job.upper()
+
+
+def test_a_process_that_dies_costs_one_sample(monkeypatch):
+    """A decoder that crashes takes its own sample alone; every other one is done."""
+    jobs = [*"abcdefgh", "bad", *"ijkl"]
+    done = dict(in_processes(die_of, jobs, 2))
+    assert done == {i: None if job == "bad" else job.upper() for i, job in enumerate(jobs)}
+
+
+def test_one_video_in_many_lines_is_prepared_once(tmp_path):
+    """Lines that share a file do not get in each other's way."""
+    two_sounds(tmp_path)
+    assert prepare.main([str(tmp_path), "--workers", "4"]) == 0
+    kinds, found = read_prepared(tmp_path)
+    assert sum(c["usable"] for c in found.counts.values()) == 12
+    assert [p.name for p in (tmp_path / "prepared/video").iterdir()] == ["clip.mp4"]
+    _, samples = read_own(tmp_path)
+    assert all(sample.sources[2].endswith("prepared/video/clip.mp4") for sample in samples)
