@@ -10,6 +10,7 @@ python -m scripts.benchmarks loader           clips read a second, against the a
 python -m scripts.benchmarks gpu              clips trained a second on CUDA, time spent waiting
 python -m scripts.benchmarks startup          what importing train.py takes and leaves out
 python -m scripts.benchmarks growth           time and memory of an epoch for more samples
+python -m scripts.benchmarks start            finding the samples of a set of VGGSound's size
 """
 
 import contextlib
@@ -50,6 +51,7 @@ from model import MultimodalModel
 from scripts import prepare
 from utils import cli, decode, markdown
 from utils.annotations import CREMAD
+from utils.files import find_samples
 
 ROOT = Path(__file__).parents[1]
 ALPHA, STEP = 0.6, 1e-4
@@ -426,7 +428,7 @@ def make_clips(root, name, n, seconds, rate):
         Path(root, f"{split}.csv" if name == "cremad" else f"my_{split}.txt").write_text(
             "\n".join(rows)
         )
-    prepare.prepare(name, root, 1)
+    prepare.main([name, "--root", str(root), "--workers", "1"])
     return [paths for _, *paths in clips]
 
 
@@ -610,6 +612,64 @@ def growth():
     print(markdown.table(*rows))
 
 
+def many_clips(root, n):
+    """A prepared VGGSound of n clips: hard links to one sound and one picture, ten a clip."""
+    made = Path(root, "prepared")
+    for kind in ("audio", "video"):
+        (made / kind).mkdir(parents=True)
+    sound, picture = made / "sound.npy", made / "picture.jpg"
+    listed, table = [], ["split,label,group,status,audio,video,problem"]
+    for i in range(n):
+        video, split = f"{i:011d}", "train" if i % 10 else "test"
+        name = f"{video}_000030"
+        if i % 5000 == 0:  # a file can have 65,000 links
+            sound.unlink(missing_ok=True)
+            picture.unlink(missing_ok=True)
+            np.save(sound, np.zeros((257, 1004), np.float16))
+            Image.new("RGB", (341, 256)).save(picture)
+        os.link(sound, made / f"audio/{name}.npy")
+        (made / f"video/{name}").mkdir()
+        for k in range(10):
+            os.link(picture, made / f"video/{name}/{k:05d}.jpg")
+        listed.append(f"{video},30,label {i % 309},{split}")
+        paths = f"prepared/audio/{name}.npy,prepared/video/{name}"
+        table.append(f"{split},{i % 309},{video},usable,{paths},")
+    Path(root, "vggsound.csv").write_text("\n".join(listed))
+    (made / "samples.csv").write_text("\n".join(table))
+
+
+def find_all(root):
+    """(seconds, MiB) of looking for every file of the set, as prepare does."""
+    look = functools.partial(find_samples, "vggsound", root, SETS["vggsound"]["modalities"])
+    took, kept = [], []
+    with contextlib.redirect_stdout(io.StringIO()):
+        peak = peak_memory(lambda: took.append(seconds(lambda: kept.extend(look()))))
+    return took[0], peak
+
+
+def read_table(root):
+    """(seconds, MiB) of what training does instead: it reads samples.csv."""
+    took, kept = [], []
+    load = functools.partial(datasets.load, "vggsound", root, lambda m: ["resnet18"] * m)
+    with contextlib.redirect_stdout(io.StringIO()):
+        peak = peak_memory(lambda: took.append(seconds(lambda: kept.append(load()))))
+    return took[0], peak
+
+
+def start():
+    """How long a set of VGGSound's size takes to be found, by its files and by samples.csv."""
+    rows = [["clips", "by", "seconds", "times", "MiB", "bytes a clip"]]
+    for n in (20000, 182585):
+        with tempfile.TemporaryDirectory() as root:
+            many_clips(root, n)
+            results = [fresh(function, root) for function in (find_all, read_table)]
+        for by, (took, peak) in zip(["its files", "samples.csv"], results):
+            times = f"{took / results[1][0]:.1f}"
+            rows.append([n, by, f"{took:.1f}", times, f"{peak:.0f}", f"{peak * 2**20 / n:.0f}"])
+    print("Clips with ten pictures each, hard links, just written (in the system's cache).\n")
+    print(markdown.table(*rows))
+
+
 COMMANDS = {
     "update": update,
     "hypergradient": compare,
@@ -620,6 +680,7 @@ COMMANDS = {
     "gpu": gpu,
     "startup": startup,
     "growth": growth,
+    "start": start,
 }
 
 

@@ -631,6 +631,19 @@ def test_lists_are_read_in_all_their_forms(name, written, samples, tmp_path):
         assert all(names == [names[0].split(".")[0]] for *_, names, _ in found)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["_000030", "_000030_000040", "_30", "_30_40", "_30.0", "_30.0_40.0", "_30000_40000", "-30-40"],
+)
+def test_clips_are_found_by_any_spelling_of_their_times(name, tmp_path):
+    """A sound as flac beside it, and a start in the list that is no whole number."""
+    write(tmp_path / f"{VIDEOS[0]}{name}.MOV", "")
+    write(tmp_path / f"{VIDEOS[0]}{name}.flac", "")
+    write(tmp_path / "vggsound.csv", f"{VIDEOS[0]},30.0,tickling,train\n")
+    (sample,) = files.find_samples("vggsound", tmp_path, ["audio", "video"])
+    assert [Path(path).suffix for path in sample.originals] == [".flac", ".MOV"]
+
+
 def test_more_classes_than_the_published_ones(copied):
     """The paper has 310 in VGGSound, its lists 309: the list that is there decides."""
     root, _ = copied("vggsound", prepared=True)

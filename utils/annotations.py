@@ -88,13 +88,20 @@ def class_index(place, label, classes):
 
 
 def youtube_names(place, video, start):
-    """The names that the files of a 10 s clip from YouTube may have; ValueError for a bad id."""
-    if not (len(video) == 11 and start.isdecimal()):
+    """The names that the files of a 10 s clip from YouTube may have; ValueError for a bad id.
+
+    ID, or ID and the start, perhaps the end, in seconds or milliseconds: ID_000030, ID_30_40,
+    ID-30.0, ID_000030_000040, ID_30000_40000.
+    """
+    if not (len(video) == 11 and re.fullmatch(r"\d+(\.0*)?", start)):
         expected = "expected a YouTube id and a start in seconds"
         raise ValueError(f"{place} is {video!r} from {start!r}, {expected}")
-    t = int(start)
-    times = [f"{t:06d}", f"{t:06d}_{t + 10:06d}", f"{t}", f"{t}000_{t + 10}000"]
-    return [*(f"{video}_{time}" for time in times), video]
+    t, names = int(float(start)), []
+    for form in (lambda t: f"{t:06d}", str, lambda t: f"{t}.0", lambda t: f"{t}000"):
+        for separator in "_-":
+            one = f"{video}{separator}{form(t)}"
+            names += [one, f"{one}{separator}{form(t + 10)}"]
+    return [*names, video]
 
 
 def list_cremad(files):
