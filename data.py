@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils import digits, media
 from utils.files import collect
-from utils.pretrained import load_tokenizer
+from utils.pretrained import collate, is_text, load_tokenizer
 
 AUDIO_VIDEO, IMAGE_TEXT = ["audio", "video"], ["image", "text"]
 SETS = {  # paper: the paper's train, val and test sample counts; seconds: of sound, default 10
@@ -109,9 +109,9 @@ def flow(path, seed=None, frames=8):
 
 
 def text(sentence, seed=None, tokenizer=None, length=128):
-    """A sentence's token ids and attention mask, padded to `length`: (2, length) int64."""
+    """A sentence's L <= length token ids and its attention mask of ones: (2, L) int64."""
     length = min(length, tokenizer.model_max_length)
-    codes = tokenizer(sentence, truncation=True, max_length=length, padding="max_length")
+    codes = tokenizer(sentence, truncation=True, max_length=length)
     return torch.tensor([codes["input_ids"], codes["attention_mask"]])
 
 
@@ -238,7 +238,7 @@ def load_data(args, encoders):
         n = len(data["train"])
         raise ValueError(f"{args.dataset} has {n} training sample here, expected 2 or more")
     x = data["train"][0][:-1]
-    channels = [0 if x_j.dtype == torch.int64 else x_j.shape[-3] for x_j in x]
+    channels = [0 if is_text(x_j) else x_j.shape[-3] for x_j in x]
     return data | {"channels": channels}
 
 
@@ -248,6 +248,7 @@ def make_loader(dataset, batches, device, workers):
         dataset,
         batch_sampler=batches,
         num_workers=workers,
+        collate_fn=collate,
         persistent_workers=workers > 0,
         pin_memory=torch.device(device).type == "cuda",
         generator=torch.Generator(),
