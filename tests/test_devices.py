@@ -7,6 +7,7 @@ import contextlib
 
 import pytest
 import torch
+from torch import is_tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -15,8 +16,12 @@ import train
 from bilevel import SOLVERS
 from data import Batches, Samples, eval_loader, identity
 from model import MultimodalModel
+from scripts.figures import grad_cam
 
 ENCODERS = ["cnn", "resnet18", "bert", "clip"]
+# By the documentation of torch.use_deterministic_algorithms these raise on CUDA.
+NOT_DETERMINISTIC = "adaptive_ _adaptive_ fractional_ avg_pool3d max_unpool upsample_ reflection_"
+NOT_DETERMINISTIC += " nll_loss2d _ctc_loss embedding_bag put histc bincount median grid_sampler"
 
 
 class MadeOfNumbers(TorchFunctionMode):
@@ -35,9 +40,11 @@ class MadeOfNumbers(TorchFunctionMode):
 
 
 class Operations(TorchDispatchMode):
-    """Raises RuntimeError where meta and the CPU meet; notes in `waits` what waits for the GPU.
+    """Raises RuntimeError for what a device refuses; notes in `waits` what waits for the GPU.
 
-    item() and its kin give 1, and a copy to the CPU is full of ones.
+    Refused are operations on meta and the CPU together, operations that are not deterministic on
+    CUDA, and float64, which MPS does not have. item() and its kin give 1, a copy to the CPU is full
+    of ones.
     """
 
     def __init__(self, waits):
@@ -46,12 +53,14 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, str(function).split(".")[1]
-        tensors = [x for x in tree_leaves((args, kwargs)) if torch.is_tensor(x)]
+        tensors = [x for x in tree_leaves((args, kwargs)) if is_tensor(x)]
         devices = {x.device.type for x in tensors}
         if len(devices) > 1 and name != "copy_":
             shapes = [f"{x.device} {tuple(x.shape)}" for x in tensors]
             raise RuntimeError(f"{function} mixes devices: {shapes}")
         source = devices.pop() if devices else "meta"
+        if source == "meta" and name.startswith(tuple(NOT_DETERMINISTIC.split())):
+            raise RuntimeError(f"{function} is not deterministic on CUDA")
         target = torch.device(kwargs.get("device") or source).type
         if name == "_to_copy" and source != target and not kwargs.get("non_blocking"):
             self.waits.append(name)
@@ -60,7 +69,10 @@ class Operations(TorchDispatchMode):
             return torch.ones((), dtype=tensors[0].dtype).item()
         if name == "_to_copy" and (source, target) == ("meta", "cpu"):
             return torch.ones_like(tensors[0], device="cpu", dtype=kwargs.get("dtype"))
-        return function(*args, **kwargs)
+        result = function(*args, **kwargs)
+        if any(x.is_meta and x.dtype == torch.float64 for x in tree_leaves(result) if is_tensor(x)):
+            raise RuntimeError(f"{function} is in float64, which MPS does not have")
+        return result
 
 
 @contextlib.contextmanager
@@ -144,6 +156,51 @@ def test_a_tensor_left_on_the_cpu_is_found(on_meta):
         with played_gpu() as waits:
             wait(x[0])
         assert len(waits) == 1
-    model.classifier.bias = torch.nn.Parameter(torch.zeros(3))
+    model.classifier.bias = nn.Parameter(torch.zeros(3))
     with played_gpu(), pytest.raises(RuntimeError, match="mixes devices"):
         model([x_j.to("meta") for x_j in samples.sources])
+
+
+def test_what_a_device_refuses_is_found():
+    """The check itself: the pooling that CUDA and MPS refuse, and float64."""
+    picture = torch.ones(1, 1, 9, 3, device="meta")
+    with played_gpu(), pytest.raises(RuntimeError, match="not deterministic on CUDA"):
+        nn.AdaptiveAvgPool2d(4)(picture)
+    with played_gpu(), pytest.raises(RuntimeError, match="float64"):
+        picture.double()
+
+
+@pytest.fixture
+def deterministic():
+    """Only deterministic kernels, as --deterministic has them."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("encoder", ["cnn", "cnn,resnet18"])
+def test_deterministic_kernels_are_enough(deterministic, encoder):
+    """For a step, for Eq. 3 and for Grad-CAM; a second run gives the same numbers."""
+    found = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        x = [torch.randn(4, c, 33, 38) for c in (1, 3)]
+        samples = Samples(x, torch.arange(4) % 3, [identity] * 2)
+        model, args = MultimodalModel([1, 3], 3, encoder), train.Settings(terms=2, draws=1)
+        theta, _ = train.make_optimizer(args, model.parameters())
+        batches = Batches(samples, 4, [0], "cpu")
+        steps = [train.inner_step(model, theta, *xy, 0.5, args) for xy in batches.epoch(1)]
+        gradient, _ = train.alpha_gradient(model, batches, batches, 0.5, 1, args)
+        heat = grad_cam(model, [x_j[:1] for x_j in x], 1, 0)
+        found.append([*torch.stack(steps).flatten().tolist(), gradient, *heat.flatten().tolist()])
+    assert found[0] == found[1] and gradient is not None
+
+
+@pytest.mark.parametrize("device", ["mps", "cuda"])
+def test_a_device_that_is_not_here_is_one_sentence(tiny_data, monkeypatch, capsys, device):
+    """It lists those that are; --deterministic changes nothing in that."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert train.main(["--dataset", "tiny", "--device", device, "--deterministic"]) == 2
+    expected = f"device '{device}' is not available; choose from ['auto', 'cpu']"
+    assert capsys.readouterr().err == f"train.py: {expected}\n"
