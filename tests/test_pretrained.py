@@ -10,6 +10,7 @@ from torch.utils.data import default_collate
 
 import data
 from data import Batches, Samples, identity
+from utils.annotations import list_sarcasm
 from utils.pretrained import collate, load_tokenizer
 
 TOKENIZER = ["tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt"]
@@ -89,6 +90,16 @@ def test_a_text_is_cut_to_the_positions_of_the_model(changed, kind, n):
     tokenizer = load_tokenizer(str(folder))
     x = data.text("a dog " * 100, tokenizer=tokenizer)
     assert x.shape == (2, n) and x[0, -1] == (tokenizer.sep_token_id or tokenizer.eos_token_id)
+
+
+def test_half_an_emoji_is_replaced(tmp_path, tiny_bert):
+    """A tweet with half an emoji can be encoded; two halves together are the emoji."""
+    for name in ("train.txt", "valid.txt", "test.txt"):
+        (tmp_path / name).write_text(r"['1', 'a \ud83d dog \ud83d\ude00', 1]")
+    files = {"list": {path.name: str(path) for path in tmp_path.iterdir()}}
+    for _, label, _, _, (_, sentence) in list_sarcasm(files):
+        assert (sentence, label) == ("a \ufffd dog \U0001f600", 1)
+        assert data.text(sentence, tokenizer=load_tokenizer(str(tiny_bert))).shape[0] == 2
 
 
 def make_texts(lengths):
