@@ -141,7 +141,7 @@ def hypergradient(
         over `draws` of them.
     inner: a function that returns (L_CLS, L_MM) of a fresh batch of the inner level; c is the mean
         over `draws` of them, H is that of one more (`randomised`: one more for each product).
-    params: theta, a list of tensors. alpha: float in [0, 1].
+    params: theta; tensors that do not require grad are left out. alpha: float in [0, 1].
     solver, terms, step: a name in SOLVERS and its arguments; step None: chosen by the curvature.
     decay: the optimizer's weight decay; it belongs to the inner problem, so H means H + decay I.
 
@@ -150,7 +150,7 @@ def hypergradient(
     all is well. params and their .grad stay as they are; use eval_mode(model) to protect the
     buffers.
     """
-    params = list(params)
+    params = [p for p in params if p.requires_grad]
 
     def d_alpha():
         l_cls, l_mm = inner()

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from utils import digits, media
 from utils.loader import make_loader
 from utils.prepare import collect
-from utils.pretrained import load_tokenizer
+from utils.pretrained import is_text, load_tokenizer
 from utils.samples import Strings, class_index, own_settings
 
 AUDIO_VIDEO, IMAGE_TEXT = ["audio", "video"], ["image", "text"]
@@ -112,9 +112,9 @@ def flow(path, seed=None, frames=8):
 
 
 def text(sentence, seed=None, tokenizer=None, length=128):
-    """A sentence's token ids and attention mask, padded to `length`: (2, length) int64."""
+    """A sentence's L <= length token ids and its attention mask of ones: (2, L) int64."""
     length = min(length, tokenizer.model_max_length)
-    codes = tokenizer(sentence, truncation=True, max_length=length, padding="max_length")
+    codes = tokenizer(sentence, truncation=True, max_length=length)
     return torch.tensor([codes["input_ids"], codes["attention_mask"]])
 
 
@@ -245,7 +245,7 @@ def load_data(args, encoders):
         n = len(data["train"])
         raise ValueError(f"{args.dataset} has {n} training sample here, expected 2 or more")
     x = data["train"][0][:-1]
-    channels = [0 if x_j.dtype == torch.int64 else x_j.shape[-3:][0] for x_j in x]
+    channels = [0 if is_text(x_j) else x_j.shape[-3:][0] for x_j in x]
     return data | {"channels": channels}
 
 

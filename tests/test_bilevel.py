@@ -760,3 +760,31 @@ def test_a_parameter_outside_a_loss_counts_as_zero():
     net = TwoTowers()
     g = grad(net.losses()[1], net.params)
     assert all(x.abs().sum() == 0 for x in g[2:]) and all(x.abs().sum() > 0 for x in g[:2])
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_frozen_parameters_are_left_out(solver):
+    """An encoder with requires_grad_(False): Eq. 3 is over the rest, as if the encoder's features
+    were the data."""
+    torch.manual_seed(0)
+    model, y = MultimodalModel([1, 2], 3).eval(), torch.arange(6) % 3
+    x = [torch.randn(6, c, 9, 9) for c in (1, 2)]
+    model.phi[0].requires_grad_(False)
+    features = model.phi[0](x[0])
+
+    def losses(encode=model.phi[0]):
+        z = [encode(x[0]), model.phi[1](x[1])]
+        return classification_loss(model.logits(z), y), modality_matching_loss(z, 0.5)
+
+    def first(inner):
+        return inner()[0]
+
+    found = []
+    for inner, params in [
+        (losses, model.parameters()),
+        (lambda: losses(lambda _: features), [p for p in model.parameters() if p.requires_grad]),
+    ]:
+        rng = torch.Generator().manual_seed(0)
+        outer = functools.partial(first, inner)
+        found.append(hypergradient(outer, inner, params, 0.5, solver, terms=3, rng=rng))
+    assert found[0] == found[1] and found[0][0] is not None

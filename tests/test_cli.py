@@ -29,6 +29,14 @@ def of_a_worker(kind, last):
 
 ERRORS = [
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"), MEMORY),
+    (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously"), MEMORY),
+    (
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        MEMORY,
+    ),
+    (RuntimeError("MPS backend out of memory (MPS allocated: 9.0 GB, max allowed: 9 GB)"), MEMORY),
+    (MemoryError("Unable to allocate 3.1 GiB for an array with shape (1, 2)"), MEMORY),
+    (RuntimeError("unable to mmap 9 bytes from file </torch_1>: Cannot allocate memory"), MEMORY),
     (MemoryError(), MEMORY),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to"), MEMORY),
     (OSError(12, "Cannot allocate memory"), MEMORY),
@@ -44,6 +52,11 @@ ERRORS = [
     (RuntimeError("DataLoader worker (pid 1) is killed by signal: Bus error. It is"), SHARED),
     (RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. "), KILLED),
     (RuntimeError("DataLoader worker (pid(s) 1, 2) exited unexpectedly"), KILLED),
+    (RuntimeError("Pin memory thread exited unexpectedly"), KILLED),
+    (
+        RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: Success (0)"),
+        SHARED,
+    ),
     (ConnectionResetError(104, "Connection reset by peer"), KILLED),
     (EOFError(), KILLED),
     (OSError(24, "Too many open files"), FILES),

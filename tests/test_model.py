@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torchvision
-from transformers import AutoTokenizer
 
 import data
 from baselines import Unimodal, unimodal_losses
@@ -13,6 +12,7 @@ from bilevel import eval_mode, grad, hvp, hypergradient, total_gradient
 from losses import classification_loss, modality_matching_loss, total_loss
 from model import CLIP, ENCODERS, FUSIONS, IMAGENET, MultimodalModel, encoder_names
 from utils.media import normalize
+from utils.pretrained import collate, load_tokenizer
 
 
 def features(m, B=5, d=64):
@@ -95,20 +95,37 @@ def text_model(request, tiny_bert, tiny_clip):
         "clip": (f"clip:{tiny_clip}", tiny_clip, 24),
     }
     encoders, folder, d = kinds[request.param]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    texts = torch.stack([data.text(x, tokenizer=tokenizer) for x in sentences])
+    tokenizer = load_tokenizer(str(folder))
+    (texts,) = collate([[data.text(x, tokenizer=tokenizer)] for x in sentences])
     return encoders, torch.randn(2, 3, 224, 224), texts, d
 
 
 def test_text_encoders_load_from_a_folder(text_model):
-    """By the call that loads the real ones; what is filled up behind a text does not matter."""
+    """By the call that loads the real ones; two texts have two features."""
     encoders, image, texts, d = text_model
-    model = MultimodalModel([3, 0], 2, encoders).eval()
-    z, _ = model([image, texts])
+    z, _ = MultimodalModel([3, 0], 2, encoders).eval()([image, texts])
     assert [z_j.shape for z_j in z] == [(2, d)] * 2
-    length = int(texts[:, 1].sum(1).max())
-    assert torch.allclose(z[1], model([image, texts[:, :, :length]])[0][1], atol=1e-5)
     assert not torch.allclose(z[1][0], z[1][1], atol=1e-3)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_padding_changes_no_score_and_no_gradient(text_model, training):
+    """A text padded to the longest of its batch, and to all that the encoder reads: the same."""
+    encoders, image, texts, _ = text_model
+    model = MultimodalModel([3, 0], 2, encoders).train(training)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # its draws follow the tensors' sizes
+    full = 16 if encoders.startswith("clip") else 128
+    assert texts.shape[2] < full
+    found = []
+    for x in (texts, torch.nn.functional.pad(texts, (0, full - texts.shape[2]))):
+        _, logits = model([image, x])
+        loss = classification_loss(logits, torch.tensor([0, 1]))
+        found.append([logits, *grad(loss, list(model.phi[1].parameters()))])
+    for short, long in zip(*found):
+        assert torch.allclose(short, long, rtol=1e-4, atol=1e-6)
+    assert found[0][1].abs().sum() > 0
 
 
 def test_attention_can_be_differentiated_twice(text_model):

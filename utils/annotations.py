@@ -190,6 +190,8 @@ def list_sarcasm(files):
             except parse_errors:
                 expected = "['tweet id', 'text', label 0 or 1]"
                 raise ValueError(f"{place} is not {expected}; download the file again") from None
+            # Half an emoji, which no tokenizer takes, becomes a replacement character.
+            sentence = sentence.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             if not SARCASM_HINTS & set(sentence.split()):
                 yield split, int(label), image, [image], [[image], sentence]
 

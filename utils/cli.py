@@ -21,11 +21,11 @@ ADVICE = {
     r"shared memory|bus error|</torch_.*No space left on device": "the readers have no room in "
     "shared memory; choose --workers 0, or start the container with a larger one (docker: "
     "--shm-size 8g)",
-    r"out of memory|not enough memory|allocate|MemoryError": "out of memory; choose a smaller "
-    "--batch-size or --alpha-batch, or --bf16 on a GPU",
-    r"DataLoader worker .*(killed|exited)|^ConnectionResetError|^EOFError": "a process that reads "
-    "the data was killed, most likely for lack of memory; choose fewer --workers or a smaller "
-    "--batch-size",
+    r"out of memory|not enough memory|allocate|ALLOC_FAILED|MemoryError": "out of memory; choose a "
+    "smaller --batch-size or --alpha-batch, or --bf16 on a GPU",
+    r"(DataLoader worker|Pin memory thread) .*(killed|exited)|^ConnectionResetError|^EOFError": "a "
+    "process that reads the data was killed, most likely for lack of memory; choose fewer "
+    "--workers or a smaller --batch-size",
     r"can't start new thread|Resource temporarily unavailable": "too many processes or threads; "
     "choose fewer --workers",
     r"cannot cache function|no locator available": "librosa found no folder for its cache; set "

@@ -3,6 +3,8 @@
 import torch
 from torch.utils.data import DataLoader
 
+from utils.pretrained import collate
+
 
 def make_loader(dataset, batches, device, workers):
     """A DataLoader over batches of keys; workers persist, global random state is untouched."""
@@ -10,6 +12,7 @@ def make_loader(dataset, batches, device, workers):
         dataset,
         batch_sampler=batches,
         num_workers=workers,
+        collate_fn=collate,
         persistent_workers=workers > 0,
         pin_memory=torch.device(device).type == "cuda",
         generator=torch.Generator(),

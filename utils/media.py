@@ -4,6 +4,7 @@ A file that exists but cannot be read raises UnreadableFile, with the path, what
 to do. What Sec. 4.1 makes of these arrays is in data.py.
 """
 
+import functools
 import os
 import re
 from pathlib import Path
@@ -12,8 +13,8 @@ import numpy as np
 import torch
 
 # Mean and std of an image's channels, where white is 1.
-IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
 class UnreadableFile(ValueError):
@@ -203,6 +204,12 @@ def read_flow(path, n, seed=None):
     return torch.from_numpy(fields).permute(3, 2, 0, 1)
 
 
+@functools.lru_cache(maxsize=16)
+def per_channel(values, device):
+    """A number for each channel, (C, 1, 1) float32; copied to the device once, not in each step."""
+    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
+
+
 def normalize(x, statistics):
     """Pixels (..., C, H, W) uint8 -> float, by each channel's mean and std; a single one to 0..1.
 
@@ -212,5 +219,5 @@ def normalize(x, statistics):
         return x.float() if x.dtype == torch.float16 else x
     if x.shape[-3] == 1:
         return x / 255
-    mean, std = (x.new_tensor(s, dtype=torch.float32).view(-1, 1, 1) for s in statistics)
+    mean, std = (per_channel(values, x.device) for values in statistics)
     return (x / 255 - mean) / std
