@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import Dataset
 
 from utils import digits, media
+from utils.cli import check_choice
 from utils.loader import make_loader
 from utils.prepare import collect
 from utils.pretrained import is_text, load_tokenizer
@@ -39,7 +40,11 @@ SETS = {  # paper: the paper's train, val and test sample counts; seconds: of so
 def defaults(name):
     """The settings of train.py that a data set replaces (Sec. 4.1); a flag given by hand wins."""
     if name not in SETS:
-        return own_settings(name) if os.path.isdir(name or "") else {}
+        if name in (None, *DATASETS):
+            return {}
+        if not os.path.isdir(name):
+            check_choice("data set or folder", name, DATASETS)
+        return own_settings(name)
     # Paper silent: T, the plateau's patience, Eq. 3's batches, alpha's steps, Adam's weight decay,
     # all of NVGesture. Here: batches of 32 in Eq. 3, so that two ResNet18 fit into 24 GB; alpha
     # moves by at most 1 / T in an epoch, as on keypad.

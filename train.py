@@ -7,7 +7,6 @@ python train.py --resume runs/RUN                   resume a run; --eval evaluat
 import dataclasses
 import functools
 import itertools
-import os
 import sys
 from collections import ChainMap
 
@@ -56,15 +55,14 @@ def alpha_gradient(model, inner, outer, alpha, t, args):
     # Generators: each __next__() draws a batch and computes its losses.
     inner_losses = (losses(*model(x), y, args) for x, y in inner_batches)
     outer_losses = (losses(*model(x), y, args)[0] for x, y in outer_batches)
+    params = model.parameters()
     how = {"solver": args.solver, "terms": args.terms, "decay": args.weight_decay}
     how["draws"] = 1 if args.outer == "shared" else args.draws
     how["rng"] = torch.Generator().manual_seed(args.seed + t * 2**32)
     # Paper silent: batch norm and dropout in Eq. 3. Here: batch norm uses batch statistics, as in
     # training (the running ones lag behind and change gradients and curvature), and no dropout.
     with eval_mode(model, batch_statistics=True):
-        return hypergradient(
-            outer_losses.__next__, inner_losses.__next__, model.parameters(), alpha, **how
-        )
+        return hypergradient(outer_losses.__next__, inner_losses.__next__, params, alpha, **how)
 
 
 def train(args, data, model, run, inner_step=inner_step):
@@ -236,8 +234,6 @@ def parse(argv=None):
 def check(args):
     """Raise ValueError for settings that no run can have."""
     cli.check(args)
-    if not os.path.isdir(args.dataset):
-        cli.check_choice("data set or folder", args.dataset, DATASETS)
     if args.method.split(":")[0] in SCHEDULES:
         make_schedule(args.method)
     else:
