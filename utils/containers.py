@@ -84,11 +84,18 @@ def flv_is_whole(file):
     return int.from_bytes(file.read(4)[1:], "big") + 11 == length
 
 
+def ogg_is_whole(file):
+    """Whether the last page of an ogg is marked as the last one."""
+    file.seek(-min(65307, os.fstat(file.fileno()).st_size), os.SEEK_END)  # a page is no larger
+    _, _, page = file.read().rpartition(b"OggS")
+    return len(page) > 23 and bool(page[1] & 4)
+
+
 def missing_part(path):
     """The part of the media's bytes that the file lacks, 0 to 1; 0 where nothing says it.
 
-    None: an flv that is cut off; its header has no sizes. Up to 64 bytes count as nothing, because
-    a careless header counts itself.
+    1 also for an ogg without its last page. None: an flv that is cut off; its header has no sizes.
+    Up to 64 bytes count as nothing, because a careless header counts itself.
     """
     size = os.path.getsize(path)
     with open(path, "rb") as file:
@@ -105,5 +112,7 @@ def missing_part(path):
             chunks = ebml_media(file)
         elif head[:3] == b"FLV":
             return 0 if flv_is_whole(file) else None
+        elif head[:4] == b"OggS":
+            return 0 if ogg_is_whole(file) else 1
         missing = [(end - size) / (end - start) for start, end in chunks if end - size > 64]
     return min(1, max(missing, default=0))
