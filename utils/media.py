@@ -188,17 +188,20 @@ def decode_audio(path, rate):
 
 @functools.cache
 def load_librosa():
-    """librosa. If no folder for its compiled functions can be written, they get a temporary one."""
+    """librosa; where it finds no folder for its compiled functions, they get a temporary one."""
     import librosa
 
     try:
-        return librosa if librosa.stft and librosa.resample else None
-    except RuntimeError:
+        for name in ("stft", "resample"):
+            getattr(librosa, name)
+    except RuntimeError:  # numba: no locator available
         import numba
 
-        load_librosa.folder = tempfile.TemporaryDirectory(prefix="numba-")
-        numba.config.CACHE_DIR = load_librosa.folder.name
-        return librosa
+        folder = os.path.join(tempfile.gettempdir(), f"numba-{os.getuid()}")
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        if os.stat(folder).st_uid == os.getuid():  # nobody else's code
+            numba.config.CACHE_DIR = folder
+    return librosa
 
 
 def read_audio(path, rate):
