@@ -40,7 +40,8 @@ def is_pointer(path):
 
 def unreadable(path, error):
     """The UnreadableFile that says why `path` could not be read; error: an exception or a text."""
-    what = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    what = getattr(error, "strerror", None) or getattr(error, "error_string", None) or str(error)
+    what = " ".join(what.split()) or type(error).__name__
     try:
         if os.path.isdir(path):
             return UnreadableFile(f"{path} is a folder, expected a file; download the file again")
@@ -83,7 +84,8 @@ def open_media(path):
 
     # Tags in any encoding; from PyAV 19 on they are read without being asked.
     options = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
-    with reading(path), open(path, "rb") as file, av.open(file, **options) as media:
+    name = os.path.abspath(path)  # a relative one can look like `protocol:address`
+    with reading(path), av.open(name, **options) as media:
         yield media
 
 
@@ -214,7 +216,10 @@ def read_audio(path, rate):
     librosa = load_librosa()
     with reading(path):
         try:
-            with open(path, "rb") as file, soundfile.SoundFile(file) as sound:
+            with (
+                open(path, "rb") as file,
+                soundfile.SoundFile(file.fileno(), closefd=False) as sound,
+            ):
                 wave = sound.read(dtype="float32", always_2d=True)  # (n, channels)
                 file_rate, n = sound.samplerate, sound.frames
         except soundfile.LibsndfileError as error:
