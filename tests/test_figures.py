@@ -1,7 +1,11 @@
 """scripts/figures.py: the table's numbers, what is drawn, and the folders that are refused."""
 
 import json
+import os
 import statistics
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +17,8 @@ import train
 from model import MultimodalModel
 from scripts import figures
 from utils.run import checkpoint_path, load_checkpoint, save_checkpoint
+
+ROOT = Path(__file__).parents[1]
 
 
 def write(folder, method="heuristic", seed=0, acc=50.0, test=True, **settings):
@@ -279,6 +285,17 @@ def test_a_folder_that_is_no_run_is_one_sentence(tmp_path, capsys, command):
         twice = [write(tmp_path / "a"), write(tmp_path / "b")]
         assert figures.main(["table", *twice]) == 2
         assert "repeats seed 0 of 'heuristic'" in capsys.readouterr().err
+
+
+def test_a_notebooks_backend_stops_no_picture(tmp_path):
+    """MPLBACKEND of a notebook may name a module that this environment lacks."""
+    folder = write(tmp_path / "a")
+    command = [sys.executable, "-m", "scripts.figures", "curves", folder]
+    environment = os.environ | {"MPLBACKEND": "module://no_such_module.backend_inline"}
+    done = subprocess.run(
+        [*command, "--out", tmp_path / "a.png"], cwd=ROOT, env=environment, capture_output=True
+    )
+    assert done.returncode == 0 and (tmp_path / "a.png").read_bytes()[1:4] == b"PNG", done.stderr
 
 
 def test_a_format_that_matplotlib_does_not_know_is_said(tmp_path, capsys):

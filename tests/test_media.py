@@ -1,13 +1,16 @@
 """utils/media.py and the readers of data.py; the augmentation depends on the seed alone."""
 
 import functools
+import os
 import pickle
+import struct
+import sys
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import make_jpg, make_wav
+from conftest import SHARED, make_jpg, make_wav, needs_shared
 from PIL import Image
 
 import data
@@ -70,14 +73,120 @@ def test_a_sound_louder_than_full_is_cut():
     )
 
 
-def test_a_stream_whose_size_was_left_open_is_read(tmp_path):
-    """All ones in its header."""
+SIZES = [  # RIFF size, data size of 0.5 s at 16 kHz, 16 bits: whole files with careless headers
+    (16036, 16000),
+    (16044, 16000),
+    (16037, 16000),
+    (16035, 16000),
+    (16036, 16001),
+    (16044, 16044),
+    (0, 16000),
+    (0, 0),
+    (0x7FFFF024, 0x7FFFF000),
+    (0x80000024, 0x80000000),
+    (0x7FFFFFFF, 0x7FFFFFFF),
+    (0xFFFFFFFF, 0xFFFFFFFF),
+]
+
+
+def wav_with_sizes(path, riff, data):
+    """0.5 s of a tone with these sizes in its header; returns its samples."""
+    wave = (9000 * np.sin(np.arange(8000) / 9)).astype(np.int16)
+    soundfile.write(path, wave, 16000)
+    content = bytearray(path.read_bytes())
+    assert len(content) == 16044 and content[36:40] == b"data"
+    content[4:8], content[40:44] = struct.pack("<I", riff), struct.pack("<I", data)
+    path.write_bytes(content)
+    return wave / 2**15
+
+
+@pytest.mark.parametrize("riff, data", SIZES)
+def test_a_whole_wav_may_state_any_size(riff, data, tmp_path):
+    """What recorders and pipes write: every sample is read."""
+    wave = wav_with_sizes(tmp_path / "a.wav", riff, data)
+    assert np.allclose(media.read_audio(tmp_path / "a.wav", 16000), wave, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", ["PCM_U8", "PCM_24"])
+def test_a_wav_without_its_last_byte_of_padding_is_read(bits, tmp_path):
+    """An odd number of bytes."""
+    wave = 0.3 * np.sin(np.arange(7999) / 9)
+    soundfile.write(tmp_path / "a.wav", wave, 16000, subtype=bits)
+    content = (tmp_path / "a.wav").read_bytes()
+    (tmp_path / "a.wav").write_bytes(content[:-1] if content[-1:] == b"\0" else content)
+    assert np.allclose(media.read_audio(tmp_path / "a.wav", 16000), wave, atol=0.01)
+
+
+FORMATS = {
+    "wav": {"format": "WAV"},
+    "rifx": {"format": "WAV", "endian": "BIG"},
+    "rf64": {"format": "RF64"},
+    "w64": {"format": "W64"},
+    "aiff": {"format": "AIFF"},
+    "flac": {"format": "FLAC"},
+    "ogg": {"format": "OGG"},
+    "mp3": {"format": "MP3"},
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_recording_is_whole_or_refused(name, tmp_path):
+    """Of every format: all samples, under any name; without its last third it is truncated."""
+    wave = 0.3 * np.sin(np.arange(16000) / 9)
+    soundfile.write(tmp_path / "a", wave, 16000, **FORMATS[name])
+    content = (tmp_path / "a").read_bytes()
+    for ending in (".wav", ".mp4", ""):
+        (tmp_path / f"a{ending}").write_bytes(content)
+        result = media.read_audio(tmp_path / f"a{ending}", 16000)
+        assert len(result) == 16000
+        assert np.allclose(result[2000:14000], wave[2000:14000], atol=0.05)
+    for part in (0.66, 0.9):
+        (tmp_path / "a").write_bytes(content[: int(part * len(content))])
+        with pytest.raises(media.UnreadableFile, match="cannot be read"):
+            media.read_audio(tmp_path / "a", 16000)
+
+
+@needs_shared
+def test_odd_wavs_are_read_or_refused():
+    """8,000 samples, whatever the sizes; the one that is really cut off is refused."""
+    whole, *odd = (
+        media.read_audio(SHARED / f"odd/{name}.wav", 16000)
+        for name in ("whole", "riff_8_too_many", "sox_pipe")
+    )
+    assert len(whole) == 8000 and all(np.array_equal(wave, whole) for wave in odd)
+    with pytest.raises(media.UnreadableFile, match="truncated: shorter than its header says"):
+        media.read_audio(SHARED / "odd/really_cut_off.wav", 16000)
+
+
+def test_an_impossible_rate_is_refused(tmp_path):
+    """2 GHz in a header would leave one sample of the sound."""
     make_wav(tmp_path / "a.wav")
-    whole = media.read_audio(tmp_path / "a.wav", 16000)
     content = bytearray((tmp_path / "a.wav").read_bytes())
-    content[4:8] = b"\xff" * 4
+    content[24:28] = struct.pack("<I", 2**31 - 1)
     (tmp_path / "a.wav").write_bytes(content)
-    assert np.array_equal(media.read_audio(tmp_path / "a.wav", 16000), whole)
+    with pytest.raises(media.UnreadableFile, match="its header says 2147483647 Hz"):
+        media.read_audio(tmp_path / "a.wav", 16000)
+
+
+def test_sound_needs_no_home(tmp_path, monkeypatch):
+    """Where numba finds no folder for its cache, librosa's functions get a temporary one."""
+    import numba
+
+    class Librosa:
+        def __getattr__(self, name):
+            if folder != numba.config.CACHE_DIR:
+                raise RuntimeError("cannot cache function '__o_fold': no locator available")
+            return name
+
+    folder = str(tmp_path / f"numba-{os.getuid()}")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    monkeypatch.setitem(sys.modules, "librosa", Librosa())
+    media.load_librosa.cache_clear()
+    try:
+        assert media.load_librosa().stft == "stft" and os.path.isdir(folder)
+    finally:
+        media.load_librosa.cache_clear()
 
 
 def broken_png(path):
@@ -169,6 +278,219 @@ def test_what_is_no_media_is_one_sentence(tmp_path, read, make, said, reason):
         and said in str(error.value)
         and error.value.reason == reason
     )
+
+
+ERRORS = [RuntimeError, NotImplementedError, MemoryError, AttributeError, TypeError, SyntaxError]
+ERRORS += [struct.error, ZeroDivisionError, UnicodeDecodeError, RecursionError, IndexError]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_any_error_of_a_library_names_the_file(error, tmp_path, monkeypatch):
+    """On a damaged file the libraries raise whatever they like."""
+    text = ("utf-8", b"\xe9", 0, 1, "odd") if error is UnicodeDecodeError else ("odd",)
+
+    def fail(*_, **__):
+        raise error(*text)
+
+    make_jpg(tmp_path / "1.jpg")
+    make_wav(tmp_path / "a.wav")
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    reads = [
+        ("PIL.Image.open", "1.jpg", media.read_image),
+        ("soundfile.SoundFile", "a.wav", lambda path: media.read_audio(path, 16000)),
+        ("av.open", "a.wav", lambda path: media.read_packets(path, "audio")),
+        ("numpy.load", "a.npy", lambda path: media.read_array(path, "n")),
+    ]
+    for function, name, read in reads:
+        with monkeypatch.context() as patch:
+            patch.setattr(function, fail)
+            with pytest.raises(media.UnreadableFile, match=f"{name} cannot be read .*odd"):
+                read(tmp_path / name)
+
+
+def test_too_many_open_files_are_no_fault_of_the_file(tmp_path, monkeypatch):
+    """The error stays what it is, so that no sample is listed as broken."""
+
+    def fail(*_):
+        raise OSError(24, "Too many open files")
+
+    make_jpg(tmp_path / "1.jpg")
+    monkeypatch.setattr("PIL.Image.open", fail)
+    with pytest.raises(OSError, match="Too many open files"):
+        media.read_image(tmp_path / "1.jpg")
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="no other users here")
+def test_a_file_without_permission_is_said(tmp_path):
+    """Also where the permission of its folder is missing."""
+    make_jpg(tmp_path / "closed/1.jpg")
+    make_jpg(tmp_path / "2.jpg")
+    (tmp_path / "2.jpg").chmod(0)
+    (tmp_path / "closed").chmod(0)
+    me = os.geteuid()
+    opened = [folder for folder in tmp_path.parents if folder.stat().st_uid == me]
+    modes = {folder: folder.stat().st_mode for folder in [tmp_path, *opened[:2]]}
+    assert media.read_image  # imported before the user changes
+    try:
+        for folder in modes:
+            folder.chmod(0o755)
+        if me == 0:
+            os.seteuid(65534)
+        for path in (tmp_path / "closed/1.jpg", tmp_path / "2.jpg"):
+            with pytest.raises(media.UnreadableFile, match="Permission denied; change") as error:
+                media.read_image(path)
+            assert str(path) in str(error.value) and error.value.reason == "no permission"
+    finally:
+        os.seteuid(me)
+        (tmp_path / "closed").chmod(0o755)
+        for folder, mode in modes.items():
+            folder.chmod(mode)
+
+
+# --- pictures as they are shown ---
+
+UPRIGHT = np.array([[[250, 0, 0], [0, 250, 0]], [[0, 0, 250], [250, 250, 250]]], np.uint8)
+STORED = {  # how a picture is stored under each orientation of EXIF
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: np.rot90(x, 1),
+    7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
+    8: lambda x: np.rot90(x, -1),
+}
+
+
+def four_corners(x):
+    """The corners of (3, H, W), as UPRIGHT has them."""
+    h, w = x.shape[1] // 8, x.shape[2] // 8
+    return x[:, [[h, h], [-h, -h]], [[w, -w], [w, -w]]].permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_a_photograph_is_turned_by_its_exif(orientation, ending, tmp_path):
+    """All eight orientations, small and large."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for size, shape in [((24, 48), (48, 96)), ((450, 900), (900, 1800))]:
+        pixels = STORED[orientation](UPRIGHT.repeat(size[0], 0).repeat(size[1], 1))
+        Image.fromarray(np.ascontiguousarray(pixels)).save(
+            tmp_path / f"a.{ending}", exif=exif, quality=95
+        )
+        x = media.read_image(tmp_path / f"a.{ending}")
+        assert np.allclose(four_corners(x), UPRIGHT, atol=12)
+        halved = 2 if ending == "jpg" and size[0] == 450 else 1
+        assert x.shape == (3, shape[0] // halved, shape[1] // halved)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Tag data larger")
+def test_damaged_exif_stops_no_picture(tmp_path):
+    """It is read as stored; where the orientation can still be read, as shown."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (96, 48)).save(tmp_path / "a.jpg", exif=exif)
+    whole = (tmp_path / "a.jpg").read_bytes()
+    start = whole.index(b"Exif\0\0") + 6
+    assert media.read_image(tmp_path / "a.jpg").shape == (3, 96, 48)
+    shapes = set()
+    for at in range(start, start + 26):
+        content = bytearray(whole)
+        content[at] ^= 255
+        (tmp_path / "a.jpg").write_bytes(content)
+        shapes.add(tuple(media.read_image(tmp_path / "a.jpg").shape))
+    assert shapes == {(3, 48, 96), (3, 96, 48)}
+
+
+@needs_shared
+def test_odd_pictures_are_read_as_they_are_shown():
+    """A photograph turned by EXIF; a ramp of 16 bits from black to white."""
+    x = media.read_image(SHARED / "odd/photo_turned_by_exif.jpg")
+    expected = [[[220, 30, 30], [30, 180, 30]], [[30, 30, 220], [255, 255, 255]]]
+    assert np.allclose(four_corners(x), expected, atol=25)
+    x = media.read_image(SHARED / "odd/grey_16_bit.png").float().mean((0, 1))
+    assert x[0] == 0 and x[-1] == 255 and abs(x[len(x) // 2] - 128) < 3 and (x.diff() >= 0).all()
+
+
+RAMP = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
+DEEP = {  # grey of 16 bits and more, and what it is to become
+    "a.png": (RAMP, RAMP >> 8),
+    "little.tif": (RAMP, RAMP >> 8),
+    "big.tif": (RAMP.astype(">u2"), RAMP >> 8),
+    "a.jp2": (RAMP, RAMP >> 8),
+    "dark.png": (RAMP // 256, RAMP // 256 >> 8),
+    "int.tif": (RAMP.astype(np.int32), RAMP >> 8),
+    "long.tif": (RAMP.astype(np.int32) << 15, RAMP >> 9),
+    "one.tif": (RAMP.astype(np.float32) / 65535, RAMP >> 8),
+    "bytes.tif": (RAMP.astype(np.float32) / 257, RAMP >> 8),
+    "float.tif": (RAMP.astype(np.float32), RAMP >> 8),
+    "nan.tif": (np.where(RAMP > 0, RAMP / np.float32(65535), np.float32("nan")), RAMP >> 8),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_a_picture_of_more_than_8_bits_keeps_its_levels(name, tmp_path):
+    """The highest 8 of 16 bits; not white, not black; three channels or one."""
+    values, expected = DEEP[name]
+    if values.dtype == ">u2":
+        Image.frombytes("I;16B", (16, 16), values.tobytes()).save(tmp_path / name)
+    else:
+        Image.fromarray(values).save(tmp_path / name)
+    (tmp_path / name).rename(tmp_path / "a.jpg")
+    for mode, channels in (("RGB", 3), ("L", 1)):
+        x = media.read_image(tmp_path / "a.jpg", mode)
+        assert x.shape == (channels, 16, 16) and x.dtype == torch.uint8
+        assert all(np.allclose(channel, expected, atol=1) for channel in x.numpy())
+    assert data.picture(tmp_path / "a.jpg", 1).shape == (3, 224, 224)
+
+
+def test_a_portable_greymap_of_16_bits_keeps_its_levels(tmp_path):
+    """Pillow reads it as 32 bits."""
+    (tmp_path / "a.pgm").write_bytes(b"P5 16 16 65535\n" + RAMP.astype(">u2").tobytes())
+    assert np.allclose(media.read_image(tmp_path / "a.pgm")[0], RAMP >> 8, atol=1)
+
+
+def test_depth_in_millimetres_keeps_its_steps(tmp_path):
+    """16 bits: one range for all frames of a clip, in which a metre is a metre; no constant."""
+    for i, far in enumerate([1000, 2000, 4000], 1):
+        frame = np.full((48, 64), far, np.uint16)
+        frame[:, 32:], frame[0, 0] = 500, 65535  # 65,535: not measured
+        Image.fromarray(frame).save(tmp_path / f"{i}.png")
+    x = media.read_frames(tmp_path, 3, mode="L")
+    assert x.shape == (3, 1, 48, 64) and x.dtype == torch.uint8
+    assert x[:, 0, 9, 9].tolist() == [62, 125, 250] and (x[:, 0, 9, 40] == 31).all()
+    assert (x[:, 0, 0, 0] == 255).all()
+    assert data.clip(tmp_path, seed=1, mode="L").shape == (3, 1, 224, 224)
+    assert media.read_frames(tmp_path, 3)[:, :, 9, 9].tolist() == [[3] * 3, [7] * 3, [15] * 3]
+
+
+def test_what_is_transparent_is_white(tmp_path):
+    """As viewers show it, whatever colour is hidden there: RGBA, grey with alpha, a palette."""
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[:2, :, 3] = 255  # black above, nothing below
+    rgba = Image.fromarray(pixels)
+    rgba.save(tmp_path / "rgba.png")
+    rgba.convert("LA").save(tmp_path / "la.png")
+    palette = Image.fromarray(np.arange(2, dtype=np.uint8).repeat(8).reshape(4, 4), "L")
+    palette = palette.convert("P")
+    palette.putpalette([0, 0, 0, 9, 9, 9])
+    palette.save(tmp_path / "p.png", transparency=1)
+    palette.save(tmp_path / "p.gif", transparency=1)
+    for name in ("rgba.png", "la.png", "p.png", "p.gif"):
+        for mode in ("RGB", "L"):
+            x = media.read_image(tmp_path / name, mode)
+            assert (x[:, :2] == 0).all() and (x[:, 2:] == 255).all(), name
+
+
+def test_a_picture_may_carry_long_notes(tmp_path):
+    """A PNG with 3 MB of compressed text."""
+    from PIL.PngImagePlugin import PngInfo
+
+    notes = PngInfo()
+    notes.add_text("parameters", "a" * 3 * 2**20, zip=True)
+    Image.new("RGB", (9, 9), (200, 40, 10)).save(tmp_path / "a.png", pnginfo=notes)
+    assert media.read_image(tmp_path / "a.png")[:, 0, 0].tolist() == [200, 40, 10]
 
 
 def test_spread_takes_one_position_of_each_part():

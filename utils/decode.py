@@ -5,80 +5,114 @@ cannot be read raises utils.media.UnreadableFile.
 """
 
 import itertools
-from contextlib import contextmanager
 
 import numpy as np
 
 from utils.atomic import atomic
 from utils.media import (
     UnreadableFile,
+    decoded,
+    find_track,
     frame_paths,
     frames_in_window,
+    open_media,
     read_audio,
     read_image,
+    read_packets,
+    reading,
+    sample_positions,
     spectrogram,
+    stack_frames,
     unreadable,
 )
 
 
-@contextmanager
-def open_video(path):
-    """A video opened by PyAV; inside the block its errors become UnreadableFile."""
-    import av
+def layout(frame):
+    """How all pictures of a video are made, by its first frame: their size, the display matrix.
 
-    try:
-        with av.open(str(path)) as video:
-            yield video
-    except (av.FFmpegError, IndexError) as error:
-        raise unreadable(path, error) from error
+    The short side has 256 pixels before the matrix turns it; the long one at most 8,192. A matrix
+    [a, b, _, c, d, ...] shows (x, y) at (a x + c y, b x + d y).
+    """
+    sides = frame.width, frame.height
+    scale = min(256 / min(sides), 8192 / max(sides))
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    matrix = np.frombuffer(bytes(matrix), np.int32).tolist() if matrix else [1, 0, 0, 0, 1]
+    return [max(1, round(scale * side)) for side in sides], matrix
 
 
-def count_frames(path):
-    """The number of frames of a video, by its packets; UnreadableFile if it is truncated."""
-    with open_video(path) as video:
-        if not video.streams.video:
-            message = f"{path} has no video track; download it again"
-            raise UnreadableFile(message, "no video track")
-        stream, n, end = video.streams.video[0], 0, 0.0
-        for packet in video.demux():
-            if packet.size:
-                n += packet.stream is stream
-                if packet.pts is not None:
-                    after = packet.pts + (packet.duration or 0)
-                    end = max(end, float(after * packet.time_base))
-        start, length = (video.start_time or 0) / 1e6, (video.duration or 0) / 1e6  # s
-        if n < 0.95 * stream.frames or end - start < 0.9 * length:
-            raise unreadable(path, "truncated: shorter than its header says")
-        return n
+def picture(frame, size, matrix):
+    """A video's frame as an upright PIL image; see layout."""
+    from PIL.Image import Transpose
+
+    image = frame.to_image(width=size[0], height=size[1])
+    a, b, _, c, d = matrix[:5]
+    if abs(b) > abs(a):
+        image, a, d = image.transpose(Transpose.TRANSPOSE), c, b
+    if a < 0:
+        image = image.transpose(Transpose.FLIP_LEFT_RIGHT)
+    return image.transpose(Transpose.FLIP_TOP_BOTTOM) if d < 0 else image
+
+
+def shown_at(path, wanted, least, by_number=False):
+    """The pictures that a video shows at the ascending times `wanted`, as PIL images.
+
+    Times are in units of the track's time base; by_number: they are the numbers of frames. None if
+    they run backwards. UnreadableFile if decoding ends before the time `least`.
+    """
+    pictures, shown, since, form = [], None, None, None
+    with open_media(path) as media:
+        for number, frame in enumerate(decoded(media, find_track(path, media, "video"))):
+            time = number if by_number else frame.pts
+            if time is None or (shown and time < since):
+                return None
+            form = form or layout(frame)
+            while len(pictures) < len(wanted) and time > wanted[len(pictures)]:
+                pictures.append(picture(shown or frame, *form))
+            if len(pictures) == len(wanted):
+                return pictures
+            shown, since = frame, time
+        left = len(wanted) - len(pictures)
+        if not shown or since < least:
+            raise unreadable(path, f"{left} of its frames cannot be decoded")
+        return pictures + [picture(shown, *form)] * left
+
+
+def even_pictures(path, packets, k):
+    """k pictures, the middles of k equal parts of the time that a video's packets are shown.
+
+    By number where the packets have no times, or times that run backwards, as in many avi.
+    """
+    n, pictures = len(packets), None
+    if None not in dict(packets):
+        (start, _), (last, duration) = min(packets), max(packets)
+        end = last + (duration or (last - start) // max(1, n - 1))
+        middles = [start + (2 * i + 1) * (end - start) // (2 * k) for i in range(k)]
+        pictures = shown_at(path, middles, min(last, end - (end - start) // k))
+    positions = sample_positions(n, k)
+    return pictures or shown_at(path, positions, positions[-1], by_number=True)
 
 
 def extract_frames(path, target, choose):
-    """Write a video's frames choose(n) of n into the folder `target`, JPEG, short side 256.
+    """Write frames of a video, as a player shows them, into the folder `target`; returns it.
 
-    Returns the folder.
+    JPEG, short side 256. choose: how many, evenly spaced in time; or a function from the number of
+    frames n to the ascending numbers of those to take.
     """
-    n = count_frames(path)
-    positions = [int(i) for i in choose(n)]
+    packets = read_packets(path, "video")
+    n = len(packets)
+    positions = [int(i) for i in choose(n)] if callable(choose) else [0]
     if not n or positions[-1] >= n:
         expected = f"expected at least {max(positions, default=0) + 1}"
         message = f"{path} has {n} frames, {expected}; download it again"
         raise UnreadableFile(message, "too few frames")
-    images = {}
-    with open_video(path) as video:
-        video.streams.video[0].codec_context.thread_count = 1  # the clips are decoded in parallel
-        for i, frame in enumerate(video.decode(video=0)):
-            if i in positions:
-                scale = 256 / min(frame.width, frame.height)
-                width, height = round(scale * frame.width), round(scale * frame.height)
-                images[i] = frame.to_image(width=width, height=height)
-            if i == positions[-1]:
-                break
-    if absent := set(positions) - set(images):
-        raise unreadable(path, f"{len(absent)} of its frames cannot be decoded")
+    if callable(choose):
+        pictures = shown_at(path, positions, positions[-1], by_number=True)
+    else:
+        pictures = even_pictures(path, packets, choose)
     with atomic(target) as part:
         part.mkdir()
-        for number, i in enumerate(positions, 1):
-            images[i].save(part / f"{number:05d}.jpg", "JPEG", quality=90)
+        for number, image in enumerate(pictures, 1):
+            image.save(part / f"{number:05d}.jpg", "JPEG", quality=90)
     return target
 
 
@@ -93,36 +127,15 @@ def save_array(target, values):
 def pack_frames(folder):
     """Write a clip's frames as (F, H, W, 3) uint8 into `folder`.npy; returns its path."""
     frames = [read_image(path).permute(1, 2, 0).numpy() for path in frame_paths(folder)]
-    return save_array(folder, np.stack(frames))
-
-
-def audio_of_video(path):
-    """A video's sound: (samples,) int16 at 16 kHz, mono."""
-    import av
-
-    with open_video(path) as video:
-        if not video.streams.audio:
-            what = "has no audio track, and there is no wav of its name"
-            message = f"{path} {what}; add the wav, or download the video again"
-            raise UnreadableFile(message, "no audio track")
-        resampler = av.AudioResampler("s16", "mono", 16000)
-        frames = itertools.chain(video.decode(audio=0), [None])  # None flushes the resampler
-        parts = [part.to_ndarray()[0] for frame in frames for part in resampler.resample(frame)]
-    if not parts:
-        message = f"{path} has an empty audio track; download it again"
-        raise UnreadableFile(message, "no audio track")
-    return np.concatenate(parts)
+    return save_array(folder, stack_frames(folder, frames))
 
 
 def write_spectrogram(path, seconds, target):
-    """Write the spectrogram of a wav, or of a video's sound, into `target`.npy: (257, T) float16.
+    """Write the spectrogram of a recording, or of a video's sound, into `target`.npy.
 
-    Returns its path.
+    (257, T) float16. Returns its path.
     """
-    if str(path).lower().endswith(".wav"):
-        wave = read_audio(path, 16000)
-    else:
-        wave = audio_of_video(path).astype(np.float32) / 2**15
+    wave = read_audio(path, 16000)
     return save_array(target, spectrogram(wave, seconds).astype(np.float16))
 
 
@@ -135,10 +148,11 @@ def compute_flow(folder, start, end, target):
 
     method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     images = [read_image(path, "L")[0].numpy() for path in frames_in_window(folder, start, end)]
-    scale = 128 / min(images[0].shape)
-    images = [
-        cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        for image in images
-    ]
-    fields = [method.calc(a, b, None) for a, b in itertools.pairwise(images)]
+    scale = 128 / min(stack_frames(folder, images)[0].shape)
+    with reading(folder):
+        images = [
+            cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            for image in images
+        ]
+        fields = [method.calc(a, b, None) for a, b in itertools.pairwise(images)]
     return save_array(target, np.stack(fields, -1).astype(np.float16))

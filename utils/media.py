@@ -4,13 +4,19 @@ A file that exists but cannot be read raises UnreadableFile, with the path, what
 to do. What Sec. 4.1 makes of these arrays is in data.py.
 """
 
+import errno
 import functools
+import itertools
+import math
 import os
 import re
-from pathlib import Path
+import tempfile
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import torch
+
+from utils.containers import missing_part
 
 # Mean and std of an image's channels, where white is 1.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -21,7 +27,8 @@ class UnreadableFile(ValueError):
     """A file that is missing or cannot be read. `reason`: in a few words, for counts."""
 
     def __init__(self, message, reason="undecodable"):
-        super().__init__(message)
+        # A name that is not UTF-8 becomes one that every terminal and every list can hold.
+        super().__init__(message.encode("utf-8", "backslashreplace").decode())
         self.reason = reason
 
 
@@ -33,45 +40,210 @@ def is_pointer(path):
 
 def unreadable(path, error):
     """The UnreadableFile that says why `path` could not be read; error: an exception or a text."""
-    path = Path(path)
-    if not path.exists():
+    what = getattr(error, "strerror", None) or getattr(error, "error_string", None) or str(error)
+    what = " ".join(what.split()) or type(error).__name__
+    try:
+        if os.path.isdir(path):
+            return UnreadableFile(f"{path} is a folder, expected a file; download the file again")
+        if is_pointer(path):
+            message = f"{path} is a git-lfs pointer, not media; run `git lfs pull` in its folder"
+            return UnreadableFile(message, "git-lfs pointer")
+        if os.path.getsize(path) == 0:
+            what = "the file is empty"
+    except FileNotFoundError:
         return UnreadableFile(f"{path} is missing; download it again", "missing")
-    if path.is_dir():
-        return UnreadableFile(f"{path} is a folder, expected a file; download the file again")
-    if is_pointer(path):
-        message = f"{path} is a git-lfs pointer, not media; run `git lfs pull` in its folder"
-        return UnreadableFile(message, "git-lfs pointer")
-    what = getattr(error, "strerror", None) or " ".join(str(error).split())
-    if path.stat().st_size == 0:
-        what = "the file is empty"
+    except PermissionError as denied:
+        what = f"{denied.strerror}; change the permissions of the file or of its folder"
+        return UnreadableFile(f"{path} cannot be read: {what}", "no permission")
+    except OSError as other:
+        what = other.strerror
     message = f"{path} cannot be read ({what}); download it again, or delete it to train without it"
     return UnreadableFile(message)
 
 
-def read_audio(path, rate):
-    """A recording as mono at `rate` Hz: (samples,) float32. UnreadableFile if it is truncated."""
+@contextmanager
+def reading(path):
+    """Inside the block every error of a library becomes an UnreadableFile that names `path`.
+
+    On a damaged file the libraries raise errors of any class.
+    """
+    try:
+        yield
+    except UnreadableFile:
+        raise
+    except Exception as error:
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):  # too many open files
+            raise
+        raise unreadable(path, error) from error
+
+
+@contextmanager
+def open_media(path):
+    """A video or a recording opened by PyAV; inside the block its errors become UnreadableFile."""
+    import av
+
+    # Tags in any encoding; from PyAV 19 on they are read without being asked.
+    options = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+    name = os.path.abspath(path)  # a relative one can look like `protocol:address`
+    with reading(path), av.open(name, **options) as media:
+        yield media
+
+
+def find_track(path, media, kind):
+    """The track of a kind, "video" or "audio", that a player chooses; UnreadableFile without one.
+
+    It is the first one marked as default; the picture on a cover is none.
+    """
+    from av.stream import Disposition
+
+    tracks = [
+        track
+        for track in getattr(media.streams, kind)
+        if not track.disposition & Disposition.attached_pic
+    ]
+    if not tracks:
+        where = "" if kind == "video" else ", and there is no wav of its name"
+        then = "" if kind == "video" else "add the wav, or "
+        message = f"{path} has no {kind} track{where}; {then}download it again"
+        raise UnreadableFile(message, f"no {kind} track")
+    track = max(tracks, key=lambda track: bool(track.disposition & Disposition.default))
+    if track.codec_context is None:
+        raise unreadable(path, f"its {kind} is in a format that is not known")
+    return track
+
+
+def read_packets(path, kind):
+    """The (time, duration) of every packet of a track that is shown, in units of its time base.
+
+    A packet that an edit list hides is not shown. The time is None where it is not known, as after
+    a packet that is older than the one before it. UnreadableFile if the file is truncated.
+    """
+    shown, n, end, newest, in_order = [], 0, 0.0, -math.inf, True
+    with open_media(path) as media:
+        track = find_track(path, media, kind)
+        for packet in media.demux():
+            if not packet.size:
+                continue
+            if packet.stream is track:
+                n += 1
+                if packet.dts is not None:
+                    in_order = in_order and packet.dts >= newest
+                    newest = packet.dts
+                if not packet.is_discard:
+                    shown.append((packet.pts if in_order else None, packet.duration or 0))
+            if packet.pts is not None:
+                after = packet.pts + (packet.duration or 0)
+                end = max(end, float(after * packet.time_base))
+        missing = missing_part(path)
+        if missing is None and media.duration:
+            missing = 1 - (end - (media.start_time or 0) / 1e6) / (media.duration / 1e6)
+        if track.frames:  # an mp4 counts the packets of each track
+            missing = min(missing or 0, 1 - n / track.frames)
+    if (missing or 0) > 0.05:
+        raise unreadable(path, "truncated: shorter than its header says")
+    return shown
+
+
+def decoded(media, track):
+    """Yield the frames of a track. What cannot be decoded before the first one is passed over.
+
+    A recording of a broadcast begins between two key frames.
+    """
+    import av
+
+    started = False
+    track.codec_context.thread_count = 1  # the clips are decoded in parallel
+    for packet in media.demux(track):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            if started:
+                raise
+            continue
+        started = started or bool(frames)
+        yield from frames
+
+
+def decode_audio(path, rate):
+    """The sound of a video, or of a recording in any format: (samples,) float32, mono, `rate` Hz.
+
+    UnreadableFile without an audio track, or if it is truncated.
+    """
+    import av
+
+    def settings(frame):
+        return frame.format.name, frame.layout.name, frame.sample_rate
+
+    read_packets(path, "audio")
+    parts = []
+    with open_media(path) as media:
+        frames = decoded(media, find_track(path, media, "audio"))
+        for _, alike in itertools.groupby(frames, settings):  # they can change within the file
+            resampler = av.AudioResampler("s16", "mono", rate)
+            for frame in itertools.chain(alike, [None]):  # None flushes the resampler
+                parts += [part.to_ndarray()[0] for part in resampler.resample(frame)]
+    if not parts:
+        message = f"{path} has an empty audio track; download it again"
+        raise UnreadableFile(message, "no audio track")
+    return np.concatenate(parts).astype(np.float32) / 2**15
+
+
+@functools.cache
+def load_librosa():
+    """librosa; where it finds no folder for its compiled functions, they get a temporary one."""
     import librosa
-    import soundfile
 
     try:
-        wave, file_rate = soundfile.read(path, dtype="float32", always_2d=True)  # (n, channels)
-        with open(path, "rb") as file:
-            riff, size = file.read(4), int.from_bytes(file.read(4), "little")
-    except (RuntimeError, OSError, ValueError) as error:
-        raise unreadable(path, error) from error
-    known_size = size + 8 < 2**32 - 256  # a stream's header has 0 or all ones instead of a size
-    if riff == b"RIFF" and known_size and os.path.getsize(path) < size + 8:
-        raise unreadable(path, "truncated: shorter than its header says")
-    if not (wave.size and np.isfinite(wave).all()):
-        raise unreadable(path, "it holds no samples, or samples that are not finite")
+        for name in ("stft", "resample"):
+            getattr(librosa, name)
+    except RuntimeError:  # numba: no locator available
+        import numba
+
+        folder = os.path.join(tempfile.gettempdir(), f"numba-{os.getuid()}")
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        if os.stat(folder).st_uid == os.getuid():  # nobody else's code
+            numba.config.CACHE_DIR = folder
+    return librosa
+
+
+def read_audio(path, rate):
+    """The sound of any file as mono at `rate` Hz: (samples,) float32.
+
+    UnreadableFile if it has none or is truncated.
+    """
+    import soundfile
+
+    librosa = load_librosa()
+    with reading(path):
+        try:
+            with (
+                open(path, "rb") as file,
+                soundfile.SoundFile(file.fileno(), closefd=False) as sound,
+            ):
+                wave = sound.read(dtype="float32", always_2d=True)  # (n, channels)
+                file_rate, n = sound.samplerate, sound.frames
+        except soundfile.LibsndfileError as error:
+            # PyAV knows more formats, but reads damaged files without a word.
+            with open(path, "rb") as file:
+                if error.code == 3 or file.read(4) == b"fLaC":  # 3: malformed
+                    raise
+            return decode_audio(path, rate)
+        if not wave.size:
+            with suppress(UnreadableFile):  # a wav whose sizes were left at 0
+                return decode_audio(path, rate)
+        if not (wave.size and np.isfinite(wave).all()):
+            raise unreadable(path, "it holds no samples, or samples that are not finite")
+        if missing_part(path) or len(wave) < 0.95 * n:  # an mp3 states n roughly
+            raise unreadable(path, "truncated: shorter than its header says")
+        if not 100 <= file_rate <= 10**6:
+            raise unreadable(path, f"its header says {file_rate} Hz")
     return librosa.resample(wave.mean(1), orig_sr=file_rate, target_sr=rate)
 
 
 def log_spectrogram(wave, window, hop):
     """log(|STFT| + 1e-7), not centred: (..., samples) -> (..., 1 + window / 2, frames)."""
-    import librosa
-
-    return np.log(np.abs(librosa.stft(wave, n_fft=window, hop_length=hop, center=False)) + 1e-7)
+    stft = load_librosa().stft
+    return np.log(np.abs(stft(wave, n_fft=window, hop_length=hop, center=False)) + 1e-7)
 
 
 def spectrogram(wave, seconds):
@@ -85,7 +257,7 @@ def read_array(path, *shape):
 
     UnreadableFile if the file has another shape, no values, or values that are not numbers.
     """
-    try:
+    with reading(path):
         values = np.load(path, mmap_mode="r")
         fits = len(values.shape) == len(shape) and all(
             expected in (size, str(expected)) for size, expected in zip(values.shape, shape)
@@ -94,8 +266,6 @@ def read_array(path, *shape):
             expected = ", ".join(map(str, shape))
             got = f"{values.dtype} {values.shape}"
             raise ValueError(f"it holds {got}, expected numbers ({expected})")
-    except (OSError, ValueError, EOFError) as error:
-        raise unreadable(path, error) from error
     return values
 
 
@@ -110,21 +280,64 @@ def grid(path, seed=None):
     return values if values.dtype == torch.uint8 else values.float()
 
 
+def eight_bits(values, depth=False):
+    """Grey levels of more than 8 bits as uint8: the highest 8 of 16, as picture viewers show them.
+
+    depth: the frames of one clip, all in one range: the fewest bits that hold them.
+    """
+    if values.dtype == np.uint8:
+        return values
+    values = np.nan_to_num(values).clip(0)
+    if values.dtype.kind == "f":  # white is 1, 255 or 65535
+        top = next((top for top in (1, 255, 65535) if values.max() <= top), values.max())
+        values = values * (65535 / top)
+    values = values.astype(np.int64)
+    bits = 16 if values.max() < 2**16 else 32
+    if depth:
+        # Paper silent: depth in millimetres, 16 bits. Here: 4,095 mm or 8,191 mm is white, by the
+        # clip; 65,535 stands for "not measured".
+        bits = max(8, int(values[values != 65535].max(initial=0)).bit_length())
+    return (values >> (bits - 8)).clip(0, 255).astype(np.uint8)
+
+
+def upright(image):
+    """A picture as it is shown: turned and mirrored by its EXIF, on white where it is transparent.
+
+    Damaged EXIF is as good as none.
+    """
+    from PIL import Image, ImageOps
+
+    image.load()  # a TIFF is turned here
+    if image.format != "TIFF":
+        with suppress(Exception):  # all pixels are here: what fails is the EXIF
+            image = ImageOps.exif_transpose(image)
+    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image
+
+
+def read_pixels(path, mode):
+    """An image file as it is shown: (H, W, 3) or, in mode L or of more than 8 bits, (H, W)."""
+    from PIL import Image, PngImagePlugin
+
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # large notes are no danger
+    with reading(path), Image.open(path) as image:
+        image.draft(image.mode, (448, 448))  # twice the size that `crop` returns
+        image = upright(image)
+        deep = image.mode[0] in "IF"  # grey of 16 or 32 bits
+        return np.array(image if deep or image.mode == mode else image.convert(mode))
+
+
 def read_image(path, mode="RGB"):
-    """An image file as (C, H, W) uint8; mode RGB has 3 channels, L has 1.
+    """An image file as it is shown: (C, H, W) uint8; mode RGB has 3 channels, L has 1.
 
     A large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, with both sides at least 448.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            image.draft(image.mode, (448, 448))  # twice the size that `crop` returns
-            image = image if image.mode == mode else image.convert(mode)
-            values = torch.from_numpy(np.array(image))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise unreadable(path, error) from error
-    return values.permute(2, 0, 1) if mode == "RGB" else values[None]
+    values = torch.from_numpy(eight_bits(read_pixels(path, mode)))
+    if values.ndim == 3:
+        return values.permute(2, 0, 1)
+    return values.expand(3, -1, -1) if mode == "RGB" else values[None]
 
 
 def crop(images, seed, flip):
@@ -175,6 +388,14 @@ def frames_in_window(folder, start, end):
     return paths[start:end]
 
 
+def stack_frames(folder, frames):
+    """The frames of a clip as one array; UnreadableFile if their sizes differ."""
+    if len({frame.shape for frame in frames}) > 1:
+        message = f"{folder} has frames of several sizes, expected one size; extract them again"
+        raise UnreadableFile(message, "mixed frames")
+    return np.stack(frames)
+
+
 def read_frames(source, n, seed=None, mode="RGB"):
     """n frames of a clip, one from each of n equal parts of it: (n, C, H, W) uint8.
 
@@ -187,12 +408,12 @@ def read_frames(source, n, seed=None, mode="RGB"):
         return torch.from_numpy(frames).movedim(-1, -3)
     folder = source[0] if isinstance(source, tuple) else source
     paths = frames_in_window(*source) if isinstance(source, tuple) else frame_paths(source)
-    frames = [read_image(paths[i], mode) for i in sample_positions(len(paths), n, seed)]
-    if len({frame.shape for frame in frames}) > 1:
-        message = f"{folder} has frames of several sizes, expected one size; extract them again"
-        raise UnreadableFile(message, "mixed frames")
+    frames = [read_pixels(paths[i], mode) for i in sample_positions(len(paths), n, seed)]
+    frames = torch.from_numpy(eight_bits(stack_frames(folder, frames), depth=mode == "L"))
+    if frames.ndim == 3:
+        return frames[:, None].expand(-1, 3 if mode == "RGB" else 1, -1, -1)
     # As they were decoded, channels are the last dimension in memory: quicker to crop.
-    return torch.stack([frame.movedim(0, -1) for frame in frames]).movedim(-1, -3)
+    return frames.movedim(-1, -3)
 
 
 def read_flow(path, n, seed=None):

@@ -36,7 +36,6 @@ from utils.media import (
     read_flow,
     read_frames,
     read_image,
-    sample_positions,
 )
 from utils.samples import (
     PREPARED,
@@ -77,7 +76,7 @@ def make(kind, sample, j, target, sources, seconds):
     if kind == "audio":
         return write_spectrogram(original, seconds, target)
     if kind == "video":
-        return extract_frames(original, target, lambda n: sample_positions(n, FRAMES))
+        return extract_frames(original, target, FRAMES)
     if kind == "flow":
         return compute_flow(sources[0], *sample.windows[0], target)
     return extract_frames(original, target, lambda n: range(*sample.windows[j]))

@@ -1,0 +1,467 @@
+"""utils/decode.py and utils/containers.py: videos as a player shows them, sound as it is heard."""
+
+import os
+import shutil
+import struct
+from fractions import Fraction
+
+import av
+import damage
+import numpy as np
+import pytest
+import soundfile
+from conftest import SHARED, make_video, needs_shared
+from PIL import Image
+
+from utils import decode, media
+from utils.media import UnreadableFile
+
+
+def write_video(path, times, picture, codec="mpeg4", size=(64, 48), **options):
+    """A video with the frame picture(t), an array or a grey level, at each of the times t in ms."""
+    with av.open(os.fspath(path), "w", options={"avoid_negative_ts": "disabled"}) as file:
+        track = file.add_stream(codec, rate=1000, width=size[0], height=size[1], options=options)
+        track.pix_fmt = "bgr0" if codec == "ffv1" else "yuv420p"
+        track.time_base = Fraction(1, 1000)
+        if codec != "ffv1":
+            track.codec_context.qmin = track.codec_context.qmax = 2
+        for t in times:
+            pixels = np.zeros((size[1], size[0], 3), np.uint8) + np.array(picture(t), np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = t, track.time_base
+            file.mux(track.encode(frame))
+        file.mux(track.encode())
+    return path
+
+
+def clock(t):
+    """The grey level at t ms."""
+    return 100 + t // 100
+
+
+def seconds(path, choose, target):
+    """The times at which a video's extracted frames were written, by their grey level."""
+    shutil.rmtree(target, ignore_errors=True)
+    files = sorted(decode.extract_frames(path, target, choose).iterdir())
+    return [(np.asarray(Image.open(file).convert("L")).mean() - 100) / 10 for file in files]
+
+
+SECONDS = np.arange(10) + 0.5
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mov", "mkv", "flv", "avi", "wmv"])
+def test_frames_are_even_in_time_where_the_rate_varies(ending, tmp_path):
+    """25 frames a second for 5 s, then 3 a second: one from each second, whatever the container."""
+    codec = {"flv": "flv", "wmv": "wmv2"}.get(ending, "mpeg4")
+    times = [*range(0, 5000, 40), *range(5000, 10000, 320)]
+    path = write_video(tmp_path / f"a.{ending}", times, clock, codec)
+    assert np.allclose(seconds(path, 10, tmp_path / "a"), SECONDS - 0.15, atol=0.35)
+
+
+def test_frames_of_a_fixed_rate_are_those_of_their_numbers(tmp_path):
+    """250 at 25 a second: 12, 37, 62, ...; also where the clip starts late; a number repeats."""
+    numbers = media.sample_positions(250, 10)
+    for start in (0, 3000):
+        times = range(start, start + 10000, 40)
+        path = write_video(tmp_path / "a.mkv", times, clock)
+        shown = seconds(path, 10, tmp_path / "a")
+        assert shown == seconds(path, lambda n: media.sample_positions(n, 10), tmp_path / "a")
+        assert np.allclose(shown, [times[n] / 1000 for n in numbers], atol=0.3)
+    path = write_video(tmp_path / "b.mkv", [0], clock)
+    assert len(seconds(path, 10, tmp_path / "a")) == 10
+
+
+@needs_shared
+def test_real_clips_keep_their_frames(tmp_path):
+    """VGGSound has a fixed rate: evenly spaced in time is evenly spaced by number."""
+    path = next((SHARED / "vggsound/video").iterdir())
+    by_time = decode.extract_frames(path, tmp_path / "a", 10)
+    by_number = decode.extract_frames(path, tmp_path / "b", lambda n: media.sample_positions(n, 10))
+    for a, b in zip(sorted(by_time.iterdir()), sorted(by_number.iterdir())):
+        assert a.read_bytes() == b.read_bytes()
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mov"])
+def test_what_an_edit_list_hides_is_not_shown(ending, tmp_path):
+    """12 s of which the first 2 are hidden, as `ffmpeg -c copy` leaves them; also by number."""
+    times = range(-2000, 10000, 40)
+    path = write_video(tmp_path / f"a.{ending}", times, clock, g="50")
+    assert np.allclose(seconds(path, 10, tmp_path / "a"), SECONDS, atol=0.3)
+    counted = []
+    shown = seconds(path, lambda n: counted.append(n) or range(2), tmp_path / "a")
+    assert counted == [250] and np.allclose(shown, [0, 0.04], atol=0.3)
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("cut_without_reencoding", np.arange(4.5, 14)),
+        ("variable_frame_rate", SECONDS),
+        ("size_changes", 0.15 + 0.3 * np.arange(10)),
+    ],
+)
+def test_odd_clips_are_shown_at_their_times(name, expected, tmp_path):
+    """The grey level is 20 + 14 a second; all frames have one size."""
+    folder = decode.extract_frames(SHARED / f"odd/{name}.mp4", tmp_path / "a", 10)
+    pictures = [Image.open(file).convert("L") for file in sorted(folder.iterdir())]
+    levels = np.array([np.asarray(picture).mean() for picture in pictures])
+    assert np.allclose((levels - 20) / 14, expected, atol=0.4)
+    assert {picture.size for picture in pictures} == {(341, 256)}
+
+
+def test_gestures_are_taken_by_number(tmp_path):
+    """Frames 5 to 84, where the rate varies; also of an avi whose times run backwards."""
+    times = np.cumsum([40, 200] * 60).tolist()
+    path = write_video(tmp_path / "a.mkv", times, lambda t: 10 + times.index(t))
+    shown = seconds(path, lambda n: range(5, 85), tmp_path / "a")
+    assert np.allclose(np.array(shown) * 10 + 100, 10 + np.arange(5, 85), atol=1.5)
+    path = write_video(tmp_path / "a.avi", range(0, 4000, 40), clock, "libx264", bf="2", g="12")
+    with av.open(str(path)) as video:
+        pts = [frame.pts for frame in video.decode(video=0)]
+    assert pts != sorted(pts)
+    for choose in (lambda n: range(0, 100, 10), 10):
+        shown = seconds(path, choose, tmp_path / "a")
+        assert np.allclose(shown, np.arange(10) * 0.4, atol=0.35) and shown == sorted(shown)
+
+
+def test_two_recordings_in_one_file_are_one_clip(tmp_path):
+    """Times that start again at 0: by number."""
+    for name, size in (("a", (64, 48)), ("b", (64, 64))):
+        make_video(tmp_path / f"{name}.ts", size=size, sound=False, video="mpeg1video")
+    whole = (tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes()
+    (tmp_path / "c.ts").write_bytes(whole)
+    folder = decode.extract_frames(tmp_path / "c.ts", tmp_path / "c", 10)
+    pictures = [np.asarray(Image.open(file)) for file in sorted(folder.iterdir())]
+    levels = [picture.mean() for picture in pictures]
+    assert np.allclose(levels, 2 * [24, 72, 120, 168, 216], atol=8)
+    assert {picture.shape for picture in pictures} == {(256, 341, 3)}  # all as the first one
+
+
+def test_a_recording_may_begin_between_key_frames(tmp_path):
+    """What comes before the first key frame is passed over."""
+    with av.open(str(tmp_path / "a.ts"), "w") as file:
+        track = file.add_stream("libx264", rate=30, width=64, height=48, options={"g": "10"})
+        track.pix_fmt = "yuv420p"
+        for n in range(30):
+            grey = np.full((48, 64, 3), 8 * n, np.uint8)
+            file.mux(track.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        file.mux(track.encode())
+    content = (tmp_path / "a.ts").read_bytes()
+    start = content.index(b"\x47\x41\x00", 188 * 5)  # the second picture
+    (tmp_path / "a.ts").write_bytes(content[start:])
+    folder = decode.extract_frames(tmp_path / "a.ts", tmp_path / "a", 10)
+    levels = [np.asarray(Image.open(file)).mean() for file in sorted(folder.iterdir())]
+    assert levels[0] > 70 and np.allclose(levels[-2:], [200, 224], atol=14)
+
+
+# --- turned and odd pictures ---
+
+CORNERS = {"R": (220, 30, 30), "G": (30, 180, 30), "B": (30, 30, 220), "W": (240, 240, 240)}
+
+
+def four_corners(size=(64, 48)):
+    """Red green / blue white."""
+    colours = np.array([[CORNERS[c] for c in row] for row in ("RG", "BW")], np.uint8)
+    return colours.repeat(size[1] // 2, 0).repeat(size[0] // 2, 1)
+
+
+def corners(image):
+    """The letters of a picture's four corners: "RG/BW" if it is upright."""
+    pixels = np.asarray(image.convert("RGB")).astype(int)
+    h, w = pixels.shape[:2]
+    letters = [
+        min(CORNERS, key=lambda c: np.abs(pixels[y, x] - CORNERS[c]).sum())
+        for y in (h // 8, -h // 8)
+        for x in (w // 8, -w // 8)
+    ]
+    return "{}{}/{}{}".format(*letters)
+
+
+MATRICES = {  # (a, b, c, d): (x, y) is shown at (a x + c y, b x + d y)
+    (1, 0, 0, 1): "RG/BW",
+    (-1, 0, 0, 1): "GR/WB",
+    (1, 0, 0, -1): "BW/RG",
+    (-1, 0, 0, -1): "WB/GR",
+    (0, 1, 1, 0): "RB/GW",
+    (0, 1, -1, 0): "BR/WG",
+    (0, -1, 1, 0): "GW/RB",
+    (0, -1, -1, 0): "WG/BR",
+    (0, 0, 0, 0): "RG/BW",
+}
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_a_turned_video_is_read_as_it_is_shown(matrix, tmp_path):
+    """By the display matrix of an mp4, turned or mirrored; the short side stays 256."""
+    path = write_video(tmp_path / "a.mp4", range(0, 1000, 40), lambda t: four_corners())
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tkhd") + 44
+    a, b, c, d = (65536 * x for x in matrix)
+    content[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 2**30)
+    path.write_bytes(content)
+    for choose in (3, lambda n: range(3)):
+        folder = decode.extract_frames(path, tmp_path / f"{choose}", choose)
+        for file in folder.iterdir():
+            picture = Image.open(file)
+            assert corners(picture) == MATRICES[matrix]
+            assert picture.size == ((256, 341) if matrix[1] else (341, 256))
+
+
+@needs_shared
+def test_an_odd_clip_is_turned_by_its_header(tmp_path):
+    """What ffmpeg shows: green white / red blue."""
+    path = SHARED / "odd/turned_by_its_header.mp4"
+    folder = decode.extract_frames(path, tmp_path / "a", 2)
+    assert {corners(Image.open(file)) for file in folder.iterdir()} == {"GW/RB"}
+
+
+@pytest.mark.parametrize(
+    "size, expected", [((1920, 4), (8192, 17)), ((4, 1920), (17, 8192)), ((1, 1), (256, 256))]
+)
+def test_a_video_of_any_shape_gives_pictures(size, expected, tmp_path):
+    """No side is longer than a JPEG can be, none is empty."""
+    path = write_video(tmp_path / "a.mkv", range(0, 400, 40), lambda t: 90, "ffv1", size)
+    picture = Image.open(decode.extract_frames(path, tmp_path / "a", 3) / "00003.jpg")
+    assert picture.size == expected and abs(np.asarray(picture).mean() - 90) < 3
+
+
+def test_what_was_made_of_a_clip_has_one_size(tmp_path):
+    """Packed or made into flow, a folder of pictures of two sizes is named."""
+    for i, size in enumerate([(64, 48), (48, 64)], 1):
+        Image.new("RGB", size).save(tmp_path / f"{i}.png")
+    with pytest.raises(UnreadableFile, match="has frames of several sizes"):
+        decode.pack_frames(tmp_path)
+    with pytest.raises(UnreadableFile, match="has frames of several sizes"):
+        decode.compute_flow(tmp_path, 0, 2, tmp_path / "flow")
+    (tmp_path / "2.png").unlink()
+    shutil.copy(tmp_path / "1.png", tmp_path / "2.png")
+
+
+# --- headers that lie ---
+
+
+def replaced(path, before, offset, new):
+    """The file with the bytes `new`, `offset` bytes after the end of each `before`."""
+    content, at = bytearray(path.read_bytes()), -1
+    while (at := content.find(before, at + 1)) >= 0:
+        start = at + len(before) + offset
+        content[start : start + len(new)] = new
+    path.write_bytes(content)
+    return path
+
+
+LIES = [  # a duration of 9,000 s in the header, of 1 s in the file
+    ("mkv", b"\x44\x89\x88", 0, struct.pack(">d", 9e6)),
+    ("flv", b"duration", 1, struct.pack(">d", 9e3)),
+    ("avi", b"vids", 28, struct.pack("<I", 270000)),
+    ("mp4", b"mvhd", 16, struct.pack(">I", 9000000)),
+    ("mp4", b"mdhd", 16, struct.pack(">I", 9000000)),
+    ("mp4", b"tkhd", 20, struct.pack(">I", 9000000)),
+]
+
+
+@pytest.mark.parametrize("ending, before, offset, new", LIES)
+def test_a_whole_video_may_state_any_duration(ending, before, offset, new, tmp_path):
+    """A header that says more than there is: all frames and all of the sound are read."""
+    path, codec = tmp_path / f"a.{ending}", "flv" if ending == "flv" else "mpeg4"
+    make_video(path, video=codec)
+    replaced(path, before, offset, new)
+    assert len(media.read_packets(path, "video")) == 30
+    folder = decode.extract_frames(path, tmp_path / "a", 10)
+    levels = [np.asarray(Image.open(file)).mean() for file in sorted(folder.iterdir())]
+    assert np.allclose(levels, 8 * np.arange(1, 30, 3), atol=13)  # avi: its first frame lasts two
+    assert 0.95 < len(media.read_audio(path, 16000)) / 16000 < 1.15
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mov", "fragments.mp4", "mkv", "flv", "avi", "wmv"])
+def test_a_video_that_is_cut_off_is_refused(ending, tmp_path):
+    """Half of a file; an mp4 has its index in front, or is in fragments."""
+    path = tmp_path / f"a.{ending}"
+    flags = "frag_keyframe+empty_moov" if "frag" in ending else "faststart"
+    options = {"movflags": flags} if ending[-3:] in ("mp4", "mov") else {}
+    codec = {"flv": "flv", "wmv": "wmv2"}.get(ending, "mpeg4")
+    noise = np.random.default_rng(0).integers(256, size=(30, 48, 64, 3), dtype=np.uint8)
+    with av.open(str(path), "w", options=options) as file:
+        track = file.add_stream(codec, rate=30, width=64, height=48, options={"g": "5"})
+        track.pix_fmt = "yuv420p"
+        for picture in noise:
+            file.mux(track.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(track.encode())
+    assert len(media.read_packets(path, "video")) == 30
+    content = path.read_bytes()
+    for part in (0.5, 0.75):
+        path.write_bytes(content[: int(part * len(content))])
+        with pytest.raises(UnreadableFile, match="truncated: shorter than its header says"):
+            decode.extract_frames(path, tmp_path / "a", 10)
+
+
+def test_an_unknown_codec_is_named(tmp_path):
+    """Its track cannot be decoded; that of the sound can."""
+    make_video(tmp_path / "a.mkv")
+    content = (tmp_path / "a.mkv").read_bytes()
+    (tmp_path / "a.mkv").write_bytes(content.replace(b"V_MPEG4/ISO/ASP", b"V_XVC9/ISO/ASP_"))
+    with pytest.raises(UnreadableFile, match="a.mkv cannot be read .its video is in a format"):
+        decode.extract_frames(tmp_path / "a.mkv", tmp_path / "a", 10)
+    assert len(media.read_audio(tmp_path / "a.mkv", 16000)) > 15000
+
+
+@pytest.mark.parametrize("ending", ["avi", "mp4", "mkv", "flv"])
+def test_tags_may_be_in_any_encoding(ending, tmp_path):
+    """A title in Latin-1."""
+    path = tmp_path / f"a.{ending}"
+    with av.open(str(path), "w") as file:
+        file.metadata["title"] = "cafe"
+        track = file.add_stream("flv" if ending == "flv" else "mpeg4", rate=25, width=64, height=48)
+        track.pix_fmt = "yuv420p"
+        for _ in range(9):
+            grey = np.full((48, 64, 3), 90, np.uint8)
+            file.mux(track.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        file.mux(track.encode())
+    assert b"cafe" in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(b"cafe", b"caf\xe9"))
+    assert np.allclose(seconds(path, 2, tmp_path / "a"), -1, atol=0.3)
+
+
+# --- sound ---
+
+
+def write_sound(path, codec, parts, muxer=None, cover=None):
+    """One or several tracks of tones: parts is a list of (Hz, seconds, rate, channels)."""
+    with av.open(os.fspath(path), "w", format=muxer) as file:
+        tracks = [
+            file.add_stream(codec, rate=rate, layout="mono" if channels == 1 else "stereo")
+            for _, _, rate, channels in parts
+        ]
+        for track, (pitch, length, rate, channels) in zip(tracks, parts):
+            wave = 0.3 * np.sin(2 * np.pi * pitch * np.arange(int(length * rate)) / rate)
+            for i in range(0, len(wave), 1024):
+                values = np.tile(wave[None, i : i + 1024].astype(np.float32), (channels, 1))
+                frame = av.AudioFrame.from_ndarray(values, "fltp", track.layout.name)
+                frame.sample_rate, frame.pts = rate, i
+                file.mux(track.encode(frame))
+            file.mux(track.encode())
+    return path
+
+
+def pitch(wave, rate=16000):
+    """The loudest tone of a sound, in Hz, and its amplitude."""
+    part = wave[len(wave) // 4 : 3 * len(wave) // 4]
+    spectrum = np.abs(np.fft.rfft(part * np.hanning(len(part))))
+    return spectrum.argmax() * rate / len(part), np.abs(part).max()
+
+
+RECORDINGS = [  # format, codec
+    ("m4a", "aac"),
+    ("aac", "aac"),
+    ("mp3", "libmp3lame"),
+    ("flac", "flac"),
+    ("wav", "pcm_s16le"),
+    ("mka", "flac"),
+    ("oga", "flac"),
+    ("aiff", "pcm_s16be"),
+    ("mp4", "aac"),
+    ("ts", "aac"),
+    ("mpg", "mp2"),
+]
+
+
+@pytest.mark.parametrize("ending, codec", RECORDINGS)
+def test_sound_of_any_format_is_one_tone(ending, codec, tmp_path):
+    """By its content, whatever the name's ending: 440 Hz for a second at 0.3, mono at 16 kHz."""
+    path = write_sound(tmp_path / f"a.{ending}", codec, [(440, 1, 44100, 2)])
+    for name in (f"a.{ending}", "a.wav", "a.mp4", "a"):
+        if name != path.name:
+            path = path.replace(tmp_path / name)
+        wave = media.read_audio(path, 16000)
+        assert wave.dtype == np.float32 and abs(len(wave) / 16000 - 1) < 0.06
+        assert np.allclose(pitch(wave), (440, 0.3), atol=(2.5, 0.03))
+    decode.write_spectrogram(path, 3, tmp_path / "a")
+    assert (np.load(tmp_path / "a.npy")[:, 20:60].argmax(0) == 14).all()  # 437.5 Hz
+
+
+def test_sound_may_change_within_a_file(tmp_path):
+    """Mono, then stereo, then another rate: a second each, at its pitch."""
+    parts = [(440, 1, 44100, 1), (880, 1, 44100, 2), (1320, 1, 32000, 1)]
+    content = b""
+    for part in parts:
+        content += write_sound(tmp_path / "part.aac", "aac", [part], "adts").read_bytes()
+    (tmp_path / "a.aac").write_bytes(content)
+    wave = media.read_audio(tmp_path / "a.aac", 16000)
+    assert abs(len(wave) / 16000 - 3) < 0.2
+    for i, expected in enumerate([440, 880, 1320]):
+        start = int((i + 0.25) * len(wave) / 3)
+        assert abs(pitch(wave[start : start + 8000])[0] - expected) < 10
+
+
+@needs_shared
+def test_an_odd_sound_changes_from_mono_to_stereo():
+    """Three seconds of it."""
+    assert abs(len(media.read_audio(SHARED / "odd/mono_then_stereo.mp4", 16000)) - 48000) < 1600
+
+
+def test_of_two_sound_tracks_the_default_one_is_heard(tmp_path):
+    """The second one of an mkv, where it alone is marked so; without a mark the first one."""
+    parts = [(440, 1, 44100, 1), (880, 1, 44100, 1)]
+    path = write_sound(tmp_path / "a.mkv", "flac", parts)
+    content = path.read_bytes()
+    assert abs(pitch(media.read_audio(path, 16000))[0] - 440) < 3
+    before, second = content.rsplit(b"\x88\x81\x00", 1)  # FlagDefault: 0
+    path.write_bytes(before + b"\x88\x81\x01" + second)
+    assert abs(pitch(media.read_audio(path, 16000))[0] - 880) < 3
+
+
+def test_a_cover_is_no_video(tmp_path):
+    """An mp3 with a picture in its tag has no video track."""
+    path = write_sound(tmp_path / "a.mp3", "libmp3lame", [(440, 1, 44100, 1)])
+    Image.new("RGB", (64, 48)).save(tmp_path / "cover.png")
+    body = b"\0image/png\0\3\0" + (tmp_path / "cover.png").read_bytes()
+    frame = b"APIC" + struct.pack(">IH", len(body), 0) + body
+    size = bytes(len(frame) >> shift & 127 for shift in (21, 14, 7, 0))
+    path.write_bytes(b"ID3\3\0\0" + size + frame + path.read_bytes())
+    with av.open(str(path)) as file:
+        assert len(file.streams.video) == 1
+    with pytest.raises(UnreadableFile, match="has no video track"):
+        decode.extract_frames(path, tmp_path / "a", 10)
+    assert abs(pitch(media.read_audio(path, 16000))[0] - 440) < 3
+
+
+def test_without_a_track_the_file_is_named(tmp_path):
+    """No sound, no picture, or neither."""
+    make_video(tmp_path / "silent.mp4", sound=False)
+    with pytest.raises(UnreadableFile, match="silent.mp4 has no audio track") as error:
+        media.read_audio(tmp_path / "silent.mp4", 16000)
+    assert error.value.reason == "no audio track"
+    write_sound(tmp_path / "dark.m4a", "aac", [(440, 1, 44100, 1)])
+    with pytest.raises(UnreadableFile, match="dark.m4a has no video track") as error:
+        decode.extract_frames(tmp_path / "dark.m4a", tmp_path / "a", 10)
+    assert error.value.reason == "no video track"
+    (tmp_path / "text.mp4").write_text("a page that says: not found")
+    for read in (lambda p: media.read_audio(p, 16000), lambda p: media.read_packets(p, "video")):
+        with pytest.raises(UnreadableFile, match="text.mp4 cannot be read"):
+            read(tmp_path / "text.mp4")
+
+
+def test_names_may_be_in_any_encoding(tmp_path):
+    """A name in Latin-1 is read; an error about it can be printed and written as UTF-8."""
+    folder = os.path.join(os.fsencode(tmp_path), b"caf\xe9:%d")
+    os.mkdir(folder)
+    name = os.fsdecode(os.path.join(folder, b"\xe9"))
+    make_video(tmp_path / "a.mp4")
+    shutil.copy(tmp_path / "a.mp4", f"{name}.mp4")
+    soundfile.write(tmp_path / "a.wav", np.zeros(800) + 0.1, 16000)
+    shutil.copy(tmp_path / "a.wav", f"{name}.wav")
+    assert len(seconds(f"{name}.mp4", 10, tmp_path / "a")) == 10
+    assert len(media.read_audio(f"{name}.mp4", 16000)) > 15000
+    assert len(media.read_audio(f"{name}.wav", 16000)) == 800
+    for read in (media.read_image, lambda p: media.read_audio(p, 16000), media.frame_paths):
+        with pytest.raises(UnreadableFile) as error:
+            read(f"{name}.jpg")
+        assert "caf\\udce9:%d/\\udce9.jpg" in str(error.value) and str(error.value).encode()
+
+
+def test_damaged_files_are_read_or_refused(tmp_path):
+    """Of every format, cut, flipped, renamed: no other error, no hang; whole files are read."""
+    counts, faults = damage.run(3 * len(damage.KINDS), 5, tmp_path)
+    total = sum(counts.values(), damage.Counter())
+    assert faults == [] and set(total) == {"read", "refused"} and min(total.values()) > 20
