@@ -404,15 +404,15 @@ def snapshot(folder):
     }
 
 
-def preparing(root):
+def preparing(root, program=("-m", "scripts.prepare", "cremad", "--workers", "1"), cwd=ROOT):
     """(command, process) of a prepare of cremad that has written one clip and still runs."""
-    command = [sys.executable, "-m", "scripts.prepare", "cremad", "--root", root, "--workers", "1"]
+    command = [sys.executable, *program, "--root", root]
     process = subprocess.Popen(
         command,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        cwd=ROOT,
+        cwd=cwd,
         start_new_session=True,
     )
     while not list(root.glob("prepared/video/[!.]*/00010.jpg")):
@@ -456,7 +456,34 @@ def test_ctrl_c_stops_prepare_with_one_sentence(copied):
         said.splitlines()[-1]
         == "prepare: stopped; finished samples are kept, run the same command again to continue"
     )
-    assert prepare.main([*map(str, command[3:]), "--workers", "0"]) == 0
+    assert prepare.main([*map(str, command[3:]), "--workers", "1"]) == 0
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_the_literal_command_prepares_and_trains(number, status, copied, tmp_path):
+    """`train.py --dataset cremad --method heuristic` from the original files in data/cremad.
+
+    Stopped while it prepares and run again, it writes the same samples.csv and trains.
+    """
+    root, _ = copied("cremad")
+    whole = tmp_path / "whole"
+    shutil.copytree(root, whole)
+    prepared_again("cremad", whole)
+    (tmp_path / "data").mkdir()
+    root.rename(tmp_path / "data/cremad")
+    command = ["--dataset", "cremad", "--method", "heuristic"]
+    small = ["--encoders", "cnn", "--epochs", "1", "--batch-size", "2", "--workers", "0"]
+    _, process = preparing(
+        tmp_path / "data/cremad", (str(ROOT / "train.py"), *command, *small), tmp_path
+    )
+    os.killpg(process.pid, number)
+    _, said = process.communicate()
+    assert process.returncode == status and "Traceback" not in said
+    assert not (tmp_path / "data/cremad/prepared/samples.csv").exists()
+    assert status != 130 or said.endswith("stopped; run the same command again to continue\n")
+    assert train.main([*command, *small]) == 0
+    assert table(tmp_path / "data/cremad") == table(whole)
+    assert (tmp_path / "runs/cremad-heuristic-seed0/log.jsonl").exists()
 
 
 def test_frames_that_people_have_are_read_as_they_are(copied, capsys):

@@ -181,7 +181,8 @@ class one_sentence:
     def __init__(self, name, *errors):
         self.name, self.errors = name, (OSError, FloatingPointError, RunError, *errors)
         self.status, self.started, self.quiet = 0, False, False
-        self.hints, self.stopped = {}, lambda: "stopped"
+        self.hints = {}
+        self.stopped = lambda: "stopped; run the same command again to continue"
 
     def __enter__(self):
         self.main_thread = threading.current_thread() is threading.main_thread()
