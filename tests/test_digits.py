@@ -215,14 +215,14 @@ def test_a_broken_recording_is_named(tmp_path, content, said):
 
 
 def test_a_folder_that_is_no_clone_says_what_is_expected(tmp_path):
-    """No --root, a wrong one, and one with a single split."""
-    with pytest.raises(ValueError, match="needs --root; expected a clone"):
-        data.spoken_digits("")
-    for folder in (tmp_path, tmp_path / "absent"):
+    """No folder where it is looked for, a wrong one, and one with a single split."""
+    for folder in ("", tmp_path / "absent"):
         with pytest.raises(
-            FileNotFoundError, match="has no train recordings of the digits .*docs/DATA.md"
+            FileNotFoundError, match="is not a folder; expected a clone .* git clone"
         ):
             data.spoken_digits(folder)
+    with pytest.raises(FileNotFoundError, match="has no train recordings of .*docs/DATA.md"):
+        data.spoken_digits(tmp_path)
     for path in clone(tmp_path).glob("recordings/*_5.wav"):
         path.unlink()
     with pytest.raises(FileNotFoundError, match=r"has no train recordings of the digits \[0, 1"):

@@ -378,7 +378,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_data, monkeypatch, capsys)
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        ("--dataset cremat", "unknown dataset 'cremat'; choose from ['cremad', 'keypad'"),
+        (
+            "--dataset cremat",
+            "unknown data set or folder 'cremat'; choose from ['cremad', 'keypad'",
+        ),
         ("--method heuristics", "unknown method 'heuristics'; choose from ['constant'"),
         ("--method constant", "expected constant:p with numbers"),
         ("--method heuristic:2", "does not fit heuristic(t, T); expected heuristic with numbers"),
@@ -388,10 +391,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_data, monkeypatch, capsys)
         ("--solver exact", "unknown solver 'exact'"),
         ("--outer test", "unknown outer 'test'; choose from ['held-out', 'shared', 'train']"),
         ("--device tpu", "device 'tpu' is not available; choose from ['auto'"),
-        ("--dataset spoken-digits", "needs --root"),
+        ("--dataset spoken-digits", "data/spoken-digits is not a folder"),
         (
             "--dataset spoken-digits --root nowhere",
-            "nowhere has no train recordings of the digits",
+            "nowhere is not a folder; expected a clone",
         ),
         ("--epochs 0", "--epochs is 0, expected more than 0"),
         ("--batch-size 1", "--batch-size is 1, expected 2 or more"),
