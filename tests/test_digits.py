@@ -217,9 +217,7 @@ def test_a_broken_recording_is_named(tmp_path, content, said):
 def test_a_folder_that_is_no_clone_says_what_is_expected(tmp_path):
     """No folder where it is looked for, a wrong one, and one with a single split."""
     for folder in ("", tmp_path / "absent"):
-        with pytest.raises(
-            FileNotFoundError, match="is not a folder; expected a clone .* git clone"
-        ):
+        with pytest.raises(FileNotFoundError, match="is not a folder; expected .* git clone"):
             data.spoken_digits(folder)
     with pytest.raises(FileNotFoundError, match="has no train recordings of .*docs/DATA.md"):
         data.spoken_digits(tmp_path)

@@ -380,7 +380,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_data, monkeypatch, capsys)
     [
         (
             "--dataset cremat",
-            "unknown data set or folder 'cremat'; choose from ['cremad', 'keypad'",
+            "unknown data set or folder 'cremat'; choose from ['cremad', ",
         ),
         ("--method heuristics", "unknown method 'heuristics'; choose from ['constant'"),
         ("--method constant", "expected constant:p with numbers"),
