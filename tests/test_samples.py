@@ -45,13 +45,13 @@ def vectors(folder, n=30):
 
 
 def pictures_and_sounds(folder, n=24):
-    """Image and audio, four classes, with a byte order mark, semicolons and CRLF."""
+    """Image and audio, four classes, as spreadsheets write it: semicolons, empty columns, CRLF."""
     rows = []
     for i, split in enumerate(splits(n)):
         make_jpg(folder / f"pictures/{i}.jpg", colour=(60 * (i % 4), 99, 99))
         make_wav(folder / f"sounds/{i}.wav", 0.2)
-        rows.append(f"pictures\\{i}.jpg;{split.title()};{'dbca'[i % 4]};sounds/{i}.wav")
-    write_table(folder, "image;Split;LABEL;audio", rows, "utf-8-sig", "\r\n")
+        rows.append(f"pictures\\{i}.jpg;{split.title()};{'dbca'[i % 4]};sounds/{i}.wav;;")
+    write_table(folder, "image;Split;LABEL;audio;;", [*rows, ";;;;;"], "utf-8-sig", "\r\n")
 
 
 def pictures_and_sentences(folder, n=20):

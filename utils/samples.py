@@ -118,7 +118,7 @@ def own_table(root):
         raise FileNotFoundError(f"{root} has no samples.csv; {expected}")
     lines = read_table(path)
     place, header = next(lines, (f"{path}, line 1", []))
-    header = [field.strip() for field in header]
+    header = ";".join(map(str.strip, header)).rstrip(";").split(";")  # without empty columns behind
     header = [field.lower() if field.lower() in NO_MODALITY else field for field in header]
     if absent := [column for column in ("split", "label") if column not in header]:
         raise ValueError(f"{place} is a header without {absent}, expected split,label,KIND,KIND")
@@ -128,7 +128,7 @@ def own_table(root):
 
     def rows():
         for place, fields in lines:
-            if len(fields) != len(header):
+            if len(fields) < len(header) or any(map(str.strip, fields[len(header) :])):
                 expected = f"{len(header)}: {','.join(header)}; quote a field that has a separator"
                 raise ValueError(f"{place} has {len(fields)} columns, expected {expected}")
             row = {"group": "", **dict(zip(header, map(str.strip, fields)))}
