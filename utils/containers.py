@@ -20,6 +20,8 @@ def riff_media(file, form):
     position, long_size = 0, 0
     while len(head := file.read(12)) >= 8:
         name, size = struct.unpack(form, head[:8])
+        if name == bytes(4):
+            return  # zeros after the end
         if name in RIFF:  # a large avi has several
             position += 12
         else:
@@ -37,7 +39,9 @@ def guid_media(file, align):
     position = 40 if align == 8 else 0
     file.seek(position)
     while len(head := file.read(24)) == 24:
-        size = max(struct.unpack("<Q", head[16:])[0], 24)
+        (size,) = struct.unpack("<Q", head[16:])
+        if size < 24:
+            return
         if head[:4] == b"data" or head[:16] == ASF_DATA:
             yield position + 24, position + size
         position += size + -size % align

@@ -5,6 +5,7 @@ LOCATE           for each modality, where the data of a sample is
 find_samples     every sample of the annotation files, with its files and its status
 """
 
+import contextlib
 import functools
 import os
 from collections import defaultdict
@@ -45,8 +46,9 @@ def index(name, root, modalities):
         if not entry.is_file():
             continue  # a broken link
         small = entry.stat().st_size < 1024  # a pointer has about 130 bytes
-        if small and kind in ("audio", "video", "image") and is_pointer(entry.path):
-            kind = "pointer"
+        if small and kind in ("audio", "video", "image"):
+            with contextlib.suppress(OSError):  # prepare says which files it cannot read
+                kind = "pointer" if is_pointer(entry.path) else kind
         files[kind].setdefault(entry.name if kind == "list" else stem, entry.path)
     return files
 

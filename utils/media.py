@@ -310,7 +310,7 @@ def upright(image):
     image.load()  # a TIFF is turned here
     if image.format != "TIFF":
         with suppress(Exception):  # all pixels are here: what fails is the EXIF
-            image = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
