@@ -590,6 +590,22 @@ def test_files_are_found_wherever_they_lie(tmp_path):
     assert set(indexed("sarcasm", tmp_path)["image"]) == {"1"}
 
 
+def test_a_folder_that_cannot_be_read_is_passed_over(tmp_path, monkeypatch, capsys):
+    """As lost+found on a disk of its own: it is said, and the rest is found."""
+    for path in ("a.wav", "lost+found/b.wav", "c/d.wav"):
+        write(tmp_path / path, "")
+    real = os.scandir
+
+    def scandir(folder):
+        if str(folder).endswith("lost+found"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert set(indexed("cremad", tmp_path)["audio"]) == {"a", "d"}
+    assert "lost+found is passed over: it cannot be read (Permission" in capsys.readouterr().out
+
+
 LISTINGS = [  # files, and (split, class, group) of each sample in them
     (
         "cremad",
