@@ -295,6 +295,17 @@ def test_gblend_starts_as_heads_and_then_blends(monkeypatch):
     assert found == pytest.approx((expected / expected.sum()).tolist())
 
 
+def test_blend_waits_for_every_so_many_epochs():
+    """With 2: after epochs 2 and 3 the first weights, after epoch 4 those of epochs 2 and 4."""
+    model, losses, seen = rebalance.Blend(2, 2), [1.0, 2.0, 1.0, 0.5], []
+    for t, (loss, gain) in enumerate(zip(losses, [0, 0, 5, 1])):
+        model(torch.tensor([loss, loss]))
+        seen.append(model.end_of_epoch(torch.tensor([3.0 - gain, 3.0 - gain * t])).tolist())
+    assert seen[:3] == [[0.5, 0.5]] * 3
+    G, O = torch.tensor([1.0, 3.0]), torch.tensor([0.5, -1.5])
+    assert seen[3] == pytest.approx((G / O**2 / (G / O**2).sum()).tolist())
+
+
 def test_slowed_is_ogms_factor():
     """rho = 2 and rho = (2.25, 1.33, 0.42); no one is slowed at rho = 1."""
     assert rebalance.slowed(tensor(2, 1), 0.1).tolist() == pytest.approx([0.80262, 1], abs=1e-5)

@@ -15,7 +15,7 @@ import torch
 import bilevel
 import losses
 import train
-from scripts import figures, prepare
+from scripts import figures, prepare, sweep
 from utils.run import folder_of
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +43,7 @@ def commands(text):
 
 def scripts(command):
     """(program, its arguments) of each of our programs that a command calls, in order."""
-    program = r"\b(train\.py|scripts\.figures|scripts\.prepare)(.*?)(?=;|&&|$)"
+    program = r"\b(train\.py|scripts\.(?:figures|prepare|sweep))(.*?)(?=;|&&|$)"
     return [(call[1], call[2].split()) for call in re.finditer(program, command)]
 
 
@@ -119,6 +119,9 @@ def test_every_command_parses(script, arguments, monkeypatch, tmp_path):
     if script == "train.py":
         monkeypatch.setattr(train, "resumed_settings", lambda folder, given, _: given)
         train.check(train.parse(arguments))
+    elif script == "scripts.sweep":
+        monkeypatch.setattr(sweep, "run_all", lambda *_: {})
+        assert sweep.main(arguments) == 0
     elif script == "scripts.prepare":
         monkeypatch.setattr(prepare, "prepare", lambda *_: None)
         assert prepare.main(arguments) == 0
