@@ -179,7 +179,7 @@ class Settings:
 
     dataset: str = setting("keypad", "the data set", group="run", choices=DATASETS)
     method: str = setting(
-        "learning-based", "how alpha moves, like heuristic or constant:0.5", listed=METHODS
+        "learning-based", "how alpha moves, or another method of Table 1, ogm:0.3", listed=METHODS
     )
     root: str = setting("", "folder of the data set; keypad needs none", changeable=True)
     out: str = setting("", "folder of the run (default runs/DATASET-METHOD-seedN)", changeable=True)

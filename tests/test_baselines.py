@@ -16,8 +16,9 @@ import data
 import train
 from baselines import BASELINES, Unimodal
 from losses import classification_loss, modality_matching_loss
-from model import FUSIONS, MultimodalModel
+from model import ENCODERS, FUSIONS, MultimodalModel
 from utils import hooks, rebalance
+from utils.run import load_checkpoint
 
 TINY = ["--dataset", "tiny", "--batch-size", "16"]
 FLAGS = {name: ["--val-fraction", "0.2"] * kind.needs_val for name, kind in BASELINES.items()}
@@ -511,10 +512,11 @@ def test_reconboost_fits_one_modality_to_what_the_others_lack():
 
 
 def test_weaker_is_pmrs_beta():
-    """(0.8, 0.4) -> (0, 1); (0.6, 0.4, 0.3) -> (0, 0.5, 1); equal -> 0."""
+    """(0.8, 0.4) -> (0, 1); (0.6, 0.4, 0.3) -> (0, 0.5, 1); equal -> 0; never more than 1."""
     assert rebalance.weaker(tensor(0.8, 0.4)).tolist() == pytest.approx([0, 1])
     assert rebalance.weaker(tensor(0.6, 0.4, 0.3)).tolist() == pytest.approx([0, 0.5, 1])
     assert rebalance.weaker(tensor(0.5, 0.5)).tolist() == [0, 0]
+    assert rebalance.weaker(tensor(0.9, 0.1)).tolist() == [0, 1]
 
 
 def test_pmr_pulls_to_the_class_means():
@@ -616,6 +618,21 @@ def test_relative_size_by_hand():
     a, b = nn.Parameter(tensor(1)), nn.Parameter(tensor(2))
     a.grad, b.grad = tensor(3), tensor(4)
     assert float(rebalance.relative_size([a, b])) == 5
+
+
+def test_a_parameter_that_an_encoder_does_not_use_stays(tiny_data, monkeypatch):
+    """It has no gradient, and every method leaves it alone."""
+
+    def spare(channels, pretrained=False, source=""):
+        net, d = ENCODERS["cnn"](channels)
+        net.spare = nn.Parameter(torch.ones(2, 2))
+        return net, d
+
+    monkeypatch.setitem(ENCODERS, "spare", spare)
+    for name in ("mmpareto", "ogm", "greedy", "mla"):
+        flags = ["--epochs", "1", "--encoders", "spare", "--method", name, *FLAGS[name]]
+        assert train.main([*TINY, *flags, "--out", name]) == 0
+        assert load_checkpoint(name)["model"]["phi.0.spare"].eq(1).all()
 
 
 def test_dempster_by_hand():

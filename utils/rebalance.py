@@ -30,7 +30,7 @@ class Mean(nn.Module):
 
 
 def vector(tensors):
-    """All numbers of a list of tensors, in any memory format: (n,)."""
+    """All numbers of some tensors, in any memory format: (n,)."""
     return torch.cat([x.flatten() for x in tensors])
 
 
@@ -194,9 +194,10 @@ def without_conflict(g, u):
 
 def resolve(params, u, gamma):
     """MMPareto: an encoder's gradient g + u becomes gamma h; u: of its CE(o_j), a list."""
-    both, u = vector([p.grad for p in params]), vector(u)
+    used = [(p, u_p) for p, u_p in zip(params, u) if p.grad is not None]
+    both, u = vector(p.grad for p, _ in used), vector(u_p for _, u_p in used)
     h = gamma * without_conflict(both - u, u)
-    for p, h_p in zip(params, h.split([p.numel() for p in params])):
+    for (p, _), h_p in zip(used, h.split([p.numel() for p, _ in used])):
         p.grad = h_p.view_as(p)
 
 
@@ -270,8 +271,9 @@ class ClassMeans(nn.Module):
 
 
 def relative_size(params):
-    """|gradient|^2 / |parameters|^2, a scalar."""
-    g, theta = vector([p.grad for p in params]), vector(params).detach()
+    """|gradient|^2 / |parameters|^2 of the parameters that have a gradient, a scalar."""
+    used = [p for p in params if p.grad is not None]
+    g, theta = vector(p.grad for p in used), vector(used).detach()
     return g.square().sum() / theta.square().sum()
 
 
