@@ -260,7 +260,7 @@ class ETMC(Heads):
 class PMR(Baseline):
     """PMR [13]: CE(fused) + alpha sum_j beta_j CE(near_j), near_j = -|z^(j) - class means|.
 
-    beta = rebalance.weaker(certainty(near)), from epoch 2 on.
+    beta = rebalance.weaker(certainty(near)).
     """
 
     def begin(self, alpha=1.0):
@@ -270,7 +270,7 @@ class PMR(Baseline):
     def steps(self, z, logits, y, ce):
         # Departs from paper: [13] also lowers the entropy of the faster modality. Not here.
         near = self.means(torch.stack(z), y)
-        beta = rebalance.weaker(rebalance.certainty(near, y)) * self.means.known
+        beta = rebalance.weaker(rebalance.certainty(near, y))
         yield ce(logits) + self.alpha * sum(b * ce(o) for b, o in zip(beta, near))
 
     def end_of_epoch(self, optimizer, batches):

@@ -543,6 +543,15 @@ def test_pmr_pulls_to_the_class_means():
     assert torch.allclose(classification_loss(equal(z, y)[0], y), tensor(math.log(3)))
 
 
+def test_class_means_are_of_the_last_epoch():
+    """Each epoch's own; a class without a sample has 0."""
+    means, y = rebalance.ClassMeans(1, 3, 1), torch.tensor([0, 1, 1])
+    for z, expected in [([1.0, 2, 4], [[[1], [3], [0]]]), ([5.0, 7, 7], [[[5], [7], [0]]])]:
+        means(torch.tensor(z).view(1, 3, 1), y)
+        means.end_of_epoch()
+        assert means.means.tolist() == expected
+
+
 def test_divergence_has_its_bound():
     """((m - 1) / m)^2 where one modality is sure of a class that the others are sure is wrong."""
     for m, bound in {2: 0.25, 3: 4 / 9, 4: 0.5625}.items():

@@ -249,14 +249,16 @@ def weaker(s):
 
 
 class ClassMeans(nn.Module):
-    """PMR: -|z^(j) - mean of class k|, (m, B, c), with the means of the epoch before."""
+    """PMR: -|z^(j) - mean of class k|, (m, B, c), with the means of the epoch before.
+
+    In the first epoch they are 0: all classes are alike, and no modality is the surer.
+    """
 
     def __init__(self, m, n_classes, d):
         super().__init__()
         self.register_buffer("means", torch.zeros(m, n_classes, d))
         self.register_buffer("sums", torch.zeros(m, n_classes, d))
         self.register_buffer("n", torch.zeros(n_classes))
-        self.register_buffer("known", torch.tensor(False))  # whether an epoch is over
 
     def forward(self, z, y):
         """z (m, B, d); it also counts for the means of the next epoch."""
@@ -266,7 +268,6 @@ class ClassMeans(nn.Module):
 
     def end_of_epoch(self):
         self.means = self.sums / self.n.clamp(min=1)[:, None]
-        self.known = torch.ones_like(self.known)
         self.sums, self.n = torch.zeros_like(self.sums), torch.zeros_like(self.n)
 
 
