@@ -27,13 +27,13 @@ def similarity(z_j, z_l):
     return F.normalize(z_j, dim=1) @ F.normalize(z_l, dim=1).T
 
 
-def classification_loss(logits, y, smoothing=0.0):
+def classification_loss(logits, y, smoothing=0.0, reduction="mean"):
     """L_CLS = -1/n sum_i y_i^T log softmax(logits_i) (Sec. 3.1); (1 - e) L_S + e L_U (Fig. 1).
 
     logits (B, c); y (B,) class indices, or (B, c) rows that sum to 1; smoothing: e, the weight of
-    uniform labels 1/c. Returns a scalar, in nats.
+    uniform labels 1/c. Returns a scalar, in nats; (B,) with the reduction "none".
     """
-    return F.cross_entropy(logits, y, label_smoothing=smoothing)
+    return F.cross_entropy(logits, y, label_smoothing=smoothing, reduction=reduction)
 
 
 def modality_matching_loss(z, tau):

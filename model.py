@@ -2,7 +2,7 @@
 
 paper                                      here
 z^(j) = phi^(j)(x^(j); Phi^(j))  Sec. 3.1  ENCODERS by name
-z = f(z^(1), ..., z^(m))         Sec. 3.1  FUSIONS by name (Table 1: Concat, Affine)
+z = f(z^(1), ..., z^(m))         Sec. 3.1  FUSIONS by name (Table 1; more in utils/fusions.py)
 softmax(W z + b)                 Sec. 3.1  MultimodalModel: model(x) returns (z, logits)
 score of one modality            Table 4   MultimodalModel.unimodal_logits
 
@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from utils.cli import check_choice
+from utils.fusions import OTHERS, Add
+from utils.hooks import Hooks
 from utils.media import CLIP, IMAGENET, normalize
 from utils.pooling import GridMean
 from utils.pretrained import load_model
@@ -125,17 +127,6 @@ class Concat(nn.Module):
         return torch.cat(z, dim=1)
 
 
-class Sum(nn.Module):
-    """z = z^(1) + ... + z^(m): (B, d). Table 1's Sum adds the modalities' predictions instead."""
-
-    def __init__(self, m, d):
-        super().__init__()
-        self.D = d
-
-    def forward(self, z):
-        return sum(z)
-
-
 class Affine(nn.Module):
     """FiLM: each further modality scales and shifts, (1 + gamma(z^(j))) z + beta(z^(j)): (B, d)."""
 
@@ -152,11 +143,11 @@ class Affine(nn.Module):
         return fused
 
 
-FUSIONS = {"concat": Concat, "sum": Sum, "affine": Affine}
+FUSIONS = {"concat": Concat, "affine": Affine, "add": Add, **OTHERS}
 
 # --- exercise: change below ---
 # A fusion of your own becomes a --fusion name by its entry, FUSIONS["mine"] = Mine: a module
-# Mine(m, d) whose D is the width of z = forward([z^(1), ..., z^(m)]). A subclass of Sum needs only
+# Mine(m, d) whose D is the width of z = forward([z^(1), ..., z^(m)]). A subclass of Add needs only
 # its own forward.
 # --- end ---
 
@@ -179,7 +170,7 @@ def encoder_names(text, m):
     return names * (m // len(names))
 
 
-class MultimodalModel(nn.Module):
+class MultimodalModel(Hooks, nn.Module):
     """Encoders, fusion and classifier (Sec. 3.1).
 
     channels: the input channels of each modality, 0 for text; encoders: the names of encoder_names;
@@ -208,7 +199,8 @@ class MultimodalModel(nn.Module):
     def build_head(self, fusion):
         """Fusion and classifier; a baseline can replace both."""
         self.fusion = fusion(len(self.phi), self.d)
-        self.classifier = nn.Linear(self.fusion.D, self.n_classes)  # W, b
+        classifier = getattr(self.fusion, "classifier", nn.Linear)  # W, b
+        self.classifier = classifier(self.fusion.D, self.n_classes)
 
     def forward(self, x):
         """x: list of m inputs -> (z, logits): list of m features (B, d), and W f(z) + b (B, c)."""

@@ -22,7 +22,7 @@ from bilevel import SOLVERS, eval_mode, hypergradient
 from data import DATASETS, Batches, defaults, load_data
 from losses import SCHEDULES, classification_loss, make_schedule, modality_matching_loss, total_loss
 from model import ENCODERS, FUSIONS, MultimodalModel, encoder_names
-from utils import cli, distributed, media
+from utils import cli, distributed, hooks, media
 from utils.cli import setting
 from utils.loader import eval_loader
 from utils.run import Run, check_together, mean_losses, resumed_settings
@@ -34,7 +34,7 @@ def losses(z, logits, y, args):
     return l_cls, modality_matching_loss([z_j.float() for z_j in z], args.tau)
 
 
-def inner_step(model, optimizer, x, y, alpha, args, losses=losses):
+def inner_step(model, optimizer, x, y, alpha, args):
     """One step of theta along the gradient of L_Total; returns the three losses, (3,), to log."""
     with torch.autocast(y.device.type, torch.bfloat16, enabled=args.bf16):
         z, logits = model(x)
@@ -68,10 +68,10 @@ def alpha_gradient(model, inner, outer, alpha, t, args):
 def train(args, data, model, run, inner_step=inner_step):
     """Algorithm 1. data: from load_data; run: a Run, which logs and saves each epoch."""
     T = args.epochs
-    method = "constant:0" if args.method in BASELINES else args.method  # theirs is L_CLS alone
+    method = "constant:0" if args.method.split(":")[0] in BASELINES else args.method  # no L_MM
     omega = None if method == "learning-based" else make_schedule(method)
     alpha = args.alpha_0 if omega is None else omega(1, T)
-    optimizer, plateau = make_optimizer(args, model.parameters())
+    optimizer, plateau = make_optimizer(args, model.groups(args.lr))
     batches, inner, outer, eval_batches = make_batches(args, data, next(model.parameters()).device)
     ddp_model = distributed.data_parallel(model)
     start, alpha = run.resume(alpha, model, optimizer, plateau)  # a new run: 1, the same alpha
@@ -102,6 +102,7 @@ def train(args, data, model, run, inner_step=inner_step):
         plateau.step(record["l_total"])
         record |= {"split": "val" if "val" in data else "test"}
         record |= evaluate(model, eval_batches, data["modalities"])
+        record |= model.end_of_epoch(optimizer, eval_batches) or {}  # of baselines
         run.save(record, alpha, model, optimizer, plateau)
 
 
@@ -155,7 +156,7 @@ def evaluate(model, loader, modalities):
     distributed.broadcast_buffers(model)
     with eval_mode(model):
         for *x, y in loader:
-            z, _ = model([x_j.to(device, non_blocking=True) for x_j in x])
+            z = [phi(x_j.to(device, non_blocking=True)) for phi, x_j in zip(model.phi, x)]
             alone = [model.unimodal_logits(z, j) for j in range(len(z))]
             logits.append(torch.stack([model.logits(z), *alone]).cpu())
             labels.append(y.clone())  # a worker's own tensor would keep a file open
@@ -180,7 +181,7 @@ class Settings:
         "keypad", "the data set, or a folder with a samples.csv", group="run", listed=DATASETS
     )
     method: str = setting(
-        "learning-based", "how alpha moves, like heuristic or constant:0.5", listed=METHODS
+        "learning-based", "how alpha moves, or another method of Table 1, ogm:0.3", listed=METHODS
     )
     root: str = setting("", "folder of the data set (default data/DATASET)", changeable=True)
     out: str = setting("", "folder of the run (default runs/DATASET-METHOD-seedN)", changeable=True)
@@ -234,8 +235,11 @@ def parse(argv=None):
 def check(args):
     """Raise ValueError for settings that no run can have."""
     cli.check(args)
-    if args.method.split(":")[0] in SCHEDULES:
+    name = args.method.split(":")[0]
+    if name in SCHEDULES:
         make_schedule(args.method)
+    elif name in BASELINES:
+        hooks.check(BASELINES[name], args)
     else:
         cli.check_choice("method", args.method, METHODS)
     if args.outer != "train" and args.method != "learning-based":
@@ -246,8 +250,11 @@ def check(args):
 def make_model(args, data):
     """The model on its device, with weights from the seed."""
     torch.manual_seed(args.seed)
-    kind, _ = BASELINES.get(args.method, (MultimodalModel, losses))
+    name = args.method.split(":")[0]
+    kind = BASELINES.get(name, MultimodalModel)
     model = kind(data["channels"], data["n_classes"], args.encoders, args.fusion, args.pretrained)
+    if name in BASELINES:
+        hooks.begin(model, args, data)
     layout = torch.channels_last if args.bf16 else torch.preserve_format
     return model.to(distributed.pick_device(args.device), memory_format=layout)
 
@@ -264,8 +271,7 @@ def main(argv=None):
         model = make_model(args, data)
         with run.started(data, model):
             if not args.eval:
-                _, own_losses = BASELINES.get(args.method, (MultimodalModel, losses))
-                train(args, data, model, run, functools.partial(inner_step, losses=own_losses))
+                train(args, data, model, run, getattr(model, "inner_step", inner_step))
             t = run.load_best(model)
             part = data[args.split if args.eval else "test"]
             loader = eval_loader(part, args.batch_size, run.device, args.workers, distributed.shard)

@@ -107,11 +107,17 @@ def table(runs, metric="acc"):
         if seed in rows.setdefault(name, {}):
             raise ValueError(f"{folder} repeats seed {seed} of {name!r}; give each seed once")
         rows[name][seed] = test
-    return "\n\n".join(one_table(names, rows, metric) for names, rows in groups.items())
+    tables = [score_lines(names, rows, metric) for names, rows in groups.items()]
+    return "\n\n".join(map(one_table, tables))
 
 
-def one_table(names, rows, metric):
-    """The Markdown table of one data set.
+def one_table(lines):
+    """Lines of cells, the head first, as a Markdown table."""
+    return markdown.table(*lines).replace("| --- ", "|---")
+
+
+def score_lines(names, rows, metric):
+    """The lines of one data set's table, lists of cells; the head first.
 
     names: the data set and its modalities; rows: {label: {seed: test scores}}.
     """
@@ -133,7 +139,7 @@ def one_table(names, rows, metric):
             lines.append([f"{name}, logits summed", len(tests), *fused, *[""] * len(single)])
         else:
             lines.append([name, len(tests), *fused, *single])
-    return markdown.table(*lines).replace("| --- ", "|---")
+    return lines
 
 
 def cell(values):

@@ -1,13 +1,10 @@
 """model.py: shapes, and that a modality's score is what it says."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 import torchvision
 
 import data
-from baselines import Unimodal, unimodal_losses
 from bilevel import eval_mode, grad, hvp, hypergradient, total_gradient
 from losses import classification_loss, modality_matching_loss, total_loss
 from model import CLIP, ENCODERS, FUSIONS, IMAGENET, MultimodalModel, encoder_names
@@ -207,35 +204,12 @@ def test_concat_scores_by_its_block_of_the_classifier():
 
 
 def test_fusions_compute_their_formulas():
-    """Sum and FiLM, written out for two modalities."""
+    """Add and FiLM, written out for two modalities."""
     z = features(2)
-    assert torch.equal(FUSIONS["sum"](2, 64)(z), z[0] + z[1])
+    assert torch.equal(FUSIONS["add"](2, 64)(z), z[0] + z[1])
     affine = FUSIONS["affine"](2, 64)
     gamma, beta = affine.films[0](z[1]).split(64, dim=1)
     assert torch.allclose(affine(z), z[0] + gamma * z[0] + beta)
-
-
-def test_unimodal_trains_each_modality_alone():
-    """The gradient of the sum of the losses is, for each encoder and classifier, that of its own
-    loss."""
-    torch.manual_seed(0)
-    model, y = Unimodal([1, 2], 3), torch.tensor([0, 1, 2, 0])
-    x = [torch.randn(4, 1, 16, 16), torch.randn(4, 2, 16, 16)]
-    z, heads = model(x)
-    args = SimpleNamespace(smoothing=0.0, tau=0.1)
-    l_cls, l_mm = unimodal_losses(z, heads, y, args)
-    assert l_mm == modality_matching_loss(z, 0.1)
-    l_cls.backward()
-    for j in (0, 1):
-        own = [*model.phi[j].parameters(), *model.classifiers[j].parameters()]
-        alone = torch.autograd.grad(
-            classification_loss(model.classifiers[j](model.phi[j](x[j])), y), own
-        )
-        assert all(torch.allclose(p.grad, g, atol=1e-6) for p, g in zip(own, alone))
-        assert torch.equal(model.unimodal_logits(z, j), model.classifiers[j](z[j]))
-    assert torch.allclose(
-        model.logits(z), model.unimodal_logits(z, 0) + model.unimodal_logits(z, 1)
-    )
 
 
 def test_a_model_returns_features_and_fused_logits():

@@ -16,7 +16,7 @@ from conftest import make_jpg, make_wav
 import bilevel
 import losses
 import train
-from scripts import figures, prepare
+from scripts import figures, prepare, sweep
 from utils.run import folder_of
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +44,7 @@ def commands(text):
 
 def scripts(command):
     """(program, its arguments) of each of our programs that a command calls, in order."""
-    program = r"\b(train\.py|scripts\.figures|scripts\.prepare)(.*?)(?=;|&&|$)"
+    program = r"\b(train\.py|scripts\.(?:figures|prepare|sweep))(.*?)(?=;|&&|$)"
     return [(call[1], call[2].split()) for call in re.finditer(program, command)]
 
 
@@ -140,6 +140,9 @@ def test_every_command_parses(script, arguments, monkeypatch, tmp_path):
     if script == "train.py":
         monkeypatch.setattr(train, "resumed_settings", lambda folder, given, _: given)
         train.check(train.parse(arguments))
+    elif script == "scripts.sweep":
+        monkeypatch.setattr(sweep, "run_all", lambda *_: {})
+        assert sweep.main(arguments) == 0
     elif script == "scripts.prepare":
         monkeypatch.setattr(prepare, "prepare", lambda *_: None)
         assert prepare.main(arguments) == 0
@@ -195,7 +198,7 @@ def test_every_exercise_has_its_commands_and_its_answer():
     runs = re.findall(r"`train\.py (--.*?)`", EXERCISES)
     assert len(runs) > 6
     known = {"linear": "heuristic", "fitted": "heuristic"}  # the student's own
-    known |= {"product": "sum", "maximum": "sum", "released": "cg"}
+    known |= {"product": "add", "maximum": "add", "released": "cg"}
     for command in runs:
         arguments = [known.get(word, word) for word in command.split()]
         train.check(train.parse(arguments))

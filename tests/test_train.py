@@ -26,7 +26,7 @@ from utils import cli, digits
 from utils.loader import eval_loader
 
 ROOT = Path(__file__).parents[1]
-METHODS = ["learning-based", *train.BASELINES, *SCHEDULES]
+METHODS = ["learning-based", *SCHEDULES]
 EXAMPLE = {"constant": "constant:0.5", "stepwise": "stepwise:0.05"}
 QUICK = dict(dataset="tiny", epochs=3, batch_size=16)
 
@@ -77,10 +77,9 @@ def test_every_method_runs_and_logs(tiny_data, capsys, method):
             for name in ("fused", "image", "sound")
             for key in ("acc", "map", "f1")
         )
-        if method != "unimodal":
-            assert r["l_total"] == pytest.approx(
-                (1 - r["alpha"]) * r["l_cls"] + r["alpha"] * r["l_mm"], rel=1e-5
-            )
+        assert r["l_total"] == pytest.approx(
+            (1 - r["alpha"]) * r["l_cls"] + r["alpha"] * r["l_mm"], rel=1e-5
+        )
     assert test == {key: epochs[-1][key] for key in ("fused", "image", "sound", "perf_gap")}
     printed = capsys.readouterr().out
     assert (
@@ -255,22 +254,23 @@ def test_the_batch_of_eq_3_has_a_size_of_its_own(tiny_data, monkeypatch):
     assert sizes == [16, 16, 4, 8, 8]
 
 
-def test_bf16_is_for_the_steps_alone(tiny_data):
+def test_bf16_is_for_the_steps_alone(tiny_data, monkeypatch):
     """A step's features are rounded to bfloat16, its losses and gradients are float32; Eq. 3's
     losses are exact."""
     args, data, model = prepared()
     x, y = [x_j[:16] for x_j in data["train"].sources], data["train"].y[:16]
-    seen = {}
+    seen, real = {}, train.losses
+
+    def losses(z, logits, y, args):
+        seen.setdefault(args.bf16, z[0].dtype)
+        return real(z, logits, y, args)
+
+    monkeypatch.setattr(train, "losses", losses)
     for bf16 in (False, True):
-
-        def losses(z, logits, y, args, bf16=bf16):
-            seen[bf16] = z[0].dtype
-            return train.losses(z, logits, y, args)
-
         start = copy.deepcopy(model)
         optimizer = torch.optim.SGD(start.parameters(), 0.1)
         flags = dataclasses.replace(args, bf16=bf16)
-        seen[bf16, "losses"] = train.inner_step(start, optimizer, x, y, 0.5, flags, losses)
+        seen[bf16, "losses"] = train.inner_step(start, optimizer, x, y, 0.5, flags)
         assert all(p.grad.dtype == torch.float32 for p in start.parameters())
     assert (seen[False], seen[True]) == (torch.float32, torch.bfloat16)
     full, half = seen[False, "losses"], seen[True, "losses"]
@@ -382,11 +382,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_data, monkeypatch, capsys)
             "--dataset cremat",
             "unknown data set or folder 'cremat'; choose from ['cremad', ",
         ),
-        ("--method heuristics", "unknown method 'heuristics'; choose from ['constant'"),
+        ("--method heuristics", "unknown method 'heuristics'; choose from ['agm', 'constant'"),
         ("--method constant", "expected constant:p with numbers"),
         ("--method heuristic:2", "does not fit heuristic(t, T); expected heuristic with numbers"),
-        ("--method unimodal:1", "unknown method 'unimodal:1'; choose from"),
-        ("--fusion cat", "unknown fusion 'cat'; choose from ['affine'"),
+        ("--method unimodal:1", "does not fit unimodal(); expected unimodal with numbers"),
+        ("--method learning-based:1", "unknown method 'learning-based:1'; choose from"),
+        ("--fusion cat", "unknown fusion 'cat'; choose from ['add', 'affine'"),
         ("--encoders vit", "unknown encoder 'vit'"),
         ("--solver exact", "unknown solver 'exact'"),
         ("--outer test", "unknown outer 'test'; choose from ['held-out', 'shared', 'train']"),
@@ -642,7 +643,7 @@ def test_entries_made_in_a_notebook_are_choices(tiny_data, monkeypatch, capsys):
         return 0.1, {"terms": 1, "step": None, "damping": 0.0, "curvature": [0.0, 0.0]}
 
     monkeypatch.setitem(SCHEDULES, "my-method", linear)
-    monkeypatch.setitem(FUSIONS, "my-fusion", FUSIONS["sum"])
+    monkeypatch.setitem(FUSIONS, "my-fusion", FUSIONS["add"])
     monkeypatch.setitem(SOLVERS, "my-solver", solver)
     monkeypatch.setitem(train.DATASETS, "my-dataset", tiny_data)
     monkeypatch.setitem(ENCODERS, "my-encoders", ENCODERS["cnn"])
@@ -658,7 +659,7 @@ def test_entries_made_in_a_notebook_are_choices(tiny_data, monkeypatch, capsys):
     shown = capsys.readouterr().out
     for kind in ("method", "fusion", "solver", "dataset", "encoders"):
         assert re.search(rf"--{kind} NAME .*, my-{kind}\b", shown), kind
-    for method in METHODS:
+    for method in train.METHODS:
         assert re.search(rf"--method NAME .*\b{method}\b", shown), method
 
 

@@ -83,12 +83,12 @@ def check_choice(kind, value, choices):
 def call_of(kind, text, functions, given):
     """`name` or `name:number:...` -> (functions[name], {parameter: number}).
 
-    given: the names of the parameters before the numbers, "t, T". Raises ValueError for an unknown
-    name, or for numbers that do not fit the function's parameters.
+    given: the names of the parameters before the numbers, "t, T", or "". Raises ValueError for an
+    unknown name, or for numbers that do not fit the function's parameters.
     """
     name, *arguments = text.split(":")
     function = functions[check_choice(kind, name, functions)]
-    signature, before = inspect.signature(function), given.split(", ")
+    signature, before = inspect.signature(function), given.split(", ") if given else []
     try:
         numbers = [float(argument) for argument in arguments]
         if not all(abs(x) <= 1e6 for x in numbers):
@@ -96,10 +96,9 @@ def call_of(kind, text, functions, given):
         bound = signature.bind(*before, *numbers).arguments
     except (ValueError, TypeError):
         form = ":".join([name, *list(signature.parameters)[len(before) :]])
-        raise ValueError(
-            f"{kind} {text!r} does not fit {name}{signature}; expected {form} with numbers, and a "
-            f"function of ({given}, ...)"
-        ) from None
+        wanted = f" with numbers, and a function of ({given}, ...)" if given else " with numbers"
+        what = f"{kind} {text!r} does not fit {name}{signature}; expected {form}{wanted}"
+        raise ValueError(what) from None
     return function, dict(list(bound.items())[len(before) :])
 
 

@@ -1,0 +1,318 @@
+"""Train many methods over several seeds, then compare them: the paper's tables on any data set.
+
+    python -m scripts.sweep --dataset keypad --methods all --seeds 5 --jobs 2
+    python -m scripts.sweep --dataset keypad --methods constant:0,heuristic,ogm:0.3 --seeds 3
+    python -m scripts.sweep --dataset cremad --preset table1 --seeds 3 -- --root DIR
+    python -m scripts.sweep --dataset keypad --preset table4 -- --epochs 5
+
+Each run is train.py in a process with one thread, in a folder of its own below --runs. A complete
+run is left alone, an interrupted one is resumed. A run that fails is named, and the others go on.
+Flags after -- are for every train.py. If a method needs held-out samples, all runs hold out a tenth
+of the training split, so that they train on the same samples. At the end come a table and a
+picture, OUT.md and OUT.png.
+"""
+
+import argparse
+import concurrent.futures
+import csv
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+from tqdm import tqdm
+
+import train
+from baselines import BASELINES
+from scripts.figures import COLOURS, METRICS, one_table, plain, pyplot, save, score_lines
+from utils import cli
+from utils.run import checkpoint_epochs, first_settings, read_log
+
+HERE = Path(__file__).parent
+JOINT = "constant:0"  # what every row is compared with
+OURS = {"Ours-H": "heuristic", "Ours-LB": "learning-based"}
+FUSIONS = {"Affine": "affine", "Channel": "channel", "ML-LSTM": "lstm", "Sum": "sum"}
+FUSIONS |= {"Weight": "weight"}
+REBALANCING = {"MSES": "mses", "G-Blend": "g-blend", "OGM": "ogm"}
+REBALANCING |= {"Greedy": "greedy --fusion channel", "DOMFN": "domfn", "MSLR": "mslr", "PMR": "pmr"}
+LATEST = {"AGM": "agm", "MLA": "mla", "ReconBoost": "reconboost", "MMPareto": "mmpareto"}
+OWN_VAL = ["sarcasm", "twitter2015"]  # have a validation part
+
+
+def presets():
+    """{preset: {the paper's name of a row: --method and further flags}}."""
+    fusions = {name: f"{JOINT} --fusion {fusion}" for name, fusion in FUSIONS.items()}
+    single = {"Unimodal": "unimodal", "Concat": JOINT, **fusions, "ETMC": "etmc"}
+    constant = {f"constant {p}": f"constant:{p}" for p in ("0", "0.5", "1")}
+    stepwise = {f"h({p})": f"stepwise:{p}" for p in ("0", "1", "0.05", "0.95")}
+    clip = {"CLIP": JOINT, "CLIP+MLA": "mla", "CLIP+Ours": "learning-based"}
+    return {
+        "table1": single | REBALANCING | LATEST | OURS,
+        "table2": LATEST | OURS,
+        # Paper silent: the constant alpha of Table 3's "CL" without "DI". Here: 0.5.
+        "table3": {"without CL": JOINT, "CL": "constant:0.5", "CL and DI": "learning-based"},
+        "table4": constant | stepwise | OURS,
+        "table5": {name: f"{row} --encoders clip" for name, row in clip.items()},
+        "fig1": {"L_S": JOINT, "0.7 L_S + 0.3 L_U": f"{JOINT} --smoothing 0.3"},
+    }
+
+
+PRESETS = presets()
+
+
+def rows_of(methods, preset):
+    """{row: the paper's name or ""}; a row is --method and further flags, as in PRESETS.
+
+    methods: `all`, or methods separated by commas. The first row is what the others are compared
+    with, joint training, which is added if it is missing.
+    """
+    if preset:
+        rows = {row: name for name, row in PRESETS[preset].items()}
+    elif methods == "all":
+        rows = {row: "" for row in [*PRESETS["table1"].values(), "heads"]}
+    else:
+        rows = dict.fromkeys(methods.split(","), "")
+        for row in list(rows):
+            kind = BASELINES.get(row.split(":")[0])
+            if kind and kind.fusions and "concat" not in kind.fusions:
+                rows[f"{row} --fusion {kind.fusions[0]}"] = rows.pop(row)
+    joint = next((row for row in rows if preset and row.split()[0] == JOINT), JOINT)
+    return {joint: "", **rows}
+
+
+def needs_val(row):
+    """Whether the method of a row needs held-out samples."""
+    kind = BASELINES.get(row.split()[0].split(":")[0])
+    return bool(kind) and kind.needs_val
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+    """A run: its row of the table, its seed, the flags of train.py, and its folder."""
+
+    row: str
+    seed: int
+    flags: list
+    folder: Path
+
+    def command(self):
+        """train.py that starts or resumes the run, or None for one that is complete.
+
+        ValueError if the folder holds a run with other settings.
+        """
+        done = first_settings(self.folder)
+        if done is None and not checkpoint_epochs(self.folder):
+            return self.train("--out")
+        expected, silent = train.parse(self.flags), cli.changeable(train.Settings)
+        if expected.outer == "held-out":
+            silent.add("val_fraction")  # load_data may set it
+        for name, value in dataclasses.asdict(expected).items():
+            if done and name not in silent and done[name] != value:
+                raise ValueError(
+                    f"{self.folder} holds a run with {cli.flag(name)} {done[name]}, expected "
+                    f"{value}; give --runs another folder"
+                )
+        if done and read_log(self.folder)[2] is not None:
+            return None
+        return self.train("--resume" if checkpoint_epochs(self.folder) else "--out")
+
+    def train(self, mode):
+        return [sys.executable, str(HERE.parent / "train.py"), *self.flags, mode, str(self.folder)]
+
+
+def jobs_of(dataset, rows, seeds, runs, extra):
+    """The runs of all rows, seed by seed; ValueError for flags that train.py refuses."""
+    given = [word for word in extra if word.startswith("--")]
+    held_out = any(map(needs_val, rows)) and dataset not in OWN_VAL
+    if held_out and "--val-fraction" not in given:
+        extra = [*extra, "--val-fraction", "0.1"]
+    if taken := {"--dataset", "--method", "--seed", "--out", "--resume", "--eval"} & {*given}:
+        raise ValueError(f"{min(taken)} after -- is set by the sweep itself; leave it out")
+    jobs = []
+    for seed in range(seeds):
+        for row in rows:
+            method, *own = row.split()
+            flags = ["--dataset", dataset, *extra, "--method", method, *own, "--seed", str(seed)]
+            train.check(train.parse(flags))
+            name = "-".join([dataset, method.replace(":", ""), *own[1::2], f"seed{seed}"])
+            jobs.append(Job(row, seed, flags, Path(runs) / name))
+    return jobs
+
+
+def call(command, started):
+    """Run a command with one thread; returns its last line on stderr, "" if it succeeded."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **output) as process:
+        started.append(process)
+        lines = process.communicate()[1].strip().splitlines()
+    if process.returncode:
+        return lines[-1] if lines else f"ended with status {process.returncode}"
+    return ""
+
+
+def run_all(jobs, workers):
+    """Run what is not complete, `workers` at a time; returns {job's folder: why it failed}."""
+    failed, todo, started = {}, {}, []
+    for job in jobs:
+        if command := job.command():
+            todo[job] = command
+    print(f"{len(jobs)} runs, {len(jobs) - len(todo)} of them complete already")
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        futures = {pool.submit(call, command, started): job for job, command in todo.items()}
+        finished = concurrent.futures.as_completed(futures)
+        try:
+            for future in tqdm(finished, "runs", len(todo)):
+                if why := future.result():
+                    failed[futures[future].folder] = why
+                    tqdm.write(f"{futures[future].folder} failed: {why}")
+        except BaseException:  # Ctrl-C, SIGTERM: each run can be resumed
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in started:
+                process.terminate()
+            raise
+    return failed
+
+
+def scores_of(jobs):
+    """({row: {seed: test scores}}, modalities) of the complete runs."""
+    rows, modalities = {}, None
+    for job in jobs:
+        if (job.folder / "log.jsonl").is_file():
+            first, _, test = read_log(job.folder)
+            if test is not None:
+                rows.setdefault(job.row, {})[job.seed] = test
+                modalities = first["modalities"]
+    return rows, modalities
+
+
+def compared(tests, joint):
+    """`+1.2 (p 0.03)`: the mean difference in fused ACC over common seeds, and its paired t-test.
+
+    tests, joint: {seed: test scores}; "" without a common seed, no p for a single one or where all
+    differences are the same.
+    """
+    seeds = sorted({*tests} & {*joint})
+    a, b = ([scores[seed]["fused"]["acc"] for seed in seeds] for scores in (tests, joint))
+    if not seeds:
+        return ""
+    difference = np.subtract(a, b)
+    p = f" (p {stats.ttest_rel(a, b).pvalue:.2g})" if np.ptp(difference) > 0 else ""
+    return f"{difference.mean():+.1f}{p}"
+
+
+def printed(preset, name, dataset):
+    """The paper's numbers of a row as `fused ACC / MAP or F1; of each modality`, or ""."""
+    with open(HERE / "paper.csv", newline="") as file:
+        for line in csv.DictReader(file):
+            if [line["table"], line["row"], line["dataset"]] == [preset, name, dataset]:
+                fused = " / ".join(filter(None, (line["acc"], line["map"], line["f1"])))
+                return "; ".join(filter(None, (fused, line["single"].replace(" ", ", "))))
+    return ""
+
+
+def table(dataset, modalities, rows, names, preset, metric):
+    """The table in Markdown, with what it compares in words; rows: {row: {seed: test scores}}."""
+    joint = next(iter(names))
+    head, *lines = score_lines([dataset, *modalities], rows, metric)
+    head = [*head, f"ACC - ACC of {joint}"]
+    paper = {row: printed(preset, name, dataset) for row, name in names.items()}
+    if any(paper.values()):
+        head += [f"the paper's {preset}", "ACC / MAP or F1; modalities"]
+    for line in lines:
+        row = line[0].removesuffix(", logits summed")
+        fused = line[2] != ""
+        known = fused and row != joint
+        line.append(compared(rows[row], rows.get(joint, {})) if known else "")
+        if any(paper.values()):
+            line += [names[row], paper[row]] if row == line[0] else ["", ""]
+        if own_heads(row):
+            line[0] += " †"
+    text = [
+        one_table([head, *lines]),
+        f"ACC - ACC of {joint}: the mean over the seeds of the difference in fused ACC between two "
+        "runs with the same seed, in points. p: a two-sided paired t-test over these seeds "
+        "(scipy's ttest_rel), not corrected for the number of rows.",
+    ]
+    if any(map(own_heads, rows)):
+        text.append(
+            "†: a modality is scored by a classifier of its own; in all other rows, by the fused "
+            "classifier with zeros for the other features. Do not compare the two kinds."
+        )
+    return "\n\n".join(text)
+
+
+def own_heads(row):
+    """Whether the modalities of a row are scored by classifiers of their own."""
+    kind = BASELINES.get(row.split()[0].split(":")[0])
+    return bool(kind) and kind.own_heads
+
+
+def picture(dataset, rows, joint, out):
+    """The rows by fused ACC, mean and std over seeds; joint training is a line."""
+    accs = {row: [test["fused"]["acc"] for test in tests.values()] for row, tests in rows.items()}
+    order = sorted(accs, key=lambda row: np.mean(accs[row]))
+    figure, axis = pyplot().subplots(figsize=(7, 1 + 0.3 * len(order)), layout="constrained")
+    for n, row in enumerate(order):
+        std = np.std(accs[row], ddof=1) if len(accs[row]) > 1 else 0
+        colour = COLOURS[2] if row.split()[0] in OURS.values() else COLOURS[1]
+        axis.errorbar(np.mean(accs[row]), n, xerr=std, fmt="o", color=colour, capsize=3)
+    if joint in accs:
+        axis.axvline(np.mean(accs[joint]), color="#777777", ls="--", lw=1)
+    axis.set_yticks(range(len(order)), order)
+    axis.set_xlabel("fused ACC, %: mean and std over seeds")
+    axis.set_title(dataset)
+    plain(axis)
+    save(figure, out)
+
+
+def parser():
+    """The flags of the sweep; those of train.py follow after --."""
+    flags = argparse.ArgumentParser(
+        "sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    which = flags.add_mutually_exclusive_group()
+    which.add_argument("--methods", default="all", help="all, or names like constant:0,ogm:0.3")
+    which.add_argument("--preset", choices=PRESETS, help="the rows of a table or figure")
+    flags.add_argument("--dataset", default="keypad", help="as of train.py (default keypad)")
+    flags.add_argument("--seeds", type=int, default=5, help="how many, from 0 on (default 5)")
+    flags.add_argument("--jobs", type=int, default=1, help="runs at the same time (default 1)")
+    flags.add_argument("--metric", choices=METRICS, default="acc", help="of the modalities")
+    flags.add_argument("--runs", default="runs", help="folder of the runs' folders (default runs)")
+    flags.add_argument("--out", default="", help="of the table and picture, without ending")
+    return flags
+
+
+def main(arguments=None):
+    """Exit status 0; 1 if a run failed, 2 for wrong flags, each with its sentence."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    args = parser().parse_args(arguments[:split])
+    with cli.one_sentence("sweep") as program:
+        for name in ("seeds", "jobs"):
+            if getattr(args, name) < 1:
+                raise ValueError(f"--{name} is {getattr(args, name)}, expected 1 or more")
+        names = rows_of(args.methods, args.preset)
+        jobs = jobs_of(args.dataset, names, args.seeds, args.runs, arguments[split + 1 :])
+        failed = run_all(jobs, args.jobs)
+        rows, modalities = scores_of(jobs)
+        if rows:
+            out = args.out or f"{args.runs}/sweep-{args.dataset}-{args.preset or 'methods'}"
+            text = table(args.dataset, modalities, rows, names, args.preset, args.metric)
+            Path(f"{out}.md").write_text(text + "\n")
+            picture(args.dataset, rows, next(iter(names)), f"{out}.png")
+            print(text, f"wrote {out}.md and {out}.png", sep="\n\n")
+        program.started = True  # what follows is a failed run, not a wrong flag
+        if failed:
+            folder, why = next(iter(failed.items()))
+            raise cli.RunError(
+                f"{len(failed)} of {len(jobs)} runs failed; the first is {folder}: {why}"
+            )
+    return program.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,744 @@
+"""baselines.py and its rules: each method computes its formula, trains, stops and resumes."""
+
+import functools
+import itertools
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import tiny
+from torch import nn
+
+import data
+import train
+from baselines import BASELINES, Unimodal
+from losses import classification_loss, modality_matching_loss
+from model import ENCODERS, FUSIONS, MultimodalModel
+from utils import hooks, rebalance
+from utils.run import load_checkpoint
+
+TINY = ["--dataset", "tiny", "--batch-size", "16"]
+FLAGS = {name: ["--val-fraction", "0.2"] * kind.needs_val for name, kind in BASELINES.items()}
+FLAGS["greedy"] = ["--fusion", "channel"]
+
+
+def tensor(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def made(name, *numbers, m=2, fusion="concat"):
+    """(a method's model in float64, x of 6 samples, y)."""
+    torch.manual_seed(0)
+    kind = BASELINES.get(name, MultimodalModel)
+    model = kind(list(range(1, m + 1)), 3, fusion=fusion).double()
+    if name in BASELINES:
+        args = SimpleNamespace(method=":".join([name, *map(str, numbers)]), dataset="tiny")
+        hooks.begin(model, args, {"val": None})
+        model.double()
+    x = [torch.randn(6, c, 16, 16, dtype=torch.float64) for c in range(1, m + 1)]
+    return model, x, torch.arange(6) % 3
+
+
+def losses_of(model, x, y):
+    """What the model's `steps` yields for a batch, after its forward."""
+    z, logits = model(x)
+    return model.steps(z, logits, y, functools.partial(classification_loss, y=y))
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+def joint_gradients(model, x, y):
+    """Those of CE of the fused logits."""
+    return gradients(model, classification_loss(MultimodalModel.logits(model, model(x)[0]), y))
+
+
+def same(a, b, **tolerance):
+    """Whether two dicts of gradients agree; exactly without a tolerance."""
+    equal = functools.partial(torch.allclose, **tolerance) if tolerance else torch.equal
+    return all((a[n] is None and b[n] is None) or equal(a[n], b[n]) for n in a)
+
+
+def epochs_of(out):
+    lines = [json.loads(line) for line in Path(out, "log.jsonl").read_text().splitlines()]
+    return lines[1:-1]
+
+
+def three_modalities(root=None, encoders=None):
+    """The tiny data set with its first modality once more."""
+    data = tiny()
+    for split in ("train", "test"):
+        data[split].sources.append(data[split].sources[0].flip(3))
+        data[split].readers.append(data[split].readers[0])
+    return data | {"modalities": ["image", "sound", "touch"]}
+
+
+@pytest.mark.parametrize("m", [2, 3])
+@pytest.mark.parametrize("name", BASELINES)
+def test_every_method_trains(tiny_data, monkeypatch, name, m):
+    """Two epochs and the test scores, of two and of three modalities; L_MM is only logged."""
+    if m == 3:
+        monkeypatch.setitem(data.DATASETS, "tiny", three_modalities)
+    flags = [*TINY, "--epochs", "2", "--method", name, *FLAGS[name], "--out", "run"]
+    assert train.main(flags) == 0
+    for record in epochs_of("run"):
+        assert record["alpha"] == 0 and record["l_total"] == record["l_cls"] > 0
+        assert record["l_mm"] > 0 and math.isfinite(record["fused"]["map"])
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_every_method_resumes(tiny_data, monkeypatch, name):
+    """Stopped in epoch 7 of 8 and resumed: the log of the whole run, byte for byte."""
+    numbers = {"mses": ":1", "g-blend": ":2", "reconboost": ":1:2", "greedy": ":0:3"}
+    flags = [*TINY, "--epochs", "8", "--method", name + numbers.get(name, ""), *FLAGS[name]]
+    assert train.main([*flags, "--out", "whole"]) == 0
+    real, calls = train.evaluate, []
+
+    def evaluate(*arguments):
+        calls.append(1)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(train, "evaluate", evaluate)
+        assert train.main([*flags, "--out", "cut"]) == 130
+    assert len(Path("cut/log.jsonl").read_text().splitlines()) == 7
+    assert train.main(["--resume", "cut"]) == 0
+    assert Path("cut/log.jsonl").read_bytes() == Path("whole/log.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        ("--method ogm:-1", "method 'ogm:-1' has alpha = -1, expected 0 or more"),
+        ("--method mses:0", "method 'mses:0' has patience = 0, expected a whole number from 1 on"),
+        ("--method g-blend:1.5", "has every = 1.5, expected a whole number from 1 on"),
+        ("--method agm:x", "does not fit agm(alpha=1.0); expected agm:alpha with numbers"),
+        ("--method agm:1:2", "does not fit agm(alpha=1.0)"),
+        ("--method heads:1", "does not fit heads(); expected heads with numbers"),
+        ("--method mslr:1:-1", "has rates = -1, expected 0 or more"),
+        ("--method greedy", "--method greedy needs --fusion channel, got concat"),
+        ("--method mla --fusion affine", "--method mla needs --fusion concat, got affine"),
+        ("--method etmc --smoothing 0.1", "--smoothing changes nothing in --method etmc"),
+        ("--method agn", "unknown method 'agn'; choose from ['agm', "),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_sentence(flags, said):
+    """Before any data are read."""
+    with pytest.raises(ValueError) as error:
+        train.check(train.parse(flags.split()))
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "method, said",
+    [
+        ("mses", "steers by held-out scores, and tiny has no validation part; add --val-fraction"),
+        ("mslr:1", "--method mslr has 1 rates, expected 2: one a modality"),
+    ],
+)
+def test_data_that_do_not_fit_are_one_sentence(tiny_data, capsys, method, said):
+    """What only the data can tell: status 2, and no folder is made."""
+    fraction = [] if method == "mses" else ["--val-fraction", "0.2"]
+    assert train.main([*TINY, "--method", method, *fraction]) == 2
+    assert said in capsys.readouterr().err and not Path("runs").exists()
+
+
+def test_several_processes_are_refused(monkeypatch):
+    """By each method whose hooks see one shard of a batch; unimodal is trained by any number."""
+    monkeypatch.setattr(hooks.distributed, "world_size", lambda: 2)
+    assert not Unimodal.one_process
+    with pytest.raises(ValueError, match="--method ogm runs in one process"):
+        made("ogm")
+
+
+def test_unimodal_trains_each_modality_alone():
+    """The gradient of its loss is, for each encoder and classifier, that of its own loss."""
+    model, x, y = made("unimodal")
+    (loss,) = losses_of(model, x, y)
+    found = gradients(model, loss)
+    for j in (0, 1):
+        own = {f"phi.{j}.{n}": p for n, p in model.phi[j].named_parameters()}
+        own |= {f"classifiers.{j}.{n}": p for n, p in model.classifiers[j].named_parameters()}
+        alone = classification_loss(model.classifiers[j](model.phi[j](x[j])), y)
+        for name, g in zip(own, torch.autograd.grad(alone, list(own.values()))):
+            assert torch.allclose(found[name], g)
+    z, o = model(x)
+    assert torch.equal(model.unimodal_logits(z, 1), model.classifiers[1](z[1]))
+    assert torch.allclose(model.logits(z), o[0] + o[1])
+
+
+def test_a_step_logs_l_mm_and_does_not_train_it():
+    """inner_step: (L_CLS, L_CLS, L_MM), and theta moves along the gradient of L_CLS."""
+    model, x, y = made("heads")
+    model, x = model.float(), [x_j.float() for x_j in x]
+    args = SimpleNamespace(bf16=False, smoothing=0.0, tau=0.1)
+    l_mm = modality_matching_loss([z_j.float() for z_j in model(x)[0]], 0.1)
+    (loss,) = losses_of(model, x, y)
+    found = gradients(model, loss)
+    expected = {n: p.detach() - 0.1 * found[n] for n, p in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    logged = model.inner_step(model, optimizer, x, y, 0.0, args)
+    assert logged.tolist() == pytest.approx([loss.item(), loss.item(), l_mm.item()], rel=1e-5)
+    for name, p in model.named_parameters():
+        assert torch.allclose(p, expected[name], atol=1e-5)
+
+
+def moved(model, optimizer):
+    """How far one step along random gradients moves each encoder."""
+    before = [rebalance.vector(phi.parameters()).detach() for phi in model.phi]
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    return [
+        (rebalance.vector(phi.parameters()) - b).norm().item() for phi, b in zip(model.phi, before)
+    ]
+
+
+def held_out_of(monkeypatch, *epochs):
+    """Epochs of ([CE], [ACC]) of (fused, modality 0, modality 1), instead of hooks.held_out's."""
+    values = iter([tensor(ce, acc) for ce, acc in epochs])
+    monkeypatch.setattr("baselines.held_out", lambda model, batches: next(values))
+
+
+def test_held_out_scores_are_those_of_the_model():
+    """CE and ACC of the fused logits and of each modality, over all batches, in eval mode."""
+    model, x, y = made("heads")
+    batches = [(*(x_j[part] for x_j in x), y[part]) for part in (slice(0, 4), slice(4, 6))]
+    found = hooks.held_out(model, batches)
+    assert model.training
+    z = model.eval()(x)[0]
+    for column, o in zip(
+        found.T, [model.logits(z), *(model.unimodal_logits(z, j) for j in (0, 1))]
+    ):
+        assert column[0] == pytest.approx(classification_loss(o, y).item(), rel=1e-5)
+        assert column[1] == pytest.approx((o.argmax(1) == y).double().mean().item(), rel=1e-5)
+
+
+def test_mses_stops_the_modality_that_overfits(monkeypatch):
+    """Held-out CE 1, 1.1, 1.2 with patience 2: its rate is 0 for good, and it does not move."""
+    model, *_ = made("mses", 2)
+    optimizer = torch.optim.SGD(model.groups(0.1), 0.1, 0.9, weight_decay=0.1)
+    moved(model, optimizer)
+    falling = [[1, ce, 1 / t] for t, ce in enumerate([1, 1.1, 1.2, 0.1], 1)]
+    held_out_of(monkeypatch, *((ce, [0, 0, 0]) for ce in falling))
+    stopped = [model.end_of_epoch(optimizer, [])["stopped"] for _ in range(4)]
+    assert stopped == [[False, False], [False, False], [True, False], [True, False]]
+    assert [group["lr"] for group in optimizer.param_groups] == [0, 0.1, 0.1]
+    still, moving = moved(model, optimizer)
+    assert still == 0 and moving > 0
+
+
+def test_mses_is_heads_until_it_stops(tiny_data):
+    """With a patience that is never over: the same epochs, bit for bit."""
+    for method in ("heads", "mses:99"):
+        flags = ["--epochs", "3", "--val-fraction", "0.2", "--method", method, "--out", method[:4]]
+        assert train.main([*TINY, *flags]) == 0
+    ours = [{k: v for k, v in r.items() if k != "stopped"} for r in epochs_of("mses")]
+    assert ours == epochs_of("head")
+
+
+def test_mslr_follows_the_accuracies(monkeypatch):
+    """50, 40 five times, then 60, 40 and 60, 50: 0.12, 0.10 and 0.11538, 0.125, times the rates."""
+    model, *_ = made("mslr", 1, 0.5)
+    optimizer = torch.optim.SGD(model.groups(0.1), 0.1)
+    accs = [[0, 50, 40]] * 5 + [[0, 60, 40], [0, 60, 50]]
+    held_out_of(monkeypatch, *(([0, 0, 0], acc) for acc in accs))
+    rates = []
+    for _ in accs:
+        model.end_of_epoch(optimizer, [])
+        rates.append([group["lr"] for group in optimizer.param_groups])
+    assert rates[4] == pytest.approx([0.1, 0.05])
+    assert rates[5] == pytest.approx([0.12, 0.05])
+    assert rates[6] == pytest.approx([0.1 * 60 / 52, 0.05 * 50 / 40])
+
+
+def test_mslr_with_equal_rates_is_the_sum_of_predictions(tiny_data, monkeypatch):
+    """While the accuracies stand still: the fused model of --fusion sum, bit for bit."""
+    monkeypatch.setattr("baselines.held_out", lambda *_: torch.ones(2, 3))
+    for name, flags in {"mslr": [], "constant:0": ["--fusion", "sum"]}.items():
+        flags = [*flags, "--epochs", "7", "--val-fraction", "0.2", "--method", name]
+        assert train.main([*TINY, *flags, "--out", name[:4]]) == 0
+    for ours, theirs in zip(epochs_of("mslr"), epochs_of("cons")):
+        for key in ("l_total", "l_mm", "lr", "fused"):
+            assert ours[key] == theirs[key]
+
+
+def test_blend_weighs_by_generalisation_and_overfitting():
+    """G = (0.1, 0.2), O = (0.4, -0.1): w = (1/33, 32/33); equal heads alike; none that gains."""
+    before, otherwise = tensor([1, 1], [1.2, 1.2]), tensor(0.3, 0.7)
+    w = rebalance.blend(before, tensor([0.5, 0.9], [1.1, 1.0]), otherwise)
+    assert w.tolist() == pytest.approx([1 / 33, 32 / 33])
+    assert rebalance.blend(before, before - 0.1, otherwise).tolist() == [0.5, 0.5]
+    assert torch.equal(rebalance.blend(before, before + 0.1, otherwise), otherwise)
+
+
+def test_gblend_starts_as_heads_and_then_blends(monkeypatch):
+    """Before any weights: Heads / (m + 1); then the heads' losses of an epoch are L^T."""
+    model, x, y = made("g-blend")
+    (blended,) = losses_of(model, x, y)
+    own = model.losses(*model(x), functools.partial(classification_loss, y=y))
+    assert torch.allclose(blended, own.mean())
+    held_out_of(monkeypatch, ([2, 2, 2], [0] * 3), ([1.9, 1.8, 2.1], [0] * 3))
+    assert model.end_of_epoch(None, [])["weights"] == pytest.approx([1 / 3] * 3)
+    for scale in (1, 3):  # the mean of two steps
+        model.blend(scale * own / 2 - 0.5)
+    G, O = tensor(0.1, 0.2, -0.1), tensor(0.4, 0.3, 0.6)
+    expected = G.clamp(min=0) / O.square()
+    found = model.end_of_epoch(None, [])["weights"]
+    assert found == pytest.approx((expected / expected.sum()).tolist())
+
+
+def test_blend_waits_for_every_so_many_epochs():
+    """With 2: after epochs 2 and 3 the first weights, after epoch 4 those of epochs 2 and 4."""
+    model, losses, seen = rebalance.Blend(2, 2), [1.0, 2.0, 1.0, 0.5], []
+    for t, (loss, gain) in enumerate(zip(losses, [0, 0, 5, 1])):
+        model(torch.tensor([loss, loss]))
+        seen.append(model.end_of_epoch(torch.tensor([3.0 - gain, 3.0 - gain * t])).tolist())
+    assert seen[:3] == [[0.5, 0.5]] * 3
+    G, O = torch.tensor([1.0, 3.0]), torch.tensor([0.5, -1.5])
+    assert seen[3] == pytest.approx((G / O**2 / (G / O**2).sum()).tolist())
+
+
+def test_slowed_is_ogms_factor():
+    """rho = 2 and rho = (2.25, 1.33, 0.42); no one is slowed at rho = 1."""
+    assert rebalance.slowed(tensor(2, 1), 0.1).tolist() == pytest.approx([0.80262, 1], abs=1e-5)
+    assert rebalance.slowed(tensor(2, 1), 0.3).tolist() == pytest.approx([0.46295, 1], abs=1e-5)
+    three = rebalance.slowed(tensor(0.9, 0.6, 0.3), 0.1)
+    assert three.tolist() == pytest.approx([0.77872, 0.86745, 1], abs=1e-5)
+    assert rebalance.slowed(tensor(1, 1), 0.1).tolist() == [1, 1]
+
+
+def test_certainty_is_the_probability_of_the_truth():
+    """By hand: softmax of (0, log 3) and (log 3, 0), y = 1 and 1."""
+    o = tensor([[0, math.log(3)], [math.log(3), 0]], [[0, 0], [0, 0]])
+    assert rebalance.certainty(o, torch.tensor([1, 1])).tolist() == pytest.approx([1, 1])
+    assert rebalance.certainty(o[:, :1], torch.tensor([1])).tolist() == pytest.approx([0.75, 0.5])
+
+
+def test_ogm_slows_the_encoder_that_is_ahead():
+    """k_j scales the weights' gradients of phi^(j) alone; with k = 1 and no noise it is joint."""
+    model, x, y = made("ogm", 0.3, 0)
+    joint = joint_gradients(model, x, y)
+    (loss,) = losses_of(model, x, y)
+    gradients(model, loss)
+    model.k = tensor(1, 1)
+    model.modulate()
+    assert same({n: p.grad for n, p in model.named_parameters()}, joint)
+    model.k = tensor(0.5, 1)
+    model.modulate()
+    for name, p in model.named_parameters():
+        factor = 0.5 if name.startswith("phi.0.") and p.dim() > 1 else 1
+        assert torch.equal(p.grad, factor * joint[name])
+
+
+def test_ogm_noise_has_the_gradients_std():
+    """With k = 0: mean 0 and the standard deviation of the tensor's own gradient."""
+    p = nn.Parameter(torch.zeros(200, 300))
+    p.grad = 3 * torch.randn(200, 300) + 1
+    std = float(p.grad.std())
+    rebalance.slow([p], 0.0, 2.0)
+    assert float(p.grad.mean()) == pytest.approx(0, abs=0.1)
+    assert float(p.grad.std()) == pytest.approx(2 * std, rel=0.02)
+
+
+@pytest.mark.parametrize("m", [2, 3])
+@pytest.mark.parametrize("fusion", ["concat", "affine", "weight"])
+def test_agm_parts_add_up_to_the_logits(m, fusion):
+    """Shapley values: their sum is f(all); with concat, part_j = W^(j) z^(j) + b / m."""
+    model, x, _ = made("agm", m=m, fusion=fusion)
+    z, logits = model(x)
+    parts = rebalance.parts(model.logits, z)
+    assert torch.allclose(sum(parts), logits)
+    if fusion == "concat":
+        W, b = model.classifier.weight.chunk(m, dim=1), model.classifier.bias
+        for part, z_j, W_j in zip(parts, z, W):
+            assert torch.allclose(part, z_j @ W_j.T + b / m)
+
+
+def test_shapley_is_the_mean_over_all_orders():
+    """What player j adds, averaged over the orders in which three players can come."""
+    value = {S: sum(S) ** 2 + 1.0 for n in (1, 2, 3) for S in itertools.combinations(range(3), n)}
+    expected = [0.0, 0.0, 0.0]
+    for order in itertools.permutations(range(3)):
+        for n, j in enumerate(order):
+            after, before = tuple(sorted(order[: n + 1])), tuple(sorted(order[:n]))
+            expected[j] += (value[after] - value.get(before, 0.0)) / 6
+    assert rebalance.shapley(value.__getitem__, 3) == pytest.approx(expected)
+
+
+def test_agm_scales_by_the_lead_over_the_usual_one():
+    """Usual (1, 1), now (0.5, 1.5): kappa = (0.17937, 1.88160); the mean takes the step in."""
+    kappa = rebalance.Lead(2, 1.0)
+    kappa.usual(tensor(1, 1))
+    assert kappa(tensor(0.5, 1.5)).tolist() == pytest.approx([0.17937, 1.88160], abs=1e-5)
+    assert kappa.usual.value.tolist() == pytest.approx([0.75, 1.25])
+
+
+def test_agm_keeps_the_loss_and_scales_the_gradients():
+    """kappa = 1: joint's; else, with concat, kappa_j times the gradient of phi^(j)."""
+    model, x, y = made("agm")
+    joint = joint_gradients(model, x, y)
+    for factors in ((1.0, 1.0), (0.25, 3.0)):
+        model.lead.forward = lambda s, factors=factors: tensor(*factors)
+        (loss,) = losses_of(model, x, y)
+        assert torch.allclose(loss, classification_loss(model(x)[1], y))
+        found = gradients(model, loss)
+        for name, g in found.items():
+            if name.startswith("phi."):
+                assert torch.allclose(g, factors[int(name[4])] * joint[name])
+
+
+@pytest.mark.parametrize(
+    "g, u, expected",
+    [
+        ((1, 0), (1, 0), (2, 0)),
+        ((1, 0), (0, 1), (1, 1)),
+        ((2, 0), (0, 1), (1, 2)),
+        ((1, 0), (-1, 1), (0.4472, 0.8944)),
+        ((1, 2), (-1, -2), (0, 0)),
+    ],
+)
+def test_without_conflict_by_hand(g, u, expected):
+    """Agreement, right angles, a conflict, opposites."""
+    found = rebalance.without_conflict(tensor(*g), tensor(*u))
+    assert found.tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_without_conflict_raises_neither_loss():
+    """In random conflicts h has no negative product with g or u, and the length of g + u."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        g, u = torch.randn(2, 5, generator=generator, dtype=torch.float64)
+        h = rebalance.without_conflict(g, u)
+        if g @ u > 0:
+            assert torch.allclose(h, g + u)
+        else:
+            assert h @ g >= -1e-9 and h @ u >= -1e-9
+            assert float(h.norm()) == pytest.approx(float((g + u).norm()))
+
+
+def test_mmpareto_changes_the_encoders_alone():
+    """Heads' gradients are the plain sum's; phi^(j) gets gamma h of its two gradients."""
+    model, x, y = made("mmpareto", 1.5)
+    ce = functools.partial(classification_loss, y=y)
+    uniform = gradients(model, model.losses(*model(x), ce).sum())
+    parts = [gradients(model, model.losses(*model(x), ce)[k]) for k in range(3)]
+    (loss,) = losses_of(model, x, y)
+    gradients(model, loss)
+    model.modulate()
+    for name, p in model.named_parameters():
+        if not name.startswith("phi."):
+            assert torch.equal(p.grad, uniform[name])
+    for j, phi in enumerate(model.phi):
+        names = [f"phi.{j}.{n}" for n, _ in phi.named_parameters()]
+        g, u = (rebalance.vector(parts[k][n] for n in names) for k in (0, 1 + j))
+        h = rebalance.vector(p.grad for p in phi.parameters())
+        assert torch.allclose(h, 1.5 * rebalance.without_conflict(g, u))
+
+
+def test_without_direction_is_the_inverse():
+    """After n vectors P = (I + sum r r^T / ridge)^-1; after one of length 1, P r = r / 11."""
+    vectors = torch.randn(7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    P = identity = torch.eye(5, dtype=torch.float64)
+    for r in vectors:
+        P = rebalance.without_direction(P, r, 0.1)
+    assert torch.allclose(P, torch.linalg.inv(identity + vectors.T @ vectors / 0.1))
+    r = tensor(0.6, 0.8)
+    P = rebalance.without_direction(torch.eye(2, dtype=torch.float64), r, 0.1)
+    assert torch.allclose(P @ r, r / 11)
+
+
+def test_by_confidence_weighs_by_entropy():
+    """(1/2, 1/2) and (1, 0): weights 1/3 and 2/3."""
+    o = tensor([[2, 2]], [[50, -50]])
+    assert rebalance.by_confidence(o).tolist() == [
+        pytest.approx([2 / 3 + 100 / 3, 2 / 3 - 100 / 3])
+    ]
+
+
+def test_mla_takes_one_modality_a_step():
+    """Of a step phi^(j) and the classifier alone have gradients; the next sees the new classifier,
+    and its gradient has no part along the first one's mean feature."""
+    model, x, y = made("mla", 0)
+    steps = losses_of(model, x, y)
+    for j in (0, 1):
+        loss = next(steps)
+        assert torch.allclose(loss, classification_loss(model.classifier(model.phi[j](x[j])), y))
+        found = gradients(model, loss)
+        assert all((g is None) == name.startswith(f"phi.{1 - j}.") for name, g in found.items())
+        before = model.classifier.weight.grad.clone()
+        model.modulate()
+        first = model(x)[0][0].mean(0)
+        if j == 0:
+            assert torch.equal(model.classifier.weight.grad, before)
+            with torch.no_grad():
+                model.classifier.weight += 1
+        else:
+            left = (model.classifier.weight.grad @ first).norm()
+            assert left < 1e-9 * (before @ first).norm()
+
+
+def test_reconboost_fits_one_modality_to_what_the_others_lack():
+    """Epoch 1: phi^(0) and its classifier alone; mean((w - p) CE) / c; 0 where the others are
+    sure. Epoch 2: all, by the joint gradient. Epoch 3: phi^(1)."""
+    model, x, y = made("reconboost", 1)
+    (loss,) = losses_of(model, x, y)
+    z = model(x)[0]
+    p = model.classifiers[1](z[1]).softmax(1)[range(6), y]
+    ce = classification_loss(model.classifiers[0](z[0]), y, reduction="none")
+    assert torch.allclose(loss, ((1 - p) * ce).mean() / 3)
+    for epoch, alone in enumerate(["0", "", "1"]):
+        assert int(model.t) == epoch
+        found = gradients(model, *losses_of(model, x, y))
+        if alone:
+            named = {n for n, g in found.items() if g is not None}
+            assert {n.split(".")[1] for n in named} == {alone}
+        else:
+            summed = gradients(model, classification_loss(sum(model.each(model(x)[0])), y))
+            assert same(found, summed, atol=1e-12)
+        model.end_of_epoch(None, [])
+    with torch.no_grad():
+        model.classifiers[0].weight.zero_()
+        model.classifiers[0].bias.copy_(tensor(1e3, 0, 0))
+    assert float(next(losses_of(model, x, torch.zeros(6, dtype=torch.long)))) == 0
+
+
+def test_weaker_is_pmrs_beta():
+    """(0.8, 0.4) -> (0, 1); (0.6, 0.4, 0.3) -> (0, 0.5, 1); equal -> 0; never more than 1."""
+    assert rebalance.weaker(tensor(0.8, 0.4)).tolist() == pytest.approx([0, 1])
+    assert rebalance.weaker(tensor(0.6, 0.4, 0.3)).tolist() == pytest.approx([0, 0.5, 1])
+    assert rebalance.weaker(tensor(0.5, 0.5)).tolist() == [0, 0]
+    assert rebalance.weaker(tensor(0.9, 0.1)).tolist() == [0, 1]
+
+
+def test_pmr_pulls_to_the_class_means():
+    """Epoch 1 is joint training; then the means of its features, and a distance to each; the
+    classifier's gradient is always that of joint training."""
+    model, x, y = made("pmr", 2)
+    joint = joint_gradients(model, x, y)
+    (loss,) = losses_of(model, x, y)
+    assert torch.allclose(loss, classification_loss(model(x)[1], y))
+    z = torch.stack(model(x)[0])
+    model.end_of_epoch(None, [])
+    means = torch.stack([z[:, y == k].mean(1) for k in range(3)], dim=1)
+    assert torch.allclose(model.means.means, means)
+    (loss,) = losses_of(model, x, y)
+    near = -(z[:, :, None] - means[:, None]).norm(dim=3)
+    beta = rebalance.weaker(rebalance.certainty(near, y))
+    extra = sum(b * classification_loss(o, y) for b, o in zip(beta, near))
+    assert beta.max() > 0
+    assert torch.allclose(loss, classification_loss(model(x)[1], y) + 2 * extra)
+    found = gradients(model, loss)
+    for name in ("classifier.weight", "classifier.bias"):
+        assert torch.equal(found[name], joint[name])
+    equal = rebalance.ClassMeans(2, 3, z.shape[2]).double()
+    assert torch.allclose(classification_loss(equal(z, y)[0], y), tensor(math.log(3)))
+
+
+def test_class_means_are_of_the_last_epoch():
+    """Each epoch's own; a class without a sample has 0."""
+    means, y = rebalance.ClassMeans(1, 3, 1), torch.tensor([0, 1, 1])
+    for z, expected in [([1.0, 2, 4], [[[1], [3], [0]]]), ([5.0, 7, 7], [[[5], [7], [0]]])]:
+        means(torch.tensor(z).view(1, 3, 1), y)
+        means.end_of_epoch()
+        assert means.means.tolist() == expected
+
+
+def test_divergence_has_its_bound():
+    """((m - 1) / m)^2 where one modality is sure of a class that the others are sure is wrong."""
+    for m, bound in {2: 0.25, 3: 4 / 9, 4: 0.5625}.items():
+        o = torch.zeros(m, 1, 2)
+        o[:, 0, 0], o[0, 0, :] = 1e3, torch.tensor([0, 1e3])
+        assert float(rebalance.divergence(o)[0]) == pytest.approx(bound)
+    assert rebalance.divergence(torch.zeros(2, 1, 3)).tolist() == [[0], [0]]
+
+
+def test_domfn_fuses_where_the_modalities_agree():
+    """Nowhere: the fused head has no gradient. Everywhere, with eta 0: the sum of all losses."""
+    model, x, y = made("domfn", 0, 0)
+    found = gradients(model, *losses_of(model, x, y))
+    assert float(found["classifier.weight"].abs().max()) == 0
+    assert float(found["classifiers.1.weight"].abs().max()) > 0
+    z = model(x)[0]
+    assert torch.equal(model.logits(z), rebalance.surest(model.each(z)))
+    model, x, y = made("domfn", 1e6, 0)
+    (loss,) = losses_of(model, x, y)
+    ce = functools.partial(classification_loss, y=y, reduction="none")
+    fused, *own = [ce(o) for o in [MultimodalModel.logits(model, z), *model.each(z)]]
+    assert torch.allclose(loss, (fused + sum(l + l.square() / 2 for l in own)).mean())
+    assert torch.equal(model.logits(z), MultimodalModel.logits(model, z))
+    with_eta, *_ = made("domfn", 1e6, 0.5)
+    d = rebalance.divergence(model.each(z)).sum(0).mean()
+    assert torch.allclose(next(losses_of(with_eta, x, y)), loss - 0.5 * d)
+
+
+def test_surest_takes_each_samples_own():
+    """Modality 1 is surer of the first sample, modality 0 of the second."""
+    o = tensor([[0, 1], [9, 0]], [[3, 0], [0, 1]])
+    assert rebalance.surest(o).tolist() == [[3, 0], [9, 0]]
+
+
+def test_greedy_without_a_difference_is_joint_training():
+    """eps never reached: CE of --fusion channel, and no gate is held."""
+    model, x, y = made("greedy", 1e6, fusion="channel")
+    joint = joint_gradients(model, x, y)
+    (loss,) = losses_of(model, x, y)
+    assert same(gradients(model, loss), joint)
+    model.modulate()
+    assert model.speeds.left == 0 and model.speeds.mu.min() > 0
+
+
+def test_greedy_holds_the_fastest_gate():
+    """For `window` steps it is its mean so far, without a gradient, and the speeds stand still."""
+    model, x, y = made("greedy", 0.01, 2, fusion="channel")
+    model.speeds.mu = tensor([1, 100], [1, 1])
+    for _ in losses_of(model, x, y):
+        gradients(model, _)
+    model.modulate()
+    assert model.speeds.left == 2 and model.speeds.held == 1
+    usual, mu = model.speeds.usual.value, model.speeds.mu
+    gates = model.fusion.gates(model(x)[0])
+    assert torch.allclose(usual, torch.stack(gates).mean(1))
+    assert torch.equal(model.speeds(gates)[1], usual[1].expand(6, -1))
+    assert model.speeds(gates)[0] is gates[0]
+    for left in (1, 0):
+        found = gradients(model, next(losses_of(model, x, y)))
+        assert {n for n, g in found.items() if g is None} == {
+            "fusion.excite.1.weight",
+            "fusion.excite.1.bias",
+        }
+        model.modulate()
+        assert model.speeds.left == left and torch.equal(model.speeds.mu, mu)
+    z = model.eval()(x)[0]
+    model.speeds.left += 1
+    assert torch.equal(model.logits(z), MultimodalModel.logits(model, z))  # nothing is held
+
+
+def test_relative_size_by_hand():
+    """|(3, 4)|^2 / |(1, 2)|^2 = 5, over several tensors."""
+    a, b = nn.Parameter(tensor(1)), nn.Parameter(tensor(2))
+    a.grad, b.grad = tensor(3), tensor(4)
+    assert float(rebalance.relative_size([a, b])) == 5
+
+
+def test_a_parameter_that_an_encoder_does_not_use_stays(tiny_data, monkeypatch):
+    """It has no gradient, and every method leaves it alone."""
+
+    def spare(channels, pretrained=False, source=""):
+        net, d = ENCODERS["cnn"](channels)
+        net.spare = nn.Parameter(torch.ones(2, 2))
+        return net, d
+
+    monkeypatch.setitem(ENCODERS, "spare", spare)
+    for name in ("mmpareto", "ogm", "greedy", "mla"):
+        flags = ["--epochs", "1", "--encoders", "spare", "--method", name, *FLAGS[name]]
+        assert train.main([*TINY, *flags, "--out", name]) == 0
+        assert load_checkpoint(name)["model"]["phi.0.spare"].eq(1).all()
+
+
+def test_dempster_by_hand():
+    """(4, 0) and (0, 2): (4, 2); no evidence changes nothing; (4, 0) twice: (16, 0)."""
+    four, two, none = tensor([4, 0]), tensor([0, 2]), tensor([0, 0])
+    assert rebalance.dempster([four, two]).tolist() == [[4, 2]]
+    assert torch.equal(rebalance.dempster([four, none]), four)
+    assert rebalance.dempster([four, four]).tolist() == [[16, 0]]
+
+
+def test_dempster_is_the_rule_of_belief():
+    """b = (b1 b2 + b1 u2 + b2 u1) / (1 - C), u = u1 u2 / (1 - C), one view after another."""
+    e = 3 * torch.rand(4, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    S = e.sum(2, keepdim=True) + 6
+    b, u = (e / S)[0], (6 / S)[0]
+    for b2, u2 in zip((e / S)[1:], (6 / S)[1:]):
+        C = b.sum(1, keepdim=True) * b2.sum(1, keepdim=True) - (b * b2).sum(1, keepdim=True)
+        b, u = (b * b2 + b * u2 + b2 * u) / (1 - C), u * u2 / (1 - C)
+    assert torch.allclose(rebalance.dempster(list(e)), 6 * b / u)
+
+
+def test_evidential_loss_by_hand():
+    """No evidence: 1 + 1/2 + ... + 1/(c - 1); for and against the class; with the KL."""
+    none, y = torch.zeros(1, 6, dtype=torch.float64), torch.tensor([0])
+    assert float(rebalance.evidential_loss(none[:, :2], y, 1)) == pytest.approx(1)
+    assert float(rebalance.evidential_loss(none, y, 1)) == pytest.approx(2.28333, abs=1e-5)
+    assert float(rebalance.evidential_loss(tensor([4, 0]), y, 0)) == pytest.approx(0.2)
+    against = tensor([0, 4])
+    assert float(rebalance.evidential_loss(against, y, 0)) == pytest.approx(2.28333, abs=1e-5)
+    assert float(rebalance.evidential_loss(against, y, 1)) == pytest.approx(3.09277, abs=1e-5)
+
+
+def test_etmc_fits_every_view_and_scores_by_the_dirichlet():
+    """Three views and the fused one; the KL's weight is 0 in epoch 1, 1 after `anneal` epochs;
+    softmax of the logits is the mean of Dirichlet(e + 1)."""
+    model, x, y = made("etmc", 2)
+    z = model(x)[0]
+    e = model.evidence(z)
+    views = [*e, rebalance.dempster(e)]
+    for weight in (0, 0.5, 1, 1):
+        expected = sum(rebalance.evidential_loss(view, y, weight) for view in views)
+        assert torch.allclose(next(losses_of(model, x, y)), expected)
+        model.end_of_epoch(None, [])
+    alpha = views[-1] + 1
+    assert len(e) == 3 and torch.allclose(model.logits(z).softmax(1), alpha / alpha.sum(1, True))
+    alpha = e[2] + 1
+    alone = model.unimodal_logits(z, 1).softmax(1)
+    assert torch.allclose(alone, alpha / alpha.sum(1, True))
+
+
+def test_sum_is_concat_with_other_names():
+    """W = [W^(1), ..., W^(m)], b = sum_j b^(j); its weights start as those of d inputs."""
+    model, x, _ = made("joint", m=3, fusion="sum")
+    z, logits = model(x)
+    W = torch.cat([own.weight for own in model.classifier], dim=1)
+    b = sum(own.bias for own in model.classifier)
+    assert torch.allclose(logits, torch.cat(z, dim=1) @ W.T + b)
+    assert len(model.classifier) == 3 and 0.9 < float(W.abs().max()) * 64**0.5 <= 1
+
+
+def test_weight_averages_the_predictions():
+    """sum_j w_j (W^(j) z^(j) + b^(j)) + b; without attention the mean over the modalities."""
+    model, x, _ = made("joint", m=3, fusion="weight")
+    z = model(x)[0]
+    W = model.classifier.weight.unflatten(1, (3, 65))  # (c, m, d + 1): W^(j) and b^(j)
+    o = torch.stack([z_j @ W[:, j, :-1].T + W[:, j, -1] for j, z_j in enumerate(z)])
+    w = torch.stack([model.fusion.attention(z_j) for z_j in z]).softmax(0)
+    assert torch.allclose(model.logits(z), (w * o).sum(0) + model.classifier.bias)
+    assert w.std() > 0
+    for p in model.fusion.attention.parameters():
+        nn.init.zeros_(p)
+    assert torch.allclose(model.logits(z), o.mean(0) + model.classifier.bias)
+
+
+def test_channel_gates_by_all_modalities():
+    """All weights 0: gates of 1/2; a gate of one modality follows the other's features."""
+    model, x, _ = made("joint", fusion="channel")
+    z = model(x)[0]
+    other = model.fusion.gates([z[0], z[1] + 1])
+    assert not torch.allclose(model.fusion.gates(z)[0], other[0])
+    for p in model.fusion.parameters():
+        nn.init.zeros_(p)
+    assert torch.equal(model.fusion(z), torch.cat(z, dim=1) / 2)
+
+
+def test_lstm_reads_the_modalities_in_order():
+    """Its last output, of two layers; the order counts."""
+    model, x, _ = made("joint", fusion="lstm")
+    z = model(x)[0]
+    expected = model.fusion.net(torch.stack(z, dim=1))[0][:, 1]
+    assert torch.equal(model.fusion(z), expected) and model.fusion.net.num_layers == 2
+    assert not torch.allclose(model.fusion(z[::-1]), expected)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_every_fusion_trains_with_eq_3(tiny_data, fusion):
+    """learning-based needs second derivatives of it."""
+    flags = ["--epochs", "2", "--draws", "1", "--alpha-batch", "8", "--fusion", fusion]
+    assert train.main([*TINY, *flags, "--out", "run"]) == 0
+    assert all(math.isfinite(r["hypergradient"]) for r in epochs_of("run"))

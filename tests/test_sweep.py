@@ -1,0 +1,214 @@
+"""scripts/sweep.py: which runs are made, resumed or left alone, and what the table says of them."""
+
+import csv
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from scipy import stats
+
+import train
+from scripts import sweep
+
+TINY = ["--dataset", "tiny", "--seeds", "2"]
+QUICK = ["--", "--epochs", "1", "--batch-size", "16"]
+
+
+@pytest.fixture
+def calls(monkeypatch, tiny_data):
+    """train.py runs in this process; a list of the arguments of each call."""
+    made, one = [], threading.Lock()
+
+    def call(command, started):
+        with one:  # the threads share torch's random state
+            made.append(command[2:])
+            return "" if train.main(command[2:]) == 0 else "train.py: it failed"
+
+    monkeypatch.setattr(sweep, "call", call)
+    return made
+
+
+@pytest.mark.parametrize("preset", sweep.PRESETS)
+def test_every_preset_has_runs_and_the_papers_rows(preset):
+    """train.py takes the flags of every row, and each has a folder of its own; the rows are those
+    that the paper prints."""
+    rows = sweep.rows_of("all", preset)
+    jobs = sweep.jobs_of("cremad", rows, 2, "runs", ["--root", "DIR"])
+    assert len({job.folder for job in jobs}) == len(jobs) == 2 * len(rows)
+    with open(sweep.HERE / "paper.csv", newline="") as file:
+        printed = {line["row"] for line in csv.DictReader(file) if line["table"] == preset}
+    assert printed == ({*sweep.PRESETS[preset]} if preset != "fig1" else set())
+
+
+def test_the_papers_numbers_are_found():
+    """Table 1's fused scores, Table 4's with the single modalities; nothing for keypad."""
+    assert sweep.printed("table1", "MMPareto", "kinetics-sounds") == "70.00 / 78.50"
+    assert sweep.printed("table1", "ReconBoost", "nvgesture") == "84.13 / 86.32"
+    assert sweep.printed("table4", "h(0.95)", "cremad") == "71.45; 60.18, 55.32"
+    assert sweep.printed("table1", "Concat", "keypad") == ""
+
+
+def test_all_is_table_1_and_heads():
+    """Joint training comes first; greedy gets the fusion that it needs."""
+    rows = list(sweep.rows_of("all", None))
+    assert rows[0] == "constant:0" and "heads" in rows and "mmpareto" in rows
+    assert {row.split()[0] for row in rows} >= set(train.BASELINES)
+    given = sweep.rows_of("greedy,heuristic", None)
+    assert set(given) == {"constant:0", "greedy --fusion channel", "heuristic"}
+
+
+def test_all_runs_hold_out_samples_where_one_needs_them():
+    """So that all train on the same samples; never for a set with a validation part of its own."""
+    for dataset, methods, flag in [
+        ("keypad", "mses,ogm", ["--val-fraction", "0.1"]),
+        ("keypad", "ogm", []),
+        ("twitter2015", "mses,ogm", []),
+    ]:
+        jobs = sweep.jobs_of(dataset, sweep.rows_of(methods, None), 1, "runs", ["--root", "DIR"])
+        assert all(job.flags[4 : 4 + len(flag)] == flag for job in jobs)
+        assert all(("--val-fraction" in job.flags) == bool(flag) for job in jobs)
+    jobs = sweep.jobs_of("keypad", {"mses": ""}, 1, "runs", ["--val-fraction", "0.2"])
+    assert train.parse(jobs[0].flags).val_fraction == 0.2
+
+
+def test_a_sweep_trains_compares_and_draws(calls, capsys):
+    """A folder per run with the usual name, the table on the screen and in a file, a picture."""
+    flags = [*TINY, "--methods", "heads,constant:0 --fusion affine", "--jobs", "2"]
+    assert sweep.main([*flags, *QUICK]) == 0
+    folders = {path.parent.name for path in Path("runs").glob("*/log.jsonl")}
+    names = ("constant0", "heads", "constant0-affine")
+    assert folders == {f"tiny-{name}-seed{seed}" for name in names for seed in (0, 1)}
+    table = Path("runs/sweep-tiny-methods.md").read_text()
+    assert table in capsys.readouterr().out
+    head, _, *rows = table.split("\n\n")[0].splitlines()
+    assert head.endswith("| perf_gap | ACC - ACC of constant:0 |")
+    assert [row.split(" | ")[0] for row in rows] == [
+        "| constant:0",
+        "| heads †",
+        "| constant:0 --fusion affine",
+    ]
+    assert rows[0].endswith("|  |") and rows[1].split(" | ")[1] == "2"
+    assert "†: a modality is scored by a classifier of its own" in table
+    assert Path("runs/sweep-tiny-methods.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_complete_is_left_alone_and_the_rest_resumed(calls, capsys):
+    """A second sweep makes no run; an interrupted run gets --resume, one without epochs starts."""
+    flags = [*TINY, "--methods", "heuristic", *QUICK]
+    assert sweep.main(flags) == 0 and len(calls) == 4
+    logs = {path: path.read_bytes() for path in Path("runs").glob("*/log.jsonl")}
+    assert sweep.main(flags) == 0 and len(calls) == 4
+    assert "4 runs, 4 of them complete already" in capsys.readouterr().out
+    cut = Path("runs/tiny-heuristic-seed1/log.jsonl")
+    cut.write_bytes(b"".join(cut.read_bytes().splitlines(True)[:-1]))
+    empty = Path("runs/tiny-constant0-seed0")
+    empty.joinpath("t0001.pt").unlink()
+    empty.joinpath("log.jsonl").unlink()
+    assert sweep.main(flags) == 0
+    assert [command[-2:] for command in calls[4:]] == [
+        ["--out", str(empty)],
+        ["--resume", str(cut.parent)],
+    ]
+    assert logs == {path: path.read_bytes() for path in Path("runs").glob("*/log.jsonl")}
+
+
+def test_a_failed_run_is_named_and_the_others_go_on(calls, monkeypatch, capsys):
+    """Status 1; the table has what finished."""
+    real = train.evaluate
+
+    def evaluate(model, *rest):
+        if torch.initial_seed() == 1:
+            raise FloatingPointError("no scores")
+        return real(model, *rest)
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    assert sweep.main([*TINY, "--methods", "heuristic", *QUICK]) == 1
+    out, err = capsys.readouterr()
+    assert "sweep: 2 of 4 runs failed; the first is runs/tiny-" in err
+    assert "| heuristic | 1 |" in out and "runs/tiny-heuristic-seed1 failed: train.py" in out + err
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--seeds", "0"], "--seeds is 0, expected 1 or more"),
+        (["--jobs", "-1"], "--jobs is -1, expected 1 or more"),
+        (["--methods", "ogn"], "unknown method 'ogn'"),
+        (["--dataset", "nowhere"], "unknown dataset 'nowhere'"),
+        (["--", "--epochs", "0"], "--epochs is 0, expected more than 0"),
+        (["--", "--seed", "1"], "--seed after -- is set by the sweep itself; leave it out"),
+    ],
+)
+def test_flags_that_do_not_fit_are_one_sentence(tiny_data, capsys, flags, said):
+    """Before any run starts."""
+    assert sweep.main(["--dataset", "tiny", *flags]) == 2
+    assert said in capsys.readouterr().err and not Path("runs").exists()
+
+
+def test_a_folder_with_other_settings_is_not_mixed_in(calls, capsys):
+    """The same name, another learning rate: one sentence, and the run stays."""
+    assert sweep.main([*TINY, "--methods", "heuristic", *QUICK]) == 0
+    assert sweep.main([*TINY, "--methods", "heuristic", *QUICK, "--lr", "0.5"]) == 2
+    said = capsys.readouterr().err
+    assert "holds a run with --lr 0.02, expected 0.5; give --runs another folder" in said
+    assert len(calls) == 4
+
+
+def test_compared_is_the_paired_test():
+    """Mean difference over common seeds; t = mean / (std / sqrt(n)), two-sided, n - 1 degrees."""
+    accs = {0: 51.0, 1: 53.0, 2: 57.0, 9: 0.0}, {0: 50.0, 1: 50.0, 2: 55.0, 3: 99.0}
+    tests, joint = ({s: {"fused": {"acc": acc}} for s, acc in a.items()} for a in accs)
+    p = 2 * stats.t.sf(2 / (1 / 3**0.5), 2)  # differences 1, 3, 2
+    assert sweep.compared(tests, joint) == f"+2.0 (p {p:.2g})"
+    assert sweep.compared({0: tests[0]}, joint) == "+1.0"
+    assert sweep.compared({9: tests[9]}, joint) == ""
+
+
+def test_unimodal_has_two_rows_and_the_papers_numbers():
+    """The sum of the logits is compared; the paper's single modalities are beside their own row."""
+    one = {"acc": 50.0, "map": 60.0, "f1": 50.0}
+    test = {"fused": one, "audio": one, "video": one}
+    better = {name: {key: value + 5 for key, value in one.items()} for name in test}
+    rows = {"constant:0": {0: test}, "unimodal": {0: better}}
+    names = {"constant:0": "Concat", "unimodal": "Unimodal"}
+    text = sweep.table("cremad", ["audio", "video"], rows, names, "table1", "acc")
+    _, _, joint, alone, summed = text.split("\n\n")[0].splitlines()
+    assert joint.endswith("|  | Concat | 63.31 / 68.41 |")
+    assert alone == "| unimodal † | 1 |  |  | 55.0 | 55.0 | 0.0 |  | Unimodal | 63.17, 45.83 |"
+    assert summed == "| unimodal, logits summed † | 1 | 55.0 | 65.0 |  |  |  | +5.0 |  |  |"
+
+
+def test_call_gives_one_thread_and_the_last_line():
+    """ "" for a success; of a failure what it said last, or its status."""
+    python = [sys.executable, "-c"]
+    threads = "import os, sys; sys.exit(os.environ['OMP_NUM_THREADS'] != '1')"
+    assert sweep.call([*python, threads], []) == ""
+    assert sweep.call([*python, "import sys; sys.exit('first\\nlast')"], []) == "last"
+    assert sweep.call([*python, "import os; os._exit(3)"], []) == "ended with status 3"
+
+
+def test_a_stopped_sweep_stops_its_runs(monkeypatch, tiny_data, capsys):
+    """Ctrl-C: status 130, and no process is left."""
+    processes = []
+
+    class Popen(subprocess.Popen):
+        def __init__(self, command, **rest):
+            super().__init__([sys.executable, "-c", "import time; time.sleep(60)"], **rest)
+            processes.append(self)
+
+    def tqdm(finished, *rest):
+        while not processes:
+            time.sleep(0.1)
+        time.sleep(0.5)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    monkeypatch.setattr(sweep, "tqdm", tqdm)
+    assert sweep.main([*TINY, "--methods", "heuristic", *QUICK]) == 130
+    assert "stopped" in capsys.readouterr().err
+    assert [process.poll() for process in processes] == [-signal.SIGTERM]
