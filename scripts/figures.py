@@ -5,6 +5,7 @@
     python -m scripts.figures gap runs/keypad-constant0-seed0 runs/keypad-learning-based-seed0
     python -m scripts.figures gradcam RUN RUN --modality sound     two runs trained with --keep 9
     python -m scripts.figures table runs/keypad-* --metric map
+    python -m scripts.figures landscape             no run: a small problem, solved to the end
 
 here       the paper
 curves     losses and scores over the epochs
@@ -12,6 +13,7 @@ alpha      Fig. 3
 gap        Fig. 2
 gradcam    Fig. 4
 table      Tables 1, 3, 4; with runs of --smoothing 0.3 Fig. 1
+landscape  Eq. 2 and 3: L_CLS(theta*(alpha)), its tangents, the path of alpha
 
 curves, alpha and table read only RUN/log.jsonl; gap and gradcam also read checkpoints and data.
 """
@@ -34,6 +36,7 @@ from bilevel import eval_mode
 from data import defaults, eval_loader, load_data
 from losses import make_schedule
 from model import encoder_names
+from scripts.landscape import draw
 from utils import cli, markdown
 from utils.pooling import GridMean
 from utils.run import checkpoint_epochs, load_best, load_checkpoint, load_state, read_log
@@ -405,7 +408,21 @@ def gradcam(runs, out="gradcam.png", modality="", sample=0):
     save(figure, out)
 
 
-COMMANDS = {function.__name__: function for function in (curves, alpha, gap, gradcam, table)}
+def landscape(out="landscape.png", seed=0):
+    """The outer loss L_CLS(theta*(alpha)) of a small problem, with Eq. 3 as tangents (Eq. 2, 3)."""
+    figure, axes = pyplot().subplots(
+        2, 2, figsize=(10, 8), sharex="row", height_ratios=[3, 2], layout="constrained"
+    )
+    draw(axes, seed, [SKY, ORANGE, BLACK])
+    for axis in axes.flat:
+        plain(axis)
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False)
+    save(figure, out)
+
+
+FUNCTIONS = (curves, alpha, gap, gradcam, table, landscape)
+COMMANDS = {function.__name__: function for function in FUNCTIONS}
 
 
 def main(arguments=None):
@@ -417,11 +434,14 @@ def main(arguments=None):
         "metric": f"one of {', '.join(METRICS)}",
         "modality": "whose encoder",
         "sample": "number of the test split's sample",
+        "seed": "of the small problem's data",
     }
     for name, function in COMMANDS.items():
         command = commands.add_parser(name, help=function.__doc__.split("\n")[0])
-        command.add_argument("runs", nargs="+", metavar="RUN", help="folder that train.py wrote")
-        for option, parameter in list(inspect.signature(function).parameters.items())[1:]:
+        options = dict(inspect.signature(function).parameters)
+        if options.pop("runs", None):
+            command.add_argument("runs", nargs="+", metavar="RUN", help="folder train.py wrote")
+        for option, parameter in options.items():
             usual = parameter.default
             command.add_argument(f"--{option}", type=type(usual), default=usual, help=texts[option])
     options = vars(parser.parse_args(arguments))

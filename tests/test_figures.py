@@ -14,6 +14,8 @@ from model import MultimodalModel
 from scripts import figures
 from utils.run import checkpoint_path, load_checkpoint, save_checkpoint
 
+READING = [name for name in figures.COMMANDS if name != "landscape"]  # the commands that read runs
+
 
 def write(folder, method="heuristic", seed=0, acc=50.0, test=True, **settings):
     """A log as train.py writes it, of two epochs."""
@@ -96,8 +98,8 @@ def test_figures_read_real_runs(runs, tmp_path, capsys):
     capsys.readouterr()
     assert figures.main(["table", *runs]) == 0
     assert "| learning-based --epochs 3 --inner-iters 2 | 1 |" in capsys.readouterr().out
-    for name, function in figures.COMMANDS.items():
-        if function is not figures.table:
+    for name in READING:
+        if name != "table":
             assert figures.main([name, *runs]) == 0
             assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert (
@@ -250,7 +252,7 @@ def test_checkpoints_that_cannot_be_drawn_are_one_sentence(runs, capsys, command
     assert "step has no checkpoint" in refused()
 
 
-@pytest.mark.parametrize("command", figures.COMMANDS)
+@pytest.mark.parametrize("command", READING)
 def test_a_folder_that_is_no_run_is_one_sentence(tmp_path, capsys, command):
     """No folder, no log, a broken line, an unfinished run: exit status 2 and what is wrong."""
     write(tmp_path / "torn")
