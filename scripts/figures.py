@@ -5,6 +5,7 @@
     python -m scripts.figures gap runs/keypad-constant0-seed0 runs/keypad-learning-based-seed0
     python -m scripts.figures gradcam RUN RUN --modality sound     two runs trained with --keep 9
     python -m scripts.figures table runs/keypad-* --metric map
+    python -m scripts.figures curves class/*        thirty runs: small panels and the median
     python -m scripts.figures landscape             no run: a small problem, solved to the end
 
 here       the paper
@@ -44,6 +45,7 @@ from utils.run import checkpoint_epochs, load_best, load_checkpoint, load_state,
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 COLOURS = ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 BLACK, *_, PINK, ORANGE, SKY = COLOURS
+COLUMNS = 7  # runs that `curves` draws side by side
 METRICS = {"acc": "ACC", "map": "MAP", "f1": "macro-F1"}
 
 
@@ -181,9 +183,15 @@ def name_ends(axis, ends):
         )
 
 
-def curves(runs, out="curves.png"):
-    """Scores, perf_gap, losses and alpha over the epochs, one column per run."""
+def curves(runs, out="curves.png", metric="acc"):
+    """Scores, perf_gap, losses and alpha over the epochs, one column per run.
+
+    metric: acc, map or f1. Eight runs or more have one small panel each, without the losses.
+    """
+    cli.check_choice("metric", metric, METRICS)
     logs = [drawn(folder) for folder in runs]
+    if len(runs) > COLUMNS:
+        return small_multiples(runs, logs, out, metric)
     figure, axes = pyplot().subplots(
         3,
         len(runs),
@@ -194,23 +202,23 @@ def curves(runs, out="curves.png"):
         height_ratios=[3, 2, 1],
         layout="constrained",
     )
-    axes[0, 0].set(ylabel="ACC, %; perf_gap, points", ylim=(0, 100))
+    axes[0, 0].set(ylabel=f"{METRICS[metric]}, %; its perf_gap, points", ylim=(0, 100))
     axes[1, 0].set_ylabel("losses of training, nats")
     axes[2, 0].set(ylabel=r"$\alpha$", ylim=(-0.05, 1.05))
     ends = []
     for (above, middle, below), folder, (first, epochs) in zip(axes.T, runs, logs):
-        acc = {
-            name: (lambda r, name=name: r[name]["acc"], colour, "-")
-            for name, colour in zip(["fused", *first["modalities"]], COLOURS)
+        modalities = first["modalities"]
+        lines = {
+            name: (lambda r, name=name: r[name][metric], colour, "-")
+            for name, colour in zip(["fused", *modalities], COLOURS)
         }
+        lines["perf_gap"] = (lambda r, names=modalities: spread(r, names, metric), "#777777", "--")
         losses = {
             "L_CLS": (lambda r: r["l_cls"], ORANGE, "-"),
             "L_MM": (lambda r: r["l_mm"], SKY, "-"),
             "L_Total": (lambda r: r["l_total"], BLACK, ":"),
         }
-        ends.append(
-            plot(above, epochs, acc | {"perf_gap": (lambda r: r["perf_gap"], "#777777", "--")})
-        )
+        ends.append(plot(above, epochs, lines))
         ends.append(plot(middle, epochs, losses))
         plot(below, epochs, {"alpha": (lambda r: r["alpha"], PINK, "-")})
         below.set_xlabel("epoch t")
@@ -219,6 +227,57 @@ def curves(runs, out="curves.png"):
         above.set_title(title, fontsize=10)
     for axis, named in ends:
         name_ends(axis, named)
+    save(figure, out)
+
+
+def spread(record, modalities, metric):
+    """perf_gap of any metric: the best modality's score minus the worst's, in points."""
+    single = [record[name][metric] for name in modalities]
+    return max(single) - min(single)
+
+
+def small_multiples(runs, logs, out, metric):
+    """curves of many runs: a panel each, with the run's fused score, perf_gap and alpha.
+
+    Behind them the fused scores of all runs are thin and grey, and their median is dotted.
+    """
+    columns, T = 6, max(len(epochs) for _, epochs in logs)
+    rows = -(-len(runs) // columns)
+    figure, axes = pyplot().subplots(
+        rows,
+        columns,
+        figsize=(2.6 * columns, 2.2 * rows + 0.6),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    lines = []  # for each run {name: values over t}
+    for first, epochs in logs:
+        gaps = [spread(r, first["modalities"], metric) for r in epochs]
+        values = {"fused": [r["fused"][metric] for r in epochs], "perf_gap": gaps}
+        lines.append(values | {"100 α": [100 * r["alpha"] for r in epochs]})
+    at = [[v["fused"][t] for v in lines if t < len(v["fused"])] for t in range(T)]
+    median = [np.median(values) for values in at]
+    styles = {"fused": (BLACK, "-"), "perf_gap": ("#D55E00", "--"), "100 α": (PINK, "-")}
+    for axis, folder, own in zip(axes.flat, runs, lines):
+        for other in lines:
+            t = range(1, 1 + len(other["fused"]))
+            axis.plot(t, other["fused"], color="#dddddd", lw=0.6)
+        axis.plot(range(1, 1 + T), median, ":", color=BLACK, lw=1, label="median of fused")
+        for name, (colour, style) in styles.items():
+            t = range(1, 1 + len(own[name]))
+            axis.plot(t, own[name], style, color=colour, lw=1.8, label=name)
+        name = Path(folder).resolve().name
+        axis.set_title(f"{name}: fused {own['fused'][-1]:.1f}", fontsize=8)
+        plain(axis)
+    for axis in axes.flat[len(runs) :]:
+        axis.set_visible(False)
+    axes[0, 0].set(ylim=(0, 102))
+    figure.supylabel(f"{METRICS[metric]}, %; its perf_gap, points; 100 α", fontsize=9)
+    figure.supxlabel("epoch t", fontsize=9)
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=4, frameon=False)
     save(figure, out)
 
 
