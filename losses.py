@@ -16,7 +16,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from utils.cli import call_of
+from utils.cli import call_of, line_of
 
 
 def similarity(z_j, z_l):
@@ -116,7 +116,7 @@ def make_schedule(text):
         except Exception as error:  # of whoever wrote the schedule
             why = " ".join(f"{type(error).__name__}: {error}".split())
             what = f"schedule {text!r} does not return a number at t = {t} of T = {T} ({why})"
-            raise FloatingPointError(what) from error
+            raise FloatingPointError(f"{what}; mend {line_of(omega, error)}") from error
         return min(1.0, max(0.0, alpha))
 
     return clipped

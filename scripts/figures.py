@@ -5,6 +5,8 @@
     python -m scripts.figures gap runs/keypad-constant0-seed0 runs/keypad-learning-based-seed0
     python -m scripts.figures gradcam RUN RUN --modality sound     two runs trained with --keep 9
     python -m scripts.figures table runs/keypad-* --metric map
+    python -m scripts.figures curves class/*        thirty runs: small panels and the median
+    python -m scripts.figures landscape             no run: a small problem, solved to the end
 
 here       the paper
 curves     losses and scores over the epochs
@@ -12,6 +14,7 @@ alpha      Fig. 3
 gap        Fig. 2
 gradcam    Fig. 4
 table      Tables 1, 3, 4; with runs of --smoothing 0.3 Fig. 1
+landscape  Eq. 2 and 3: L_CLS(theta*(alpha)), its tangents, the path of alpha
 
 curves, alpha and table read only RUN/log.jsonl; gap and gradcam also read checkpoints and data.
 """
@@ -34,6 +37,7 @@ from bilevel import eval_mode
 from data import defaults, load_data
 from losses import make_schedule
 from model import encoder_names
+from scripts.landscape import draw
 from utils import cli, markdown
 from utils.loader import eval_loader
 from utils.pooling import GridMean
@@ -42,6 +46,7 @@ from utils.run import checkpoint_epochs, load_best, load_checkpoint, load_state,
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 COLOURS = ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 BLACK, *_, PINK, ORANGE, SKY = COLOURS
+COLUMNS = 7  # runs that `curves` draws side by side
 METRICS = {"acc": "ACC", "map": "MAP", "f1": "macro-F1"}
 
 
@@ -185,9 +190,15 @@ def name_ends(axis, ends):
         )
 
 
-def curves(runs, out="curves.png"):
-    """Scores, perf_gap, losses and alpha over the epochs, one column per run."""
+def curves(runs, out="curves.png", metric="acc"):
+    """Scores, perf_gap, losses and alpha over the epochs, one column per run.
+
+    metric: acc, map or f1. Eight runs or more have one small panel each, without the losses.
+    """
+    cli.check_choice("metric", metric, METRICS)
     logs = [drawn(folder) for folder in runs]
+    if len(runs) > COLUMNS:
+        return small_multiples(runs, logs, out, metric)
     figure, axes = pyplot().subplots(
         3,
         len(runs),
@@ -198,23 +209,23 @@ def curves(runs, out="curves.png"):
         height_ratios=[3, 2, 1],
         layout="constrained",
     )
-    axes[0, 0].set(ylabel="ACC, %; perf_gap, points", ylim=(0, 100))
+    axes[0, 0].set(ylabel=f"{METRICS[metric]}, %; its perf_gap, points", ylim=(0, 100))
     axes[1, 0].set_ylabel("losses of training, nats")
     axes[2, 0].set(ylabel=r"$\alpha$", ylim=(-0.05, 1.05))
     ends = []
     for (above, middle, below), folder, (first, epochs) in zip(axes.T, runs, logs):
-        acc = {
-            name: (lambda r, name=name: r[name]["acc"], colour, "-")
-            for name, colour in zip(["fused", *first["modalities"]], COLOURS)
+        modalities = first["modalities"]
+        lines = {
+            name: (lambda r, name=name: r[name][metric], colour, "-")
+            for name, colour in zip(["fused", *modalities], COLOURS)
         }
+        lines["perf_gap"] = (lambda r, names=modalities: spread(r, names, metric), "#777777", "--")
         losses = {
             "L_CLS": (lambda r: r["l_cls"], ORANGE, "-"),
             "L_MM": (lambda r: r["l_mm"], SKY, "-"),
             "L_Total": (lambda r: r["l_total"], BLACK, ":"),
         }
-        ends.append(
-            plot(above, epochs, acc | {"perf_gap": (lambda r: r["perf_gap"], "#777777", "--")})
-        )
+        ends.append(plot(above, epochs, lines))
         ends.append(plot(middle, epochs, losses))
         plot(below, epochs, {"alpha": (lambda r: r["alpha"], PINK, "-")})
         below.set_xlabel("epoch t")
@@ -223,6 +234,57 @@ def curves(runs, out="curves.png"):
         above.set_title(title, fontsize=10)
     for axis, named in ends:
         name_ends(axis, named)
+    save(figure, out)
+
+
+def spread(record, modalities, metric):
+    """perf_gap of any metric: the best modality's score minus the worst's, in points."""
+    single = [record[name][metric] for name in modalities]
+    return max(single) - min(single)
+
+
+def small_multiples(runs, logs, out, metric):
+    """curves of many runs: a panel each, with the run's fused score, perf_gap and alpha.
+
+    Behind them the fused scores of all runs are thin and grey, and their median is dotted.
+    """
+    columns, T = 6, max(len(epochs) for _, epochs in logs)
+    rows = -(-len(runs) // columns)
+    figure, axes = pyplot().subplots(
+        rows,
+        columns,
+        figsize=(2.6 * columns, 2.2 * rows + 0.6),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    lines = []  # for each run {name: values over t}
+    for first, epochs in logs:
+        gaps = [spread(r, first["modalities"], metric) for r in epochs]
+        values = {"fused": [r["fused"][metric] for r in epochs], "perf_gap": gaps}
+        lines.append(values | {"100 α": [100 * r["alpha"] for r in epochs]})
+    at = [[v["fused"][t] for v in lines if t < len(v["fused"])] for t in range(T)]
+    median = [np.median(values) for values in at]
+    styles = {"fused": (BLACK, "-"), "perf_gap": ("#D55E00", "--"), "100 α": (PINK, "-")}
+    for axis, folder, own in zip(axes.flat, runs, lines):
+        for other in lines:
+            t = range(1, 1 + len(other["fused"]))
+            axis.plot(t, other["fused"], color="#dddddd", lw=0.6)
+        axis.plot(range(1, 1 + T), median, ":", color=BLACK, lw=1, label="median of fused")
+        for name, (colour, style) in styles.items():
+            t = range(1, 1 + len(own[name]))
+            axis.plot(t, own[name], style, color=colour, lw=1.8, label=name)
+        name = Path(folder).resolve().name
+        axis.set_title(f"{name}: fused {own['fused'][-1]:.1f}", fontsize=8)
+        plain(axis)
+    for axis in axes.flat[len(runs) :]:
+        axis.set_visible(False)
+    axes[0, 0].set(ylim=(0, 102))
+    figure.supylabel(f"{METRICS[metric]}, %; its perf_gap, points; 100 α", fontsize=9)
+    figure.supxlabel("epoch t", fontsize=9)
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=4, frameon=False)
     save(figure, out)
 
 
@@ -412,7 +474,21 @@ def gradcam(runs, out="gradcam.png", modality="", sample=0):
     save(figure, out)
 
 
-COMMANDS = {function.__name__: function for function in (curves, alpha, gap, gradcam, table)}
+def landscape(out="landscape.png", seed=0):
+    """The outer loss L_CLS(theta*(alpha)) of a small problem, with Eq. 3 as tangents (Eq. 2, 3)."""
+    figure, axes = pyplot().subplots(
+        2, 2, figsize=(10, 8), sharex="row", height_ratios=[3, 2], layout="constrained"
+    )
+    draw(axes, seed, [SKY, ORANGE, BLACK])
+    for axis in axes.flat:
+        plain(axis)
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False)
+    save(figure, out)
+
+
+FUNCTIONS = (curves, alpha, gap, gradcam, table, landscape)
+COMMANDS = {function.__name__: function for function in FUNCTIONS}
 
 
 def main(arguments=None):
@@ -424,11 +500,14 @@ def main(arguments=None):
         "metric": f"one of {', '.join(METRICS)}",
         "modality": "whose encoder",
         "sample": "number of the test split's sample",
+        "seed": "of the small problem's data",
     }
     for name, function in COMMANDS.items():
         command = commands.add_parser(name, help=function.__doc__.split("\n")[0])
-        command.add_argument("runs", nargs="+", metavar="RUN", help="folder that train.py wrote")
-        for option, parameter in list(inspect.signature(function).parameters.items())[1:]:
+        options = dict(inspect.signature(function).parameters)
+        if options.pop("runs", None):
+            command.add_argument("runs", nargs="+", metavar="RUN", help="folder train.py wrote")
+        for option, parameter in options.items():
             usual = parameter.default
             command.add_argument(f"--{option}", type=type(usual), default=usual, help=texts[option])
     options = vars(parser.parse_args(arguments))

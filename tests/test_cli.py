@@ -1,5 +1,6 @@
 """utils/cli.py: the errors of the machine, each as one sentence that names a flag."""
 
+import functools
 import os
 import signal
 
@@ -11,7 +12,7 @@ from conftest import tiny
 import data
 import train
 from data import Samples
-from utils.cli import one_sentence
+from utils.cli import line_of, one_sentence
 from utils.loader import eval_loader
 
 FLAGS = ["--dataset", "tiny", "--epochs", "2", "--batch-size", "16", "--out", "run"]
@@ -143,3 +144,20 @@ def test_an_evaluation_keeps_no_file_of_a_reader_open(tiny_data):
 
     train.evaluate(model, Counting(), ["image", "sound"])
     assert len(opened) == 300 and np.ptp(opened) < 100
+
+
+def test_line_of_names_the_line_that_raised_or_the_first():
+    """Of the function itself, not of what it calls; of a notebook's cell without its file name."""
+
+    def mine(t, T):
+        return len(t)
+
+    with pytest.raises(TypeError) as raised:
+        mine(1, 2)
+    start = mine.__code__.co_firstlineno
+    assert line_of(mine, raised.value) == f"mine, line {start + 1} of test_cli.py: return len(t)"
+    assert line_of(mine, ValueError()) == f"mine, line {start} of test_cli.py: def mine(t, T):"
+    names = {}
+    exec(compile("\ndef cell(t, T): pass", "/tmp/ipykernel_1/2.py", "exec"), names)
+    assert line_of(names["cell"], ValueError()).startswith("cell, line 2 of its cell")
+    assert line_of(functools.partial(mine, 1), ValueError()).startswith("functools.partial(")

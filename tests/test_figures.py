@@ -15,10 +15,11 @@ from torch import nn
 
 import train
 from model import MultimodalModel
-from scripts import figures
+from scripts import figures, landscape
 from utils.run import checkpoint_path, load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[1]
+READING = [name for name in figures.COMMANDS if name != "landscape"]  # the commands that read runs
 
 
 def write(folder, method="heuristic", seed=0, acc=50.0, test=True, **settings):
@@ -102,8 +103,8 @@ def test_figures_read_real_runs(runs, tmp_path, capsys):
     capsys.readouterr()
     assert figures.main(["table", *runs]) == 0
     assert "| learning-based --epochs 3 --inner-iters 2 | 1 |" in capsys.readouterr().out
-    for name, function in figures.COMMANDS.items():
-        if function is not figures.table:
+    for name in READING:
+        if name != "table":
             assert figures.main([name, *runs]) == 0
             assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert (
@@ -111,6 +112,78 @@ def test_figures_read_real_runs(runs, tmp_path, capsys):
         == 0
     )
     assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.fixture
+def pictures(monkeypatch):
+    """The figures that a command would save, in order; they are closed after the test."""
+    seen = []
+    monkeypatch.setattr(figures, "save", lambda figure, out: seen.append(figure))
+    yield seen
+    for figure in seen:
+        figures.pyplot().close(figure)
+
+
+def test_curves_of_thirty_runs_are_small_panels_with_the_median(tmp_path, pictures):
+    """Each run has a panel with its own name and last score; the median is the same in all."""
+    accs = np.random.default_rng(0).uniform(10, 99, 30)
+    runs = [write(tmp_path / f"student{k}", acc=acc) for k, acc in enumerate(accs)]
+    assert figures.main(["curves", *runs]) == 0
+    axes = [axis for axis in pictures[0].axes if axis.get_visible()]
+    titles = [axis.get_title() for axis in axes]
+    assert titles == [f"student{k}: fused {acc:.1f}" for k, acc in enumerate(accs)]
+    for axis, acc in zip(axes, accs):
+        own = {line.get_label(): line.get_ydata()[-1] for line in axis.lines}
+        assert own["fused"] == acc and own["median of fused"] == pytest.approx(np.median(accs))
+        assert own["perf_gap"] == 10 and own["100 α"] == 50
+        assert sum(line.get_color() == "#dddddd" for line in axis.lines) == 30
+    width, height = pictures[0].get_size_inches()
+    assert width < 20 and height < 15
+
+
+def test_the_median_counts_the_runs_that_reached_the_epoch(tmp_path, pictures):
+    """A shorter run ends where it ends."""
+    runs = [write(tmp_path / f"{k}", acc=acc) for k, acc in enumerate([10, 20, 30, 40, 50, 60, 70])]
+    short = tmp_path / "0/log.jsonl"
+    short.write_text("".join(short.read_text().splitlines(keepends=True)[:2]))
+    figures.main(["curves", *runs, write(tmp_path / "7", acc=80)])
+    median = next(x for x in pictures[0].axes[0].lines if x.get_label() == "median of fused")
+    assert list(median.get_ydata()) == [45, 50]
+
+
+def test_seven_runs_have_columns_and_any_metric(tmp_path, pictures):
+    """Scores, losses and alpha below each other; perf_gap is that of the metric."""
+    runs = [write(tmp_path / f"{k}") for k in range(7)]
+    assert figures.main(["curves", *runs, "--metric", "f1"]) == 0
+    axes = pictures[0].axes
+    assert len(axes) == 21 and axes[0].get_ylabel().startswith("macro-F1")
+    lines = {text.get_text(): text.xy[1] for text in axes[0].texts}
+    assert sorted(lines) == ["fused", "image", "perf_gap", "sound"]
+    assert [line.get_ydata()[-1] for line in axes[0].lines] == [50, 50, 20, 30]
+
+
+@pytest.mark.parametrize(
+    "ending, start", [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")]
+)
+def test_the_ending_of_out_is_the_format(tmp_path, monkeypatch, ending, start):
+    """Also where the environment has the backend of a notebook, and there is no screen."""
+    monkeypatch.setenv("MPLBACKEND", "module://no_such_backend")
+    run, out = write(tmp_path / "a", epochs=2), tmp_path / f"picture.{ending}"
+    lines = f"from scripts import figures; figures.main(['alpha', {run!r}, '--out', {str(out)!r}])"
+    subprocess.run([sys.executable, "-c", lines], cwd=Path(figures.__file__).parents[1], check=True)
+    assert out.read_bytes().startswith(start)
+
+
+def test_landscape_draws_both_outer_levels(tmp_path, monkeypatch):
+    """From the command to the picture, on four points of alpha and two epochs."""
+    monkeypatch.setattr(landscape, "ALPHAS", [0.0, 0.5, 0.95, 1.0])
+    monkeypatch.setattr(landscape, "TANGENTS", [0.5])
+    monkeypatch.setattr(landscape, "UPDATES", 2)
+    out = tmp_path / "picture.svg"
+    assert figures.main(["landscape", "--seed", "1", "--out", str(out)]) == 0
+    text = out.read_text()
+    for words in ("outer level: training samples", "outer level: held-out samples", "Eq. 3, K = 5"):
+        assert words in text
 
 
 def test_names_stand_apart_and_within_the_axis():
@@ -256,7 +329,7 @@ def test_checkpoints_that_cannot_be_drawn_are_one_sentence(runs, capsys, command
     assert "step has no checkpoint" in refused()
 
 
-@pytest.mark.parametrize("command", figures.COMMANDS)
+@pytest.mark.parametrize("command", READING)
 def test_a_folder_that_is_no_run_is_one_sentence(tmp_path, capsys, command):
     """No folder, no log, a broken line, an unfinished run: exit status 2 and what is wrong."""
     write(tmp_path / "torn")

@@ -7,12 +7,15 @@ or its choices, and whether it may change when a run is resumed.
 import argparse
 import dataclasses
 import inspect
+import linecache
 import math
 import re
 import signal
 import sys
 import threading
+import traceback
 from dataclasses import field
+from pathlib import Path
 
 # What a library says, and what the user can do about it. The first pattern that is found counts.
 ADVICE = {
@@ -100,6 +103,20 @@ def call_of(kind, text, functions, given):
         what = f"{kind} {text!r} does not fit {name}{signature}; expected {form}{wanted}"
         raise ValueError(what) from None
     return function, dict(list(bound.items())[len(before) :])
+
+
+def line_of(function, error):
+    """`mine, line 2 of FILE: source` where the function raised the error, else where it begins."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None:  # a partial, an object that can be called
+        return repr(function)
+    lines = [n for frame, n in traceback.walk_tb(error.__traceback__) if frame.f_code is code]
+    n = lines[-1] if lines else code.co_firstlineno
+    source = linecache.getline(code.co_filename, n).strip()
+    file = Path(code.co_filename).name
+    if "ipykernel" in code.co_filename or file.startswith("<"):
+        file = "its cell"  # a notebook's names of cells tell nobody anything
+    return f"{function.__name__}, line {n} of {file}: {source}"
 
 
 def check(args):
