@@ -155,13 +155,13 @@ def anchor(title):
 
 def choices():
     """docs/CHOICES.md: [(mark, what, choice, place)]; the release has no place."""
-    rows, mark = [], RELEASE
+    rows, mark = [], None
     for line in (ROOT / "docs/CHOICES.md").read_text(encoding="utf-8").splitlines():
-        if line.startswith("#"):
-            mark = RELEASE
+        if line.startswith("#"):  # the table of the baselines' numbers has no mark
+            mark = RELEASE if "released code" in line else None
         elif line.partition(":")[0] in MARKS:
             mark = line.partition(":")[0]
-        elif line.startswith("| "):
+        elif mark and line.startswith("| "):
             what, choice, *place = (cell.strip() for cell in line.strip("|").split(" | "))
             rows.append((mark, what, choice, "".join(place).strip(" `")))
     return rows
