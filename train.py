@@ -178,7 +178,7 @@ class Settings:
     """One run. Every field is a flag of the command line."""
 
     dataset: str = setting(
-        "keypad", "the data set, or a folder with a samples.csv", group="run", listed=DATASETS
+        "keypad", "the data set (defaults: keypad's), or your folder", group="run", listed=DATASETS
     )
     method: str = setting(
         "learning-based", "how alpha moves, or another method of Table 1, ogm:0.3", listed=METHODS
@@ -237,7 +237,8 @@ def check(args):
     cli.check(args)
     name = args.method.split(":")[0]
     if name in SCHEDULES:
-        make_schedule(args.method)
+        omega = make_schedule(args.method)
+        [omega(t, args.epochs) for t in range(1, args.epochs + 1)]  # an error now, not in epoch T
     elif name in BASELINES:
         hooks.check(BASELINES[name], args)
     else:

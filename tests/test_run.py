@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 import data
 import losses
 import train
+from losses import SCHEDULES
 from utils import run as runs
 
 ROOT = Path(__file__).parents[1]
@@ -509,6 +510,23 @@ def test_fewer_gpus_than_before_resume(tiny_data, monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda s, i: put_back.append((i, s.sum())))
     assert train.main(["--resume", "run", "--device", "cpu"]) == 0
     assert put_back == [(0, 0)]
+
+
+def test_another_schedule_cannot_resume_a_run(tiny_data, monkeypatch, capsys):
+    """omega(t) was edited between the two: the log would mix two schedules."""
+    monkeypatch.setitem(SCHEDULES, "mine", lambda t, T: 1 - t / T)
+    start("run", "--method", "mine", "--epochs", "4")
+    monkeypatch.setitem(SCHEDULES, "mine", lambda t, T: 0.9)
+    capsys.readouterr()
+    assert train.main(["--resume", "run"]) in (1, 2)
+    assert said(capsys).startswith("run has alpha 0.75 in epoch 1, now it would be 0.9; the sched")
+
+
+def test_a_schedule_is_asked_for_all_epochs_first(tiny_data, monkeypatch, capsys):
+    """An omega(t) that fails at t = T fails before the training."""
+    monkeypatch.setitem(SCHEDULES, "mine", lambda t, T: 1 / (T - t))
+    assert start("run", "--method", "mine", "--epochs", "4") == 2
+    assert "at t = 4 of T = 4" in capsys.readouterr().err and not Path("run").exists()
 
 
 def test_stopping_an_evaluation_proposes_no_resume(tiny_data, monkeypatch, capsys):

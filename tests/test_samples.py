@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +40,8 @@ def vectors(folder, n=30):
     rows = []
     for i, split in enumerate(splits(n)):
         for name, d in [("a", 4), ("b", 6), ("c", 8)]:
-            np.save(folder / f"{name}{i}.npy", rng.normal(size=d) + i % 3)
-        rows.append(f"{split},class {i % 3},a{i}.npy,b{i}.npy,c{i}.npy")
+            np.save(folder / f"{name}{i}.npy", rng.normal(size=d) + i // 3 % 3)
+        rows.append(f"{split},class {i // 3 % 3},a{i}.npy,b{i}.npy,c{i}.npy")
     write_table(folder, "split,label,array:a,array:b,array:c", rows)
 
 
@@ -107,7 +108,7 @@ def test_own_data_is_read_into_its_classes(tmp_path):
     prepare.main([str(tmp_path), "--workers", "1"])
     found = data.load(str(tmp_path), "", lambda m: ["mlp"] * m)
     a, b, c, y = found["train"][0]
-    assert y == 1 and found["n_classes"] == 3 and len(found["train"]) == 20
+    assert y == 0 and found["n_classes"] == 3 and len(found["train"]) == 20
     assert torch.equal(b, torch.tensor(np.load(tmp_path / "b1.npy"), dtype=torch.float32))
 
 
@@ -129,7 +130,7 @@ def test_defaults_of_own_data_follow_its_kinds(tmp_path):
     pictures_and_sentences(tmp_path / "s")
     two_sounds(tmp_path / "t")
     settings = [train.parse(["--dataset", str(tmp_path / name)]) for name in "vst"]
-    encoders = ["mlp,mlp,mlp", "resnet18,bert", "resnet18,resnet18,resnet18"]
+    encoders = ["mlp,mlp,mlp", "cnn,bert", "cnn,cnn,cnn"]
     assert [s.encoders for s in settings] == encoders
     assert [s.optimizer for s in settings] == ["sgd", "adam", "sgd"]
     assert all((s.batch_size, s.epochs, s.alpha_limit) == (16, 50, 0.02) for s in settings)
@@ -148,8 +149,13 @@ BAD = [
     ("split,label,image,smell", ["train,a,1,2"], "unknown column 'smell', expected split, label"),
     ("split,label,image,audio:fused", ["train,a,1,2"], "'audio:fused' is a bad or repeated name"),
     ("split,image,audio", ["train,1,2"], "is a header without ['label']"),
+    (
+        "train,a,1,2",
+        ["test,b,3,4"],
+        "'label']: ['train', 'a', '1', '2']; expected a first line",
+    ),
     ("", [], "is a header without ['split', 'label']"),
-    ("split,label,image,audio", ["train,a,1,2", "test,b,3,4"], "1 and 2 is missing"),
+    ("split,label,image,audio", ["train,a,1,2", "test,b,3,4"], "no file 1 and 2 in "),
 ]
 
 
@@ -159,7 +165,7 @@ def test_a_bad_table_is_one_sentence(header, rows, said, tmp_path, capsys):
     write_table(tmp_path, header, rows)
     assert train.main(["--dataset", str(tmp_path), *SMALL]) == 2
     results = [("train.py", capsys.readouterr().err)]
-    if "missing" not in said:  # prepare only counts what is missing
+    if "no file" not in said:  # prepare only counts what is missing
         assert prepare.main([str(tmp_path), "--workers", "1"]) == 2
         results.append(("prepare", capsys.readouterr().err))
     for program, err in results:
@@ -191,7 +197,13 @@ def test_what_is_wrong_with_a_sample_is_listed(tmp_path, capsys):
     kinds, found = read_prepared(tmp_path)
     assert set(kinds.values()) == {"vector"} and found.counts["train"]["usable"] == 15
     text = (tmp_path / "prepared/samples.csv").read_text()
-    for problem in ("line 3", "line 4: nowhere.npy is missing", "c4.npy", "a5.npy", "b7.npy"):
+    for problem in (
+        "line 3: a is blank",
+        "line 4: no file nowhere.npy in ",
+        "c4.npy",
+        "a5.npy",
+        "b7.npy",
+    ):
         assert problem in text
     assert train.main(["--dataset", str(tmp_path), "--out", str(tmp_path / "run"), *SMALL]) == 0
 
@@ -222,6 +234,28 @@ def test_a_set_that_is_no_set_is_one_sentence(tmp_path, monkeypatch, capsys):
         assert train.main(["--dataset", *flags, *SMALL]) == 2
         assert said in capsys.readouterr().err
     assert prepare.main(["cremd"]) == 2 and "unknown data set 'cremd'" in capsys.readouterr().err
+
+
+def test_files_are_found_with_accents_in_either_form(tmp_path):
+    """A Mac writes \u00e9 as two characters, a spreadsheet as one; header names in any case."""
+    rows = []
+    for i, split in enumerate(["train", "train", "test"]):
+        make_jpg(tmp_path / unicodedata.normalize("NFD", f"\u00e9t\u00e9{i}.jpg"))
+        make_wav(tmp_path / unicodedata.normalize("NFC", f"\u00e9t\u00e9{i}.wav"), 0.2)
+        rows.append(f"{split},{i % 2},\u00e9t\u00e9{i}.jpg,e\u0301te\u0301{i}.wav")
+    write_table(tmp_path, "split,label,Image,AUDIO", rows)
+    _, samples = read_own(tmp_path)
+    assert not any(sample.status for sample in samples)
+
+
+def test_a_class_that_is_never_trained_is_said(tmp_path, capsys):
+    """Most likely a slip in the label."""
+    vectors(tmp_path)
+    table = tmp_path / "samples.csv"
+    table.write_text(table.read_text().replace("test,class 0,a0", "test,klass 0,a0"))
+    data.load(str(tmp_path), "", lambda m: ["mlp"] * m)
+    told = "classes without a training sample, in test: klass 0\n"
+    assert told in capsys.readouterr().out
 
 
 def test_strings_are_a_list_that_processes_share():

@@ -57,7 +57,8 @@ def unreadable(path, error):
         return UnreadableFile(f"{path} cannot be read: {what}", "no permission")
     except OSError as other:
         what = other.strerror
-    message = f"{path} cannot be read ({what}); download it again, or delete it to train without it"
+    what = what.replace(repr(os.fspath(path)), "the file")  # Pillow names it, too
+    message = f"{path} cannot be read ({what}); replace it, or delete it to train without it"
     return UnreadableFile(message)
 
 

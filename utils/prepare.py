@@ -251,4 +251,8 @@ def collect(name, root, modalities, seconds, paper=None):
             why = found.problems.get(split, "its list is empty")
             what = f"no {split} sample of {name} can be used: {why}"
             raise FileNotFoundError(f"{what}; after a change run {command}; see docs/DATA.md")
+    train = set(found.splits["train"][1])
+    for split in sorted(found.splits):
+        if unknown := sorted(set(found.splits[split][1]) - train):
+            print(f"classes without a training sample, in {split}: {', '.join(unknown)}")
     return kinds, found

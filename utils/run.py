@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import signal
 import subprocess
 import threading
@@ -114,6 +115,8 @@ def save_checkpoint(folder, state, kept):
 def load_checkpoint(folder, t=None):
     """The checkpoint after epoch t, or the last; RunError or FileNotFoundError in one sentence."""
     epochs = checkpoint_epochs(folder)
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; give that of a run, like runs/NAME")
     if not epochs or t not in (None, *epochs):
         wanted = "" if t is None else f" of epoch {t}"
         what = f" (only of epochs {epochs})" if epochs else ""
@@ -380,6 +383,11 @@ class Run:
             if began != samples:
                 what = f"{self.folder} began with {began} samples, now there are {samples}"
                 raise RunError(f"{what}; resume it with the same data")
+            if records[1]["alpha"] != alpha:
+                was = (
+                    f"{self.folder} has alpha {records[1]['alpha']:.4g} in epoch 1, now it would be"
+                )
+                raise RunError(f"{was} {alpha:.4g}; the schedule has changed, use another --out")
             load_state(state, model=model, optimizer=optimizer, plateau=plateau)
             torch.set_rng_state(state["random"]["cpu"])
             if torch.cuda.is_available():  # there may be fewer GPUs than before
@@ -389,7 +397,8 @@ class Run:
         args, path = self.args, self.folder / "log.jsonl"
         print(
             f"{args.dataset}, {args.method}, seed {args.seed}, {self.records[0]['device']}: "
-            f"{samples} samples of {' + '.join(self.data['modalities'])}; writing {path}"
+            f"{samples} samples of {' + '.join(self.data['modalities'])}; {args.epochs} epochs, "
+            f"batches of {args.batch_size}, {args.encoders}, lr {args.lr:g}; writing {path}"
         )
         if not state:
             for t in checkpoint_epochs(self.folder) if self.writes else []:  # of an overwritten run
@@ -437,7 +446,7 @@ class Run:
         which = "the best on the validation part" if "val" in self.data else "the last"
         print(f"epoch {t}, {which}:")
         print(score_table(result, self.data["modalities"], "test"))
-        print(f"to see it: python -m scripts.figures curves {self.folder}")
+        print(f"to see it: python -m scripts.figures curves {shlex.quote(str(self.folder))}")
 
 
 def folder_of(args):

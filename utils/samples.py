@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import os
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -92,6 +93,7 @@ def modality_columns(place, header):
     columns = {}
     for column in header:
         kind, _, name = (part.strip() for part in column.partition(":"))
+        kind = kind.lower()
         name = name or kind
         if column in NO_MODALITY:
             continue
@@ -121,7 +123,8 @@ def own_table(root):
     header = ";".join(map(str.strip, header)).rstrip(";").split(";")  # without empty columns behind
     header = [field.lower() if field.lower() in NO_MODALITY else field for field in header]
     if absent := [column for column in ("split", "label") if column not in header]:
-        raise ValueError(f"{place} is a header without {absent}, expected split,label,KIND,KIND")
+        expected = "expected a first line like split,label,image,audio"
+        raise ValueError(f"{place} is a header without {absent}: {header[:4]}; {expected}")
     columns = modality_columns(place, header)
     if len(columns) < 2:
         raise ValueError(f"{place} names {len(columns)} modality, expected two or more columns")
@@ -149,8 +152,10 @@ def own_source(root, name, kind, cell):
     """(prepared name, source or None, original or None) of a cell of DIR/samples.csv."""
     if kind == "text":
         return "", cell, cell
-    if not os.path.exists(os.path.join(root, cell)):
-        cell = cell.replace("\\", "/")  # as Windows writes paths
+    # As it is; as Windows writes paths; with accents as one character or, as on a Mac, as two.
+    forms = [cell, cell.replace("\\", "/")]
+    forms += [unicodedata.normalize(form, forms[1]) for form in ("NFC", "NFD")]
+    cell = next((form for form in forms if os.path.exists(os.path.join(root, form))), cell)
     path, own = os.path.join(root, cell), prepared_name(cell)
     if not cell or not os.path.exists(path):
         return own, None, None
@@ -176,9 +181,11 @@ def read_own(root):
         found = [own_source(root, name, columns[name], c) for name, c in zip(columns, cells)]
         names, sources, originals = map(list, zip(*found))
         status, problem, group = "", "", row["group"] or f"sample {n}"
-        if absent := [cell or "" for cell, original in zip(cells, originals) if not original]:
-            status = "missing" if all(cells) else "blank cell"
-            problem = f"{place}: {' and '.join(absent)} is missing" if all(cells) else place
+        if blank := [name for name, cell in zip(columns, cells) if not cell]:
+            status, problem = "blank cell", f"{place}: {' and '.join(blank)} is blank"
+        elif absent := [cell for cell, original in zip(cells, originals) if not original]:
+            status = "missing"
+            problem = f"{place}: no file {' and '.join(absent)} in {os.path.abspath(root)}"
         rest = [names, sources, originals, [None] * len(columns), status, problem]
         samples.append(Sample(split, row["label"], group, *rest))
     check_splits(root, samples)
@@ -300,13 +307,13 @@ def class_index(labels, n_classes=None):
 def own_settings(folder):
     """The settings of train.py for data of one's own, by its kinds and its number of samples."""
     kinds = list(own_kinds(folder).values())
-    usual = {"text": "bert", "vector": "mlp", "grid": "cnn"}
+    usual = {"text": "bert", "vector": "mlp"}
     n = sum(SPLITS.get(row["split"].lower()) == "train" for _, row in own_table(folder)[1])
     batch_size = 64 if n >= 1000 else 16
     epochs = min(50, max(10, 600 * batch_size // max(1, n)))  # about 600 steps, in 10 to 50 epochs
-    result = {"encoders": ",".join(usual.get(kind, "resnet18") for kind in kinds)}
+    result = {"encoders": ",".join(usual.get(kind, "cnn") for kind in kinds)}
     result |= {"batch_size": batch_size, "epochs": epochs, "alpha_batch": 32}
     result |= {"eta_alpha": 20 / epochs, "alpha_limit": 1 / epochs}  # as on keypad, where T is 10
     if "text" in kinds:
         return result | {"optimizer": "adam", "lr": 1e-4, "weight_decay": 0.0}
-    return result | ({"lr": 1e-2} if "resnet18" in result["encoders"] else {})
+    return result
