@@ -191,6 +191,25 @@ def test_a_step_logs_l_mm_and_does_not_train_it():
         assert torch.allclose(p, expected[name], atol=1e-5)
 
 
+def test_a_step_is_along_the_modulated_gradient():
+    """modulate comes after each backward and before the optimizer's step: here it stops theta."""
+    model, x, y = made("mla")
+    model, x = model.float(), [x_j.float() for x_j in x]
+    seen = []
+
+    def modulate():
+        seen.append([p.grad is None for p in model.phi.parameters()])
+        for p in model.parameters():
+            p.grad = None
+
+    model.modulate = modulate
+    before = [p.detach().clone() for p in model.parameters()]
+    args = SimpleNamespace(bf16=False, smoothing=0.0, tau=0.1)
+    model.inner_step(model, torch.optim.SGD(model.parameters(), 0.1), x, y, 0.0, args)
+    assert all(map(torch.equal, before, model.parameters()))
+    assert len(seen) == 2 and all(a != b for a, b in zip(*seen))
+
+
 def moved(model, optimizer):
     """How far one step along random gradients moves each encoder."""
     before = [rebalance.vector(phi.parameters()).detach() for phi in model.phi]
@@ -241,7 +260,8 @@ def test_mses_is_heads_until_it_stops(tiny_data):
     for method in ("heads", "mses:99"):
         flags = ["--epochs", "3", "--val-fraction", "0.2", "--method", method, "--out", method[:4]]
         assert train.main([*TINY, *flags]) == 0
-    ours = [{k: v for k, v in r.items() if k != "stopped"} for r in epochs_of("mses")]
+    ours = epochs_of("mses")
+    assert [record.pop("stopped") for record in ours] == [[False, False]] * 3
     assert ours == epochs_of("head")
 
 
@@ -508,7 +528,7 @@ def test_reconboost_fits_one_modality_to_what_the_others_lack():
     with torch.no_grad():
         model.classifiers[0].weight.zero_()
         model.classifiers[0].bias.copy_(tensor(1e3, 0, 0))
-    assert float(next(losses_of(model, x, torch.zeros(6, dtype=torch.long)))) == 0
+    assert next(losses_of(model, x, torch.zeros(6, dtype=torch.long))).item() == 0
 
 
 def test_weaker_is_pmrs_beta():
@@ -669,6 +689,7 @@ def test_evidential_loss_by_hand():
     assert float(rebalance.evidential_loss(none[:, :2], y, 1)) == pytest.approx(1)
     assert float(rebalance.evidential_loss(none, y, 1)) == pytest.approx(2.28333, abs=1e-5)
     assert float(rebalance.evidential_loss(tensor([4, 0]), y, 0)) == pytest.approx(0.2)
+    assert float(rebalance.evidential_loss(tensor([4, 0]), y, 1)) == pytest.approx(0.2)
     against = tensor([0, 4])
     assert float(rebalance.evidential_loss(against, y, 0)) == pytest.approx(2.28333, abs=1e-5)
     assert float(rebalance.evidential_loss(against, y, 1)) == pytest.approx(3.09277, abs=1e-5)
