@@ -83,7 +83,7 @@ class Samples(Dataset):
 
 
 def take(values, chosen):
-    return values[chosen] if torch.is_tensor(values) else Strings([values[i] for i in chosen])
+    return values[chosen] if torch.is_tensor(values) else type(values)([values[i] for i in chosen])
 
 
 # A reader is called as (source, seed). Without a seed nothing is augmented; with one, the

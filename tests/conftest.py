@@ -1,6 +1,7 @@
 """What several test files share: a data set that trains in a blink."""
 
 import json
+import signal
 from pathlib import Path
 
 import av
@@ -14,6 +15,8 @@ from PIL import Image
 import data
 from data import Samples, identity
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell's script
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # the tests are small; more threads only wait for each other
 # librosa parses its stubs at its first use. Python 3.11 can fail there in a worker forked from
 # these tests ("AST constructor recursion depth mismatch", python/cpython#106905): import it here.

@@ -139,7 +139,7 @@ def test_a_failed_run_is_named_and_the_others_go_on(calls, monkeypatch, capsys):
         (["--seeds", "0"], "--seeds is 0, expected 1 or more"),
         (["--jobs", "-1"], "--jobs is -1, expected 1 or more"),
         (["--methods", "ogn"], "unknown method 'ogn'"),
-        (["--dataset", "nowhere"], "unknown dataset 'nowhere'"),
+        (["--dataset", "nowhere"], "unknown data set or folder 'nowhere'"),
         (["--", "--epochs", "0"], "--epochs is 0, expected more than 0"),
         (["--", "--seed", "1"], "--seed after -- is set by the sweep itself; leave it out"),
     ],
