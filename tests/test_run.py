@@ -277,7 +277,10 @@ def test_what_a_kill_left_half_written_is_removed(tiny_data):
 def test_a_folder_without_a_checkpoint_is_said(tiny_data, capsys, flag):
     """Neither a folder that is not there nor an empty one is made into a run."""
     assert train.main([flag, "nowhere"]) == 2
-    assert "nowhere has no checkpoint" in said(capsys) and not Path("nowhere").exists()
+    assert "nowhere is not a folder" in said(capsys) and not Path("nowhere").exists()
+    Path("empty").mkdir()
+    assert train.main([flag, "empty"]) == 2
+    assert "empty has no checkpoint" in said(capsys) and not list(Path("empty").iterdir())
 
 
 def test_two_runs_in_one_folder_are_refused(tiny_data, capsys):
