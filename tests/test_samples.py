@@ -15,6 +15,8 @@ from conftest import make_jpg, make_video, make_wav
 import data
 import train
 from scripts import prepare
+from utils import prepare as preparing
+from utils.atomic import atomic
 from utils.prepare import in_processes
 from utils.samples import Strings, read_own, read_prepared
 
@@ -280,10 +282,20 @@ def test_a_process_that_dies_costs_one_sample(monkeypatch):
     assert done == {i: None if job == "bad" else job.upper() for i, job in enumerate(jobs)}
 
 
-def test_one_video_in_many_lines_is_prepared_once(tmp_path):
-    """Lines that share a file do not get in each other's way."""
+def test_a_folder_that_another_process_has_just_made_stays(tmp_path):
+    """Of two that prepare the same clip the first wins, and the second is no error."""
+    with atomic(tmp_path / "clip") as part:
+        part.mkdir()
+        (tmp_path / "clip").mkdir()
+        (tmp_path / "clip/first.jpg").write_text("")
+    assert [p.name for p in tmp_path.rglob("*.jpg")] == ["first.jpg"]
+
+
+def test_one_video_in_many_lines_is_prepared_once(tmp_path, monkeypatch):
+    """Lines that share a file do not get in each other's way, also in several processes."""
+    monkeypatch.setattr(preparing, "FEW", 0)
     two_sounds(tmp_path)
-    assert prepare.main([str(tmp_path), "--workers", "4"]) == 0
+    assert prepare.main([str(tmp_path), "--workers", "2"]) == 0
     kinds, found = read_prepared(tmp_path)
     assert sum(c["usable"] for c in found.counts.values()) == 12
     assert [p.name for p in (tmp_path / "prepared/video").iterdir()] == ["clip.mp4"]

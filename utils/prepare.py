@@ -14,6 +14,7 @@ All files are written atomically. You can stop it and run it again: it continues
 import errno
 import functools
 import importlib
+import multiprocessing
 import os
 import signal
 from collections import Counter
@@ -47,6 +48,7 @@ from utils.samples import (
 )
 
 FRAMES = 10  # of a prepared video
+FEW = 50  # samples, which are done before processes have started
 
 
 def read_all(kind, source, window, seconds, shape):
@@ -134,7 +136,9 @@ def in_processes(work, jobs, workers):
     A process can die of a file (a fault in a decoder, too little memory). The jobs that were
     running then are tried once more, each alone.
     """
-    new_pool = functools.partial(ProcessPoolExecutor, initializer=worker_signals)
+    # Not forked: a process that is forked after a decoder has started its threads can wait forever.
+    how = {"initializer": worker_signals, "mp_context": multiprocessing.get_context("spawn")}
+    new_pool = functools.partial(ProcessPoolExecutor, **how)
     pool, left, running = new_pool(workers), list(range(len(jobs)))[::-1], {}
     try:
         while left or running:
@@ -202,7 +206,11 @@ def prepare(name, root, modalities, seconds, workers=None, raw=False, program=No
     work = functools.partial(prepare_sample, columns, seconds, raw, into, shapes)
     results = [(sample.status, sample.problem, sample.sources) for sample in samples]
     left = [i for i, sample in enumerate(samples) if not sample.status]
-    done = in_processes(work, [samples[i] for i in left], workers)
+    jobs = [samples[i] for i in left]
+    if workers > 1 and len(jobs) > FEW:
+        done = in_processes(work, jobs, workers)
+    else:
+        done = enumerate(map(work, jobs))
     died = "the process that read it died: of a fault in a decoder, or for lack of memory"
     for k, result in tqdm(done, f"preparing {name}", len(left), unit="sample", disable=None):
         results[left[k]] = result or ("crashed", died, samples[left[k]].sources)
