@@ -689,7 +689,7 @@ def test_a_schedule_that_fails_is_one_sentence(tiny_data, monkeypatch, capsys, o
     """It names the schedule and the epoch, whatever the student's function raises; the next run
     works."""
     monkeypatch.setitem(SCHEDULES, "broken", omega)
-    assert train.main(arguments_of(**QUICK, method="broken", out="run")) == 1
+    assert train.main(arguments_of(**QUICK, method="broken", out="run")) == 2
     assert "schedule 'broken' does not return a number at t = 2 of T = 3 (" in sentence(capsys)
     assert run(method="heuristic", out="next")
 
