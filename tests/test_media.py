@@ -173,6 +173,8 @@ def test_sound_needs_no_home(tmp_path, monkeypatch):
     import numba
 
     class Librosa:
+        __spec__ = None  # Python 3.13 asks for it
+
         def __getattr__(self, name):
             if folder != numba.config.CACHE_DIR:
                 raise RuntimeError("cannot cache function '__o_fold': no locator available")
