@@ -97,8 +97,7 @@ def identity(x, seed=None):
 
 def sound(path, seed=None, seconds=10):
     """A prepared spectrogram: (1, 257, 299) for 3 s, (1, 257, 1004) for 10 s, float16."""
-    values = media.read_array(path, 257, 1 + (16000 * seconds - 512) // 159)
-    return torch.from_numpy(np.array(values, np.float16))[None]
+    return torch.from_numpy(np.array(media.read_spectrogram(path, seconds), np.float16))[None]
 
 
 def picture(path, seed=None):

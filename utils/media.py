@@ -270,6 +270,11 @@ def read_array(path, *shape):
     return values
 
 
+def read_spectrogram(path, seconds):
+    """A prepared spectrogram of `seconds`, memory-mapped: (257, frames), see spectrogram."""
+    return read_array(path, 257, 1 + (16000 * seconds - 512) // 159)
+
+
 def vector(path, seed=None):
     """A .npy of numbers: (d,) float32."""
     return torch.from_numpy(np.array(read_array(path, "d"), np.float32))

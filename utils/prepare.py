@@ -13,7 +13,6 @@ All files are written atomically. You can stop it and run it again: it continues
 
 import errno
 import functools
-import importlib
 import multiprocessing
 import os
 import signal
@@ -33,15 +32,19 @@ from utils.files import find_samples
 from utils.media import (
     UnreadableFile,
     frame_paths,
+    load_librosa,
     read_array,
     read_flow,
     read_frames,
     read_image,
+    read_spectrogram,
 )
 from utils.samples import (
     PREPARED,
     USABLE,
+    array_shape,
     own_table,
+    prepared_table,
     read_own,
     read_prepared,
     write_prepared,
@@ -54,7 +57,7 @@ FEW = 50  # samples, which are done before processes have started
 def read_all(kind, source, window, seconds, shape):
     """Read all of a source as training reads a part of it; UnreadableFile if that fails."""
     if kind == "audio":
-        read_array(source, 257, 1 + (16000 * seconds - 512) // 159)
+        read_spectrogram(source, seconds)
     elif kind == "image":
         read_image(source)
     elif kind == "array":
@@ -167,14 +170,13 @@ def array_shapes(columns, samples):
     """{name: shape} for each array modality: the shape of its first file that can be read."""
     shapes = {}
     for j, (name, kind) in enumerate(columns.items()):
-        for sample in samples if kind == "array" else []:
-            try:
-                shape = np.load(sample.originals[j], mmap_mode="r").shape
-            except (OSError, ValueError, EOFError, TypeError):
+        for path in [sample.originals[j] for sample in samples if kind == "array"]:
+            shape = path and array_shape(path)
+            if shape is None:
                 continue
             if len(shape) not in (1, 3):
                 expected = "expected a vector (d,) or a picture (C, H, W)"
-                raise ValueError(f"{sample.originals[j]} is an array {shape}, {expected}")
+                raise ValueError(f"{path} is an array {shape}, {expected}")
             shapes[name] = shape
             break
     return shapes
@@ -188,16 +190,12 @@ def prepare(name, root, modalities, seconds, workers=None, raw=False, program=No
     files that are missing or damaged.
     """
     workers, into = max(1, workers or os.cpu_count()), Path(root) / PREPARED
-    kinds = modalities or own_table(root)[0].values()
-    if raw and "video" not in kinds:
+    columns = dict(zip(modalities, modalities)) if modalities else own_table(root)[0]
+    if raw and "video" not in columns.values():
         raise ValueError(f"--raw is for data with videos, not for {name}; leave it out")
-    if modalities:
-        columns = dict(zip(modalities, modalities))
-        samples = list(find_samples(name, root, modalities))
-    else:
-        columns, samples = read_own(root)
-    if "audio" in kinds:
-        importlib.import_module("librosa")  # fails here, for all samples, without room for a cache
+    samples = list(find_samples(name, root, modalities) if modalities else read_own(root)[1])
+    if "audio" in columns.values():
+        load_librosa()  # without a folder for its cache it fails here, not for each sample
     for part in [*into.glob(".part-*"), *into.glob("*/.part-*")]:  # of a prepare that was killed
         remove(part)
     if program:
@@ -229,7 +227,7 @@ def prepare_command(name, root):
 
 def is_prepared(name, root):
     """Whether DIR/prepared/samples.csv is there, and not older than a samples.csv of one's own."""
-    path, own = Path(root) / PREPARED / "samples.csv", Path(root) / "samples.csv"
+    path, own = prepared_table(root), Path(root) / "samples.csv"
     if name in LISTS or not own.is_file():
         return path.is_file()
     return path.is_file() and own.stat().st_mtime <= path.stat().st_mtime
@@ -241,7 +239,7 @@ def collect(name, root, modalities, seconds, paper=None):
     Prints how many samples of each split are usable, beside `paper`, the paper's (train, val, test)
     numbers. FileNotFoundError if the training or the test split has none.
     """
-    command, table = prepare_command(name, root), Path(root) / PREPARED / "samples.csv"
+    command = prepare_command(name, root)
     if not is_prepared(name, root):
         if distributed.world_size() > 1:
             raise ValueError(f"{name} is not prepared; run {command} before several processes")
@@ -254,7 +252,7 @@ def collect(name, root, modalities, seconds, paper=None):
         beside = "" if expected is None else f" (paper: {expected})"
         usable = f"{name} {split}: {count[USABLE]} of {count.total()} usable{beside}"
         lost = ", ".join(f"{n} {status}" for status, n in sorted(count.items()) if status != USABLE)
-        print("; ".join(filter(None, [usable, lost, lost and f"why: {table}"])))
+        print("; ".join(filter(None, [usable, lost, lost and f"why: {prepared_table(root)}"])))
         if not count[USABLE]:
             why = found.problems.get(split, "its list is empty")
             what = f"no {split} sample of {name} can be used: {why}"

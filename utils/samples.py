@@ -65,6 +65,11 @@ class Strings:
         return self.bytes[start:end].numpy().tobytes().decode("utf-8", "surrogateescape")
 
 
+def prepared_table(root):
+    """The path of DIR/prepared/samples.csv."""
+    return Path(root) / PREPARED / "samples.csv"
+
+
 def read_table(path, errors="strict"):
     """Yield (place, [fields]) for each line of a csv file that is not blank; first its header.
 
@@ -217,7 +222,7 @@ def write_prepared(root, columns, rows):
         path = os.path.relpath(path, root) if path.startswith(os.path.join(root, "")) else path
         return ":".join(map(str, [path, *window])) if window else path
 
-    path = Path(root) / PREPARED / "samples.csv"
+    path = prepared_table(root)
     how = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
     with atomic(path) as part, open(part, "w", **how) as file:
         writer = csv.writer(file)
@@ -244,8 +249,7 @@ class Prepared(NamedTuple):
 
 def read_prepared(root):
     """({name: kind}, Prepared) from DIR/prepared/samples.csv; ValueError if it is no such file."""
-    path = Path(root) / PREPARED / "samples.csv"
-    lines = read_table(path, errors="surrogateescape")
+    lines = read_table(prepared_table(root), errors="surrogateescape")
     _, header = next(lines, (None, []))
     pairs = [column.partition(":") for column in header[4:-1]]
     kinds = {name or kind: kind for kind, _, name in pairs}
@@ -267,28 +271,23 @@ def read_prepared(root):
         for source, kind, cell in zip(sources, kinds.values(), cells):
             source.append(cell if kind == "text" else os.path.join(root, cell))
     for (name, kind), source in zip(kinds.items(), splits["train"][0]):
-        if kind == "array" and source:
-            kinds[name] = array_kind(source[0])
+        if kind == "array":
+            kinds[name] = array_kind(source)
     return kinds, Prepared(splits, counts, labels, problems)
 
 
-def array_kind(path):
-    """ "vector" for a .npy of one dimension, "grid" for another; None for a file that is none."""
+def array_shape(path):
+    """The shape of a .npy file; None for a file that is none."""
     try:
-        return "vector" if np.load(path, mmap_mode="r").ndim == 1 else "grid"
+        return np.load(path, mmap_mode="r").shape
     except (OSError, ValueError, EOFError):
         return None
 
 
-def own_kinds(root):
-    """{name: kind} for data of one's own, of an array by its first file that can be read."""
-    columns, rows = own_table(root)
-    cells = [row["cells"] for _, row in rows] if "array" in columns.values() else []
-    for j, (name, kind) in enumerate(list(columns.items())):
-        if kind == "array":
-            found = (array_kind(os.path.join(root, row[j])) for row in cells)
-            columns[name] = next(filter(None, found), "vector")
-    return columns
+def array_kind(paths):
+    """ "vector" or, if the first of the .npy files that can be read has more dimensions, "grid"."""
+    shapes = (shape for path in paths if (shape := array_shape(path)) is not None)
+    return "vector" if len(next(shapes, (0,))) == 1 else "grid"
 
 
 def class_index(labels, n_classes=None):
@@ -306,9 +305,13 @@ def class_index(labels, n_classes=None):
 
 def own_settings(folder):
     """The settings of train.py for data of one's own, by its kinds and its number of samples."""
-    kinds = list(own_kinds(folder).values())
+    columns, rows = own_table(folder)
+    kinds, rows = list(columns.values()), [row for _, row in rows]
+    for j, kind in enumerate(kinds):
+        if kind == "array":
+            kinds[j] = array_kind(os.path.join(folder, row["cells"][j]) for row in rows)
     usual = {"text": "bert", "vector": "mlp"}
-    n = sum(SPLITS.get(row["split"].lower()) == "train" for _, row in own_table(folder)[1])
+    n = sum(SPLITS.get(row["split"].lower()) == "train" for row in rows)
     batch_size = 64 if n >= 1000 else 16
     epochs = min(50, max(10, 600 * batch_size // max(1, n)))  # about 600 steps, in 10 to 50 epochs
     result = {"encoders": ",".join(usual.get(kind, "cnn") for kind in kinds)}
