@@ -17,6 +17,7 @@ import concurrent.futures
 import csv
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ from tqdm import tqdm
 
 import train
 from baselines import BASELINES
+from model import MultimodalModel
 from scripts.figures import COLOURS, METRICS, one_table, plain, pyplot, save, score_lines
 from utils import cli
 from utils.run import checkpoint_epochs, first_settings, read_log
@@ -63,6 +65,11 @@ def presets():
 PRESETS = presets()
 
 
+def kind_of(row):
+    """The model of a row's method."""
+    return BASELINES.get(re.split("[ :]", row)[0], MultimodalModel)
+
+
 def rows_of(methods, preset):
     """{row: the paper's name or ""}; a row is --method and further flags, as in PRESETS.
 
@@ -76,17 +83,11 @@ def rows_of(methods, preset):
     else:
         rows = dict.fromkeys(methods.split(","), "")
         for row in list(rows):
-            kind = BASELINES.get(row.split(":")[0])
-            if kind and kind.fusions and "concat" not in kind.fusions:
-                rows[f"{row} --fusion {kind.fusions[0]}"] = rows.pop(row)
+            fusions = kind_of(row).fusions
+            if fusions and "concat" not in fusions:
+                rows[f"{row} --fusion {fusions[0]}"] = rows.pop(row)
     joint = next((row for row in rows if preset and row.split()[0] == JOINT), JOINT)
     return {joint: "", **rows}
-
-
-def needs_val(row):
-    """Whether the method of a row needs held-out samples."""
-    kind = BASELINES.get(row.split()[0].split(":")[0])
-    return bool(kind) and kind.needs_val
 
 
 @dataclasses.dataclass(eq=False)
@@ -126,7 +127,7 @@ class Job:
 def jobs_of(dataset, rows, seeds, runs, extra):
     """The runs of all rows, seed by seed; ValueError for flags that train.py refuses."""
     given = [word for word in extra if word.startswith("--")]
-    held_out = any(map(needs_val, rows)) and dataset not in OWN_VAL
+    held_out = any(kind_of(row).needs_val for row in rows) and dataset not in OWN_VAL
     if held_out and "--val-fraction" not in given:
         extra = [*extra, "--val-fraction", "0.1"]
     if taken := {"--dataset", "--method", "--seed", "--out", "--resume", "--eval"} & {*given}:
@@ -229,7 +230,7 @@ def table(dataset, modalities, rows, names, preset, metric):
         line.append(compared(rows[row], rows.get(joint, {})) if known else "")
         if any(paper.values()):
             line += [names[row], paper[row]] if row == line[0] else ["", ""]
-        if own_heads(row):
+        if kind_of(row).own_heads:
             line[0] += " †"
     text = [
         one_table([head, *lines]),
@@ -237,18 +238,12 @@ def table(dataset, modalities, rows, names, preset, metric):
         "runs with the same seed, in points. p: a two-sided paired t-test over these seeds "
         "(scipy's ttest_rel), not corrected for the number of rows.",
     ]
-    if any(map(own_heads, rows)):
+    if any(kind_of(row).own_heads for row in rows):
         text.append(
             "†: a modality is scored by a classifier of its own; in all other rows, by the fused "
             "classifier with zeros for the other features. Do not compare the two kinds."
         )
     return "\n\n".join(text)
-
-
-def own_heads(row):
-    """Whether the modalities of a row are scored by classifiers of their own."""
-    kind = BASELINES.get(row.split()[0].split(":")[0])
-    return bool(kind) and kind.own_heads
 
 
 def picture(dataset, rows, joint, out):
