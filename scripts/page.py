@@ -62,7 +62,13 @@ class Symbol(NamedTuple):
 
 def symbols():
     """The symbols that have a colour; a LaTeX text that contains another one comes first."""
-    block = re.search(r"^```symbols\n(.*?)^```", TEXT.read_text(encoding="utf-8"), re.M | re.S)
+    return symbols_of(TEXT)
+
+
+@functools.cache
+def symbols_of(path):
+    """The symbols of a page's text."""
+    block = re.search(r"^```symbols\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
     return [Symbol(*map(str.strip, line.split(" | "))) for line in block[1].splitlines()]
 
 
@@ -153,6 +159,7 @@ def anchor(title):
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
+@functools.cache
 def choices():
     """docs/CHOICES.md: [(mark, what, choice, place)]; the release has no place."""
     rows, mark = [], None
