@@ -639,20 +639,20 @@ def many_clips(root, n):
 
 
 def find_all(root):
-    """(seconds, MiB) of looking for every file of the set, as prepare does."""
-    look = functools.partial(find_samples, "vggsound", root, SETS["vggsound"]["modalities"])
-    took, kept = [], []
-    with contextlib.redirect_stdout(io.StringIO()):
-        peak = peak_memory(lambda: took.append(seconds(lambda: kept.extend(look()))))
-    return took[0], peak
+    """Look for every file of the set, as prepare does."""
+    return list(find_samples("vggsound", root, SETS["vggsound"]["modalities"]))
 
 
-def read_table(root):
-    """(seconds, MiB) of what training does instead: it reads samples.csv."""
+def read_list(root):
+    """What training does instead: read samples.csv."""
+    return datasets.load("vggsound", root, lambda m: ["resnet18"] * m)
+
+
+def time_and_memory(function, root):
+    """(seconds, MiB) of function(root), whose result is kept."""
     took, kept = [], []
-    load = functools.partial(datasets.load, "vggsound", root, lambda m: ["resnet18"] * m)
     with contextlib.redirect_stdout(io.StringIO()):
-        peak = peak_memory(lambda: took.append(seconds(lambda: kept.append(load()))))
+        peak = peak_memory(lambda: took.append(seconds(lambda: kept.append(function(root)))))
     return took[0], peak
 
 
@@ -662,7 +662,7 @@ def start():
     for n in (20000, 182585):
         with tempfile.TemporaryDirectory() as root:
             many_clips(root, n)
-            results = [fresh(function, root) for function in (find_all, read_table)]
+            results = [fresh(time_and_memory, way, root) for way in (find_all, read_list)]
         for by, (took, peak) in zip(["its files", "samples.csv"], results):
             times = f"{took / results[1][0]:.1f}"
             rows.append([n, by, f"{took:.1f}", times, f"{peak:.0f}", f"{peak * 2**20 / n:.0f}"])
