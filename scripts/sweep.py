@@ -4,18 +4,24 @@
     python -m scripts.sweep --dataset keypad --methods constant:0,heuristic,ogm:0.3 --seeds 3
     python -m scripts.sweep --dataset cremad --preset table1 --seeds 3 -- --root DIR
     python -m scripts.sweep --dataset keypad --preset table4 -- --epochs 5
+    python -m scripts.sweep --dataset keypad --methods all --tune --seeds 5 --jobs 2
 
 Each run is train.py in a process with one thread, in a folder of its own below --runs. A complete
 run is left alone, an interrupted one is resumed. A run that fails is named, and the others go on.
 Flags after -- are for every train.py. If a method needs held-out samples, all runs hold out a tenth
 of the training split, so that they train on the same samples. At the end come a table and a
 picture, OUT.md and OUT.png.
+
+--tune gives every method that has a number of its own the same budget first: its default and two
+other values (TRIALS), seeds 0 and 1. The value with the highest mean ACC on held-out samples is
+used, and OUT-tune.md says which. The test split chooses nothing.
 """
 
 import argparse
 import concurrent.futures
 import csv
 import dataclasses
+import functools
 import os
 import re
 import subprocess
@@ -29,9 +35,19 @@ from tqdm import tqdm
 import train
 from baselines import BASELINES
 from model import MultimodalModel
-from scripts.figures import COLOURS, METRICS, one_table, plain, pyplot, save, score_lines
+from scripts.figures import (
+    COLOURS,
+    METRICS,
+    cell,
+    one_table,
+    plain,
+    pyplot,
+    save,
+    score_lines,
+    spread,
+)
 from utils import cli
-from utils.run import checkpoint_epochs, first_settings, read_log
+from utils.run import best_epoch, checkpoint_epochs, first_settings, read_log
 
 HERE = Path(__file__).parent
 JOINT = "constant:0"  # what every row is compared with
@@ -42,6 +58,23 @@ REBALANCING = {"MSES": "mses", "G-Blend": "g-blend", "OGM": "ogm"}
 REBALANCING |= {"Greedy": "greedy --fusion channel", "DOMFN": "domfn", "MSLR": "mslr", "PMR": "pmr"}
 LATEST = {"AGM": "agm", "MLA": "mla", "ReconBoost": "reconboost", "MMPareto": "mmpareto"}
 OWN_VAL = ["sarcasm", "twitter2015"]  # have a validation part
+TRIALS = {  # what --tune tries beside a method's default
+    "heuristic": (" --tau 0.05", " --tau 0.2"),
+    "learning-based": (" --eta-alpha 1", " --eta-alpha 4"),
+    "mses": (":1", ":5"),
+    "g-blend": (":2", ":5"),
+    "ogm": (":0.3", ":0.8"),
+    "greedy": (":0.001", ":0.1"),
+    "domfn": (":0.4", ":1.6"),
+    "mslr": (":1:0.5", ":0.5:1"),
+    "pmr": (":0.5", ":2"),
+    "agm": (":0.5", ":2"),
+    "mla": (":0.01", ":1"),
+    "reconboost": (":2", ":10"),
+    "mmpareto": (":1", ":2"),
+    "etmc": (":1", ":50"),
+}
+TRIAL_SEEDS = 2
 
 
 def presets():
@@ -124,11 +157,20 @@ class Job:
         return [sys.executable, str(HERE.parent / "train.py"), *self.flags, mode, str(self.folder)]
 
 
-def jobs_of(dataset, rows, seeds, runs, extra):
-    """The runs of all rows, seed by seed; ValueError for flags that train.py refuses."""
+def trials_of(row):
+    """A row with its method's default and, where TRIALS has some, with other values."""
+    method, _, flags = row.partition(" ")
+    return [row, *(f"{method}{value} {flags}".strip() for value in TRIALS.get(method, ()))]
+
+
+def jobs_of(dataset, rows, seeds, runs, extra, hold_out=False):
+    """The runs of all rows, seed by seed; ValueError for flags that train.py refuses.
+
+    hold_out: also hold out samples if no row needs them.
+    """
     given = [word for word in extra if word.startswith("--")]
-    held_out = any(kind_of(row).needs_val for row in rows) and dataset not in OWN_VAL
-    if held_out and "--val-fraction" not in given:
+    hold_out = hold_out or any(kind_of(row).needs_val for row in rows)
+    if hold_out and dataset not in OWN_VAL and "--val-fraction" not in given:
         extra = [*extra, "--val-fraction", "0.1"]
     if taken := {"--dataset", "--method", "--seed", "--out", "--resume", "--eval"} & {*given}:
         raise ValueError(f"{min(taken)} after -- is set by the sweep itself; leave it out")
@@ -190,6 +232,31 @@ def scores_of(jobs):
     return rows, modalities
 
 
+def validation_acc(folder):
+    """The fused ACC on the validation part, of the epoch that is tested."""
+    records = read_log(folder)[1]
+    return records[best_epoch(records) - 1]["fused"]["acc"]
+
+
+def tuned(names, accs):
+    """({row with its chosen value: name}, the table of all trials in Markdown).
+
+    accs: {trial: [validation ACC of each seed]}. A trial without all seeds is not chosen; of equal
+    ones the first, the default, is.
+    """
+    rows, lines = {}, [["method", "validation ACC, by value; the chosen one is bold"]]
+    for row, name in names.items():
+        trials = trials_of(row)
+        known = [trial for trial in trials if len(accs.get(trial, ())) == TRIAL_SEEDS]
+        best = max(known, key=lambda trial: np.mean(accs[trial]), default=row)
+        rows[best] = name
+        if len(trials) > 1:
+            cells = [f"`{trial}` {cell(accs[trial])}" for trial in known]
+            cells = [f"**{c}**" if trial == best else c for trial, c in zip(known, cells)]
+            lines.append([row, ", ".join(cells)])
+    return rows, one_table(lines)
+
+
 def compared(tests, joint):
     """`+1.2 (p 0.03)`: the mean difference in fused ACC over common seeds, and its paired t-test.
 
@@ -246,21 +313,31 @@ def table(dataset, modalities, rows, names, preset, metric):
     return "\n\n".join(text)
 
 
-def picture(dataset, rows, joint, out):
-    """The rows by fused ACC, mean and std over seeds; joint training is a line."""
-    accs = {row: [test["fused"]["acc"] for test in tests.values()] for row, tests in rows.items()}
-    order = sorted(accs, key=lambda row: np.mean(accs[row]))
-    figure, axis = pyplot().subplots(figsize=(7, 1 + 0.3 * len(order)), layout="constrained")
-    for n, row in enumerate(order):
-        std = np.std(accs[row], ddof=1) if len(accs[row]) > 1 else 0
-        colour = COLOURS[2] if row.split()[0] in OURS.values() else COLOURS[1]
-        axis.errorbar(np.mean(accs[row]), n, xerr=std, fmt="o", color=colour, capsize=3)
-    if joint in accs:
-        axis.axvline(np.mean(accs[joint]), color="#777777", ls="--", lw=1)
-    axis.set_yticks(range(len(order)), order)
-    axis.set_xlabel("fused ACC, %: mean and std over seeds")
-    axis.set_title(dataset)
-    plain(axis)
+def picture(dataset, modalities, rows, joint, out):
+    """Fused ACC and perf_gap of each row, sorted by ACC: mean and std over seeds.
+
+    Joint training is a dashed line; rows with classifiers of their own (†) have open marks.
+    """
+    values = {
+        "fused ACC, %": lambda test: test["fused"]["acc"],
+        "perf_gap, points": lambda test: spread(test, modalities, "acc"),
+    }
+    order = sorted(rows, key=lambda row: np.mean([t["fused"]["acc"] for t in rows[row].values()]))
+    size = (9, 1 + 0.3 * len(order))
+    figure, axes = pyplot().subplots(1, 2, figsize=size, sharey=True, layout="constrained")
+    for axis, (name, value) in zip(axes, values.items()):
+        for n, row in enumerate(order):
+            of_seeds = [value(test) for test in rows[row].values()]
+            std = np.std(of_seeds, ddof=1) if len(of_seeds) > 1 else 0
+            colour = COLOURS[2] if row.split()[0] in OURS.values() else COLOURS[1]
+            style = {"color": colour, "mfc": "white" if kind_of(row).own_heads else colour}
+            axis.errorbar(np.mean(of_seeds), n, xerr=std, fmt="o", capsize=3, **style)
+            if row == joint:
+                axis.axvline(np.mean(of_seeds), color="#777777", ls="--", lw=1)
+        axis.set_xlabel(f"{name}: mean and std over seeds")
+        plain(axis)
+    axes[0].set_yticks(range(len(order)), [f"{r} †" if kind_of(r).own_heads else r for r in order])
+    figure.suptitle(dataset)
     save(figure, out)
 
 
@@ -275,6 +352,7 @@ def parser():
     flags.add_argument("--dataset", default="keypad", help="as of train.py (default keypad)")
     flags.add_argument("--seeds", type=int, default=5, help="how many, from 0 on (default 5)")
     flags.add_argument("--jobs", type=int, default=1, help="runs at the same time (default 1)")
+    flags.add_argument("--tune", action="store_true", help="first choose each method's number")
     flags.add_argument("--metric", choices=METRICS, default="acc", help="of the modalities")
     flags.add_argument("--runs", default="runs", help="folder of the runs' folders (default runs)")
     flags.add_argument("--out", default="", help="of the table and picture, without ending")
@@ -290,15 +368,28 @@ def main(arguments=None):
         for name in ("seeds", "jobs"):
             if getattr(args, name) < 1:
                 raise ValueError(f"--{name} is {getattr(args, name)}, expected 1 or more")
-        names = rows_of(args.methods, args.preset)
-        jobs = jobs_of(args.dataset, names, args.seeds, args.runs, arguments[split + 1 :])
-        failed = run_all(jobs, args.jobs)
+        out = args.out or f"{args.runs}/sweep-{args.dataset}-{args.preset or 'methods'}"
+        names, failed = rows_of(args.methods, args.preset), {}
+        prepare = functools.partial(
+            jobs_of, args.dataset, runs=args.runs, extra=arguments[split + 1 :], hold_out=args.tune
+        )
+        if args.tune:
+            trials = [trial for row in names for trial in trials_of(row)]
+            jobs = prepare(trials, TRIAL_SEEDS)
+            failed, accs = run_all(jobs, args.jobs), {}
+            for job in jobs:
+                if job.folder not in failed:
+                    accs.setdefault(job.row, []).append(validation_acc(job.folder))
+            names, text = tuned(names, accs)
+            Path(f"{out}-tune.md").write_text(text + "\n")
+            print(text, f"wrote {out}-tune.md", sep="\n\n")
+        jobs = prepare(names, args.seeds)
+        failed |= run_all(jobs, args.jobs)
         rows, modalities = scores_of(jobs)
         if rows:
-            out = args.out or f"{args.runs}/sweep-{args.dataset}-{args.preset or 'methods'}"
             text = table(args.dataset, modalities, rows, names, args.preset, args.metric)
             Path(f"{out}.md").write_text(text + "\n")
-            picture(args.dataset, rows, next(iter(names)), f"{out}.png")
+            picture(args.dataset, modalities, rows, next(iter(names)), f"{out}.png")
             print(text, f"wrote {out}.md and {out}.png", sep="\n\n")
         program.started = True  # what follows is a failed run, not a wrong flag
         if failed:

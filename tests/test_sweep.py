@@ -1,6 +1,7 @@
 """scripts/sweep.py: which runs are made, resumed or left alone, and what the table says of them."""
 
 import csv
+import json
 import signal
 import subprocess
 import sys
@@ -95,6 +96,67 @@ def test_a_sweep_trains_compares_and_draws(calls, capsys):
     assert rows[0].endswith("|  |") and rows[1].split(" | ")[1] == "2"
     assert "†: a modality is scored by a classifier of its own" in table
     assert Path("runs/sweep-tiny-methods.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tune_chooses_on_held_out_samples(calls, capsys):
+    """Three values of ogm, seeds 0 and 1; the best mean validation ACC is trained and compared;
+    what has no number is trained once. The choice is the highest of the logged scores."""
+    flags = [*TINY, "--methods", "ogm,heads", "--tune", *QUICK]
+    assert sweep.main(flags) == 0
+    trials = ["ogm", "ogm:0.3", "ogm:0.8"]
+    means = {}
+    for trial in trials:
+        folders = [Path(f"runs/tiny-{trial.replace(':', '')}-seed{seed}") for seed in (0, 1)]
+        logs = [sweep.read_log(folder) for folder in folders]
+        assert all(log[0]["settings"]["val_fraction"] == 0.1 for log in logs)
+        assert all(record["split"] == "val" for log in logs for record in log[1])
+        means[trial] = sum(log[1][-1]["fused"]["acc"] for log in logs)
+    best = max(trials, key=means.get)
+    table = Path("runs/sweep-tiny-methods.md").read_text()
+    assert [line.split(" | ")[0] for line in table.split("\n\n")[0].splitlines()[2:]] == [
+        "| constant:0",
+        f"| {best}",
+        "| heads †",
+    ]
+    assert len(calls) == 2 * (3 + 2)
+    chosen = Path("runs/sweep-tiny-methods-tune.md").read_text()
+    assert f"**`{best}` " in chosen and chosen.count("**") == 2
+    assert "heads" not in chosen and chosen in capsys.readouterr().out
+
+
+def test_tuned_takes_the_default_of_equals_and_skips_what_failed():
+    """A trial without both seeds is not chosen, and flags stay behind the number."""
+    accs = {"mla": [50.0, 60.0], "mla:0.01": [60.0, 50.0], "mla:1": [99.0]}
+    rows, text = sweep.tuned({"constant:0": "Concat", "mla": "MLA"}, accs)
+    assert rows == {"constant:0": "Concat", "mla": "MLA"}
+    assert "| mla | **`mla` 55.0 ± 7.1**, `mla:0.01` 55.0 ± 7.1 |" in text
+    accs["mla:0.01"] = [60.0, 51.0]
+    assert sweep.tuned({"mla": ""}, accs)[0] == {"mla:0.01": ""}
+    assert sweep.tuned({"mla": ""}, {})[0] == {"mla": ""}
+    assert sweep.trials_of("greedy --fusion channel") == [
+        "greedy --fusion channel",
+        "greedy:0.001 --fusion channel",
+        "greedy:0.1 --fusion channel",
+    ]
+    assert sweep.trials_of("learning-based")[1] == "learning-based --eta-alpha 1"
+
+
+def test_the_validation_acc_is_of_the_tested_epoch(tmp_path):
+    """The first best one; on a test split, nothing is best, and it would be the last."""
+    record = {"alpha": 0, "split": "val"}
+    epochs = [record | {"t": t, "fused": {"acc": acc}} for t, acc in enumerate((5, 9, 9, 7), 1)]
+    lines = [{"settings": {"seed": 0}, "modalities": []}, *epochs]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert sweep.validation_acc(tmp_path) == 9
+
+
+@pytest.mark.parametrize("row", sweep.TRIALS)
+def test_every_trial_is_a_run(row):
+    """train.py takes it, in a folder of its own; without samples held out nothing can be chosen."""
+    [row] = [r for r in sweep.rows_of("all", None) if r.split()[0] == row]
+    jobs = sweep.jobs_of("keypad", sweep.trials_of(row), 1, "runs", [], hold_out=True)
+    assert len({job.folder for job in jobs}) == 3
+    assert all(job.flags[2:4] == ["--val-fraction", "0.1"] for job in jobs)
 
 
 def test_what_is_complete_is_left_alone_and_the_rest_resumed(calls, capsys):
