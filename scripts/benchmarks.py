@@ -10,6 +10,7 @@ python -m scripts.benchmarks loader           clips read a second, against the a
 python -m scripts.benchmarks gpu              clips trained a second on CUDA, time spent waiting
 python -m scripts.benchmarks startup          what importing train.py takes and leaves out
 python -m scripts.benchmarks growth           time and memory of an epoch for more samples
+python -m scripts.benchmarks methods          an epoch of each method of Table 1, in those of joint
 python -m scripts.benchmarks start            finding the samples of a set of VGGSound's size
 """
 
@@ -48,7 +49,7 @@ from bilevel import eval_mode, hypergradient
 from data import SETS, Batches, Samples, defaults, identity
 from losses import total_loss
 from model import MultimodalModel
-from scripts import prepare
+from scripts import prepare, sweep
 from utils import cli, decode, markdown
 from utils.annotations import CREMAD
 from utils.files import find_samples
@@ -612,6 +613,31 @@ def growth():
     print(markdown.table(*rows))
 
 
+def methods(rounds=4):
+    """An epoch of keypad by each method, evaluation and what it does between epochs included."""
+    torch.set_num_threads(1)
+    epochs, counted, cycle = [], [], 4  # reconboost's epochs are of four kinds
+    rows = list(sweep.rows_of("all", None))
+    for row in rows:
+        flags = ["--epochs", "1", "--val-fraction", "0.1", "--method", *row.split()]
+        args = train.parse(flags)
+        data = train.load_data(args, lambda m: ["cnn"] * m)
+        model = train.make_model(args, data)
+        inner_step = getattr(model, "inner_step", train.inner_step)
+
+        def run(epochs, n, args=args, data=data, model=model, inner_step=inner_step):
+            args = dataclasses.replace(args, epochs=epochs, inner_iters=n)
+            train.train(args, data, model, NoFolder(), inner_step)
+
+        epochs.append(functools.partial(run, 1, 0))
+        one, two = (flops(functools.partial(run, cycle, n)) / cycle for n in (1, 2))
+        counted.append(one + (len(data["train"]) // args.batch_size - 1) * (two - one))
+    times = in_units(epochs[0], rounds, *epochs)
+    print(f"One thread; medians of {rounds} rounds, in an epoch of {rows[0]}.\n")
+    lines = [[row, f"{c / counted[0]:.2f}", f"{t:.2f}"] for row, c, t in zip(rows, counted, times)]
+    print(markdown.table(["method", "FLOPs", "time"], *lines))
+
+
 def many_clips(root, n):
     """A prepared VGGSound of n clips: hard links to one sound and one picture, ten a clip."""
     made = Path(root, "prepared")
@@ -680,6 +706,7 @@ COMMANDS = {
     "gpu": gpu,
     "startup": startup,
     "growth": growth,
+    "methods": methods,
     "start": start,
 }
 
