@@ -282,6 +282,30 @@ def update(rounds=15):
         print(f"{terms:2d} terms: {ratio:5.1f} training steps")
 
 
+def line(sizes, times):
+    """time(n) = a + b n through the measured times: a function of n."""
+    return np.poly1d(np.polyfit(sizes, times, 1))
+
+
+def full_size_share(n, steps, usual, terms, sizes=(2, 6)):
+    """The share of an update with batches of n in `steps` training steps of `usual`, by time.
+
+    Pictures and spectrograms have their full size. Two small batches are measured; larger ones lie
+    on the line through them.
+    """
+    model, (x, y) = two_resnets((max(sizes), (257, 299), (224, 224)))
+    optimizer = torch.optim.SGD(model.parameters(), 1e-6, 0.9)
+    times = []
+    for size in sizes:
+        batch = [x_j[:size] for x_j in x], y[:size]
+        one = functools.partial(training_step, model, batch, optimizer)
+        update = functools.partial(alpha_update, model, batch, terms)
+        one()  # warm up
+        times.append([min(map(seconds, [one] * 3)), seconds(update)])
+    step, update = (line(sizes, column) for column in zip(*times))
+    return update(n) / (steps * step(usual))
+
+
 def epoch(rounds=5, terms=5):
     """The share of one alpha update in an epoch of CREMA-D, with the batch of a step, with 64 and
     with 32 of its 256."""
@@ -318,6 +342,10 @@ that does not grow with the batch, work on theta alone; with larger batches it c
 """)
     print(markdown.table(*rows))
     print(f"\nBy FLOPs, under 10 % of the epoch with up to {largest} samples.")
+    n = defaults("cremad")["alpha_batch"]
+    share = full_size_share(n, steps, usual, terms)
+    print(f"""By time, with pictures of 224 x 224 and spectrograms of 257 x 299, an update with
+batches of {n} takes {share:.1%} of the epoch (extrapolated from batches of 2 and 6).""")
 
 
 def in_memory(n, size, channels):
