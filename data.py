@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from utils import digits, media
 from utils.cli import check_choice
-from utils.loader import make_loader
+from utils.loader import identity, make_loader
 from utils.prepare import collect
 from utils.pretrained import is_text, load_tokenizer
 from utils.samples import Strings, class_index, own_settings
@@ -88,11 +88,6 @@ def take(values, chosen):
 
 # A reader is called as (source, seed). Without a seed nothing is augmented; with one, the
 # augmentation is a function of the seed. Images stay uint8, sounds float16: see normalize.
-
-
-def identity(x, seed=None):
-    """A tensor that is in memory already."""
-    return x
 
 
 def sound(path, seed=None, seconds=10):

@@ -117,7 +117,7 @@ def rows_of(methods, preset):
         rows = dict.fromkeys(methods.split(","), "")
         for row in list(rows):
             fusions = kind_of(row).fusions
-            if fusions and "concat" not in fusions:
+            if fusions and "concat" not in fusions and "--fusion" not in row:
                 rows[f"{row} --fusion {fusions[0]}"] = rows.pop(row)
     joint = next((row for row in rows if preset and row.split()[0] == JOINT), JOINT)
     return {joint: "", **rows}

@@ -11,7 +11,7 @@ import torch
 
 import data
 from data import Batches, Samples
-from utils.loader import eval_loader
+from utils.loader import InMemory, eval_loader
 
 
 def read_key(position, seed):
@@ -190,3 +190,33 @@ def test_hold_out_keeps_groups_together(tiny_data):
         assert held_out.y.tolist() == tiny["train"].y[j].tolist()
     with pytest.raises(ValueError, match="--val-fraction 1 leaves nothing to train on"):
         data.hold_out(tiny["train"], tiny["groups"], 1, 0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_in_memory_gives_the_same_batches(workers):
+    """Indexed as a whole or sample by sample: the same inputs and labels, bit for bit."""
+    x, y = [torch.randn(7, 1, 3), torch.arange(7)], torch.arange(7) % 3
+    whole = Samples(x, y, [data.identity] * 2)
+    single = Samples(x, y, [lambda x_j, seed: x_j] * 2)
+    loaders = [eval_loader(s, 3, "cpu", workers) for s in (whole, single)]
+    assert [isinstance(loader, InMemory) for loader in loaders] == [workers == 0, False]
+    loaders += [Batches(s, 3, [0], "cpu", workers).epoch(2) for s in (whole, single)]
+    for one, other in (loaders[:2], loaders[2:]):
+        for ours, usual in zip(one, other, strict=True):
+            for a, b in zip(flat(ours), flat(usual), strict=True):
+                assert a.dtype == b.dtype and torch.equal(a, b)
+
+
+def test_what_is_in_memory_moves_to_the_device_once():
+    """Inputs stay there for all loaders of the set; labels stay on the CPU, for the scores."""
+    samples = Samples([torch.zeros(4, 2)], torch.zeros(4), [data.identity])
+    Batches(samples, 2, [0], "meta")
+    moved = samples.sources[0]
+    assert moved.device.type == "meta" and samples.y.device.type == "cpu"
+    x, y = next(iter(eval_loader(samples, 2, "meta")))
+    assert samples.sources[0] is moved and x.device.type == "meta" and y.device.type == "cpu"
+
+
+def flat(batch):
+    """A batch as a flat list of tensors."""
+    return [x for part in batch for x in (part if isinstance(part, list) else [part])]

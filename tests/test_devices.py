@@ -140,8 +140,9 @@ def test_eq_3_is_on_the_device(on_meta, encoder, solver):
 def test_the_evaluation_is_on_the_device(on_meta, encoder):
     """The scores of a batch come to the CPU by one copy."""
     model, samples = on_meta(encoder)
+    loader = eval_loader(samples, 4, "meta")
     with played_gpu() as waits:
-        train.evaluate(model, eval_loader(samples, 4, "meta"), ["a", "b"])
+        train.evaluate(model, loader, ["a", "b"])
     assert waits.count("_to_copy") == 2 and len(waits) <= 2 + 2 * (encoder in ("bert", "clip"))
 
 

@@ -61,6 +61,7 @@ def test_all_is_table_1_and_heads():
     assert {row.split()[0] for row in rows} >= set(train.BASELINES)
     given = sweep.rows_of("greedy,heuristic", None)
     assert set(given) == {"constant:0", "greedy --fusion channel", "heuristic"}
+    assert set(sweep.rows_of("greedy --fusion channel", None)) == {*given} - {"heuristic"}
 
 
 def test_all_runs_hold_out_samples_where_one_needs_them():
