@@ -34,7 +34,7 @@ from torch import nn
 
 import train
 from bilevel import eval_mode
-from data import defaults, load_data
+from data import DATASETS, defaults, load_data
 from losses import make_schedule
 from model import encoder_names
 from scripts.landscape import draw
@@ -81,8 +81,12 @@ def save(figure, out):
 
 
 def label(settings):
-    """The run's method and each setting that differs from the data set's default, as flags."""
-    usual = dataclasses.asdict(train.Settings()) | defaults(settings["dataset"])
+    """The run's method and each setting that differs from the data set's default, as flags.
+
+    Of your own data that are no longer there, the defaults of train.py.
+    """
+    usual, name = dataclasses.asdict(train.Settings()), settings["dataset"]
+    usual |= defaults(name) if name in DATASETS or Path(name).is_dir() else {}
     silent = cli.changeable(train.Settings) | {"dataset", "method", "seed"}
     apart = [
         f"{cli.flag(k)} {v}" for k, v in settings.items() if k not in silent and v != usual.get(k)

@@ -43,6 +43,15 @@ def write(folder, method="heuristic", seed=0, acc=50.0, test=True, **settings):
     return str(folder)
 
 
+def test_a_run_of_your_own_data_is_drawn_without_the_data(tmp_path, capsys):
+    """Its folder may be elsewhere by now: table, curves and alpha read the log alone."""
+    run = write(tmp_path / "run", dataset="moved/away", batch_size=16)
+    assert figures.main(["table", run]) == 0
+    assert "| heuristic --batch-size 16 | 1 |" in capsys.readouterr().out
+    for command in ("curves", "alpha"):
+        assert figures.main([command, run, "--out", str(tmp_path / "picture.png")]) == 0
+
+
 def test_table_is_mean_and_std_over_seeds(tmp_path, capsys):
     """One row per setting, the sample's standard deviation, and settings that are not the default
     are named."""
