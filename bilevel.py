@@ -88,7 +88,10 @@ SOLVERS = {"neumann": neumann, "randomised": randomised, "cg": conjugate_gradien
 
 
 def grad(loss, params, **options):
-    """d loss / d params, a list of tensors; zeros for a parameter that is not in the loss."""
+    """d loss / d params, a list of tensors; zeros for a parameter that is not in the loss.
+
+    With tensors `loss` and grad_outputs=u it is d <loss, u> / d params.
+    """
     return torch.autograd.grad(loss, params, materialize_grads=True, **options)
 
 
@@ -107,7 +110,8 @@ def total_gradient(l_cls, l_mm, alpha, params):
 
 def hvp(g, params, u):
     """The Hessian-vector product H u = grad_theta <g, u>, for g = total_gradient(...)."""
-    return grad(sum((g_i * u_i).sum() for g_i, u_i in zip(g, u)), params, retain_graph=True)
+    g, u = zip(*(pair for pair in zip(g, u) if pair[0].requires_grad))  # the others are constant
+    return grad(g, params, grad_outputs=u, retain_graph=True)
 
 
 @contextmanager
