@@ -788,3 +788,14 @@ def test_frozen_parameters_are_left_out(solver):
         outer = functools.partial(first, inner)
         found.append(hypergradient(outer, inner, params, 0.5, solver, terms=3, rng=rng))
     assert found[0] == found[1] and found[0][0] is not None
+
+
+def test_a_constant_gradient_has_no_curvature():
+    """L_Total is linear in b and does not contain c: their rows of H are zero, and so is their part
+    of H u; the rest is as without them."""
+    a, b, c = (torch.tensor([x, 1.0], requires_grad=True) for x in (2.0, 3.0, 5.0))
+    params, u = [a, b, c], [torch.tensor([1.0, 2.0])] * 3
+    g = total_gradient((a**3).sum() + b.sum(), (a**2).sum(), 0.5, params)
+    h = hvp(g, params, u)
+    expected = [0.5 * 6 * 2 + 0.5 * 2, (0.5 * 6 * 1 + 0.5 * 2) * 2]
+    assert h[0].tolist() == expected and h[1].tolist() == h[2].tolist() == [0.0, 0.0]
