@@ -102,7 +102,8 @@ def picture(path, seed=None):
 
 def clip(source, seed=None, frames=3, mode="RGB", flip=True):
     """Frames of a clip, one from each of `frames` equal parts: (frames, C, 224, 224) uint8."""
-    return media.crop(media.read_frames(source, frames, seed, mode), seed, flip)
+    images = media.read_frames(source, frames, seed, mode, cropped=True)
+    return media.resize(images, flip and media.is_mirrored(seed))
 
 
 def flow(path, seed=None, frames=8):

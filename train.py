@@ -15,7 +15,6 @@ if __name__ == "__main__":  # Ctrl-C during the slow imports below gives no trac
 
 import numpy as np
 import torch
-from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 
 from baselines import BASELINES
 from bilevel import SOLVERS, eval_mode, hypergradient
@@ -132,6 +131,8 @@ def make_batches(args, data, device):
 
 def scores(logits, y):
     """ACC, MAP and macro-F1 in percent (Sec. 4.1, Evaluation Metrics): logits (n, c), y (n,)."""
+    from sklearn.metrics import accuracy_score, average_precision_score, f1_score
+
     if not logits.isfinite().all():
         raise FloatingPointError("the model's scores are not finite; try a smaller --lr")
     # Paper silent: MAP where a class has no sample: its average precision is undefined. Here: such

@@ -6,6 +6,7 @@ import pickle
 import struct
 import sys
 
+import librosa
 import numpy as np
 import pytest
 import soundfile
@@ -51,6 +52,18 @@ def test_sound_is_the_log_of_a_windowed_transform(tmp_path):
     for n in (0, 1, 130, 298):
         expected = np.log(np.abs(np.fft.rfft(window * long[159 * n : 159 * n + 512])) + 1e-7)
         assert np.allclose(result[:, n], expected, atol=4e-3)
+
+
+@pytest.mark.parametrize("window, hop", [(128, 80), (512, 159)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_spectrogram_is_librosas_to_the_bit(dtype, window, hop):
+    """One sound or many, also in the order of its memory: keypad's mean is summed in it."""
+    waves = np.random.default_rng(0).normal(size=(7, 2003)).astype(dtype)
+    for wave in (waves, waves[0]):
+        stft = librosa.stft(wave, n_fft=window, hop_length=hop, center=False)
+        expected, result = np.log(np.abs(stft) + 1e-7), media.log_spectrogram(wave, window, hop)
+        assert np.array_equal(result, expected) and result.dtype == dtype
+        assert result.strides == expected.strides
 
 
 def test_sound_is_mono_at_16_khz(tmp_path):
@@ -169,7 +182,7 @@ def test_an_impossible_rate_is_refused(tmp_path):
 
 
 def test_sound_needs_no_home(tmp_path, monkeypatch):
-    """Where numba finds no folder for its cache, librosa's functions get a temporary one."""
+    """Where numba finds no folder for its cache, librosa gets a temporary one."""
     import numba
 
     class Librosa:
@@ -184,11 +197,11 @@ def test_sound_needs_no_home(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(numba.config, "CACHE_DIR", "")
     monkeypatch.setitem(sys.modules, "librosa", Librosa())
-    media.load_librosa.cache_clear()
+    media.load_resample.cache_clear()
     try:
-        assert media.load_librosa().stft == "stft" and os.path.isdir(folder)
+        assert media.load_resample() == "resample" and os.path.isdir(folder)
     finally:
-        media.load_librosa.cache_clear()
+        media.load_resample.cache_clear()
 
 
 def broken_png(path):
@@ -301,7 +314,7 @@ def test_any_error_of_a_library_names_the_file(error, tmp_path, monkeypatch):
         ("PIL.Image.open", "1.jpg", media.read_image),
         ("soundfile.SoundFile", "a.wav", lambda path: media.read_audio(path, 16000)),
         ("av.open", "a.wav", lambda path: media.read_packets(path, "audio")),
-        ("numpy.load", "a.npy", lambda path: media.read_array(path, "n")),
+        ("numpy.memmap", "a.npy", lambda path: media.read_array(path, "n")),
     ]
     for function, name, read in reads:
         with monkeypatch.context() as patch:
@@ -467,6 +480,206 @@ def test_depth_in_millimetres_keeps_its_steps(tmp_path):
     assert media.read_frames(tmp_path, 3)[:, :, 9, 9].tolist() == [[3] * 3, [7] * 3, [15] * 3]
 
 
+def smooth(height, width):
+    """A colourful picture without hard edges."""
+    small = np.random.default_rng(0).integers(256, size=(9, 12, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def by_both(path, mode, monkeypatch):
+    """[pixels or the error's text] as they are read, and by Pillow alone; was torchvision used?"""
+    results, by_torchvision = [], []
+
+    def spy(image, decode=media.decode_jpeg):
+        by_torchvision.append(decode(image))
+        return by_torchvision[-1]
+
+    for decoder in (spy, lambda image: None):
+        monkeypatch.setattr(media, "decode_jpeg", decoder)
+        try:
+            results.append(media.read_pixels(path, mode))
+        except media.UnreadableFile as error:
+            results.append(str(error))
+    monkeypatch.undo()
+    return results, any(values is not None for values in by_torchvision)
+
+
+def equal(a, b):
+    return a == b if isinstance(a, str) or isinstance(b, str) else np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}])
+def test_torchvision_and_pillow_read_the_same_jpeg(options, mode, tmp_path, monkeypatch):
+    """To the bit: in colour and grey, any subsampling, odd sizes, a short side under 896."""
+    for picture in (smooth(91, 123), smooth(256, 341), smooth(91, 123).convert("L")):
+        picture.save(tmp_path / "1.jpg", quality=90, **options)
+        (ours, pillows), by_torchvision = by_both(tmp_path / "1.jpg", mode, monkeypatch)
+        assert by_torchvision and np.array_equal(ours, pillows) and ours.dtype == np.uint8
+    smooth(895, 1800).save(tmp_path / "1.jpg", **options)
+    (ours, pillows), by_torchvision = by_both(tmp_path / "1.jpg", mode, monkeypatch)
+    assert by_torchvision and np.array_equal(ours, pillows)
+
+
+def test_only_pillow_reads_what_torchvision_might_read_otherwise(tmp_path, monkeypatch):
+    """CMYK, EXIF, XMP, a large one, one that is no JPEG; and all where the extension is missing."""
+    exif, xmp = Image.Exif(), b'<x tiff:Orientation="6"/>'
+    exif[0x0112] = 6
+    smooth(48, 64).convert("CMYK").save(tmp_path / "cmyk.jpg")
+    smooth(48, 64).save(tmp_path / "exif.jpg", exif=exif)
+    smooth(48, 64).save(tmp_path / "xmp.jpg", xmp=xmp)
+    smooth(896, 896).save(tmp_path / "large.jpg")
+    smooth(48, 64).save(tmp_path / "png.jpg", "PNG")
+    for path in tmp_path.iterdir():
+        assert not by_both(path, "RGB", monkeypatch)[1], path.name
+    smooth(48, 64).save(tmp_path / "1.jpg")
+    usual = media.read_image(tmp_path / "1.jpg")
+    with monkeypatch.context() as patch:
+        patch.delattr(torch.ops.image, "decode_jpeg", raising=False)
+        patch.setattr(type(torch.ops.image), "__getattr__", lambda *_: 1 / 0)
+        with Image.open(tmp_path / "1.jpg") as image:
+            assert media.decode_jpeg(image) is None
+        assert torch.equal(media.read_image(tmp_path / "1.jpg"), usual)
+
+
+def test_a_damaged_jpeg_is_read_or_refused_as_by_pillow(tmp_path, monkeypatch):
+    """Cut off or with other bytes: the same pixels, or the same sentence."""
+    smooth(91, 123).save(tmp_path / "1.jpg", quality=90)
+    whole, rng = (tmp_path / "1.jpg").read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for k in range(120):
+        content = bytearray(whole)
+        if k % 3:
+            for at in rng.integers(len(content), size=rng.integers(1, 9)):
+                content[at] = rng.integers(256)
+        else:
+            content = content[: rng.integers(1, len(content))]
+        (tmp_path / "1.jpg").write_bytes(content)
+        (ours, pillows), _ = by_both(tmp_path / "1.jpg", "RGB", monkeypatch)
+        assert equal(ours, pillows)
+        refused += isinstance(ours, str)
+    assert 40 <= refused < 110
+
+
+def box(height, width, seed):
+    """crop_box as torchvision has it: top, left, height, width."""
+    rows, columns = media.crop_box(height, width, seed)
+    return rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start
+
+
+IMAGES = [((3, 256, 341), torch.uint8), ((2, 3, 60, 90), torch.uint8), ((4, 1, 300, 200), None)]
+IMAGES += [((3, 224, 224), torch.uint8), ((8, 2, 128, 171), torch.float32)]
+
+
+@pytest.mark.parametrize("shape, dtype", IMAGES)
+def test_a_crop_is_resized_as_by_torchvision(shape, dtype):
+    """All of an image, or any part of it: torchvision's v2.functional gives the same values."""
+    from torchvision.transforms.v2 import functional
+
+    def close(a, b):  # without AVX2 torchvision resizes bytes as float32, and rounds
+        return (a.double() - b.double()).abs().max() <= (1 if a.dtype == torch.uint8 else 1e-4)
+
+    images = torch.randint(256, shape, generator=torch.Generator().manual_seed(0))
+    images = images.to(dtype or torch.uint8)
+    for x in (images, images.movedim(-3, -1).contiguous().movedim(-1, -3)):  # both layouts
+        expected = functional.resize(x, [224, 224])
+        assert media.crop(x, None, True).dtype == images.dtype
+        assert close(media.crop(x, None, True), expected)
+        for seed in range(4):
+            expected = functional.resized_crop(x, *box(*shape[-2:], seed), [224, 224])
+            expected = expected.flip(-1) if seed % 2 else expected
+            assert close(media.crop(x, seed, True), expected)
+
+
+def test_crops_are_distributed_as_torchvisions():
+    """Area, ratio and place of RandomResizedCrop; where no part fits, the same middle."""
+    from torchvision.transforms import RandomResizedCrop
+
+    def draw(shape):
+        return RandomResizedCrop.get_params(torch.zeros(3, *shape), [0.08, 1], [3 / 4, 4 / 3])
+
+    def measured(top, left, height, width):
+        place = top / max(1, 256 - height), left / max(1, 341 - width)
+        return height * width / (256 * 341), np.log(width / height), *place
+
+    torch.manual_seed(0)
+    ours = [measured(*box(256, 341, seed)) for seed in range(3000)]
+    theirs = [measured(*draw((256, 341))) for _ in range(3000)]
+    for quantile in (0.05, 0.25, 0.5, 0.75, 0.95):
+        a, b = (np.quantile(x, quantile, axis=0) for x in (ours, theirs))
+        assert np.allclose(a, b, atol=0.04), quantile
+    for shape in [(30, 2000), (2000, 30)]:
+        assert box(*shape, 1) == box(*shape, 2) == draw(shape)
+    assert media.crop_box(30, 2000, None) == (slice(None), slice(None))
+
+
+def test_the_positions_of_frames_do_not_depend_on_the_crop():
+    """For one seed both are drawn, but from other numbers."""
+    seeds = range(1000)
+    place, _, height, _ = zip(*(box(256, 341, seed) for seed in seeds))
+    first = [media.sample_positions(1000, 1, seed)[0] for seed in seeds]
+    odd = [seed % 2 for seed in seeds]
+    for drawn in (place, height, odd):
+        assert abs(np.corrcoef(first, drawn)[0, 1]) < 0.1
+    assert abs(np.corrcoef(odd, height)[0, 1]) < 0.1
+
+
+def test_frames_are_cropped_before_or_after_they_are_copied(tmp_path):
+    """Packed frames, JPEGs and depth of 16 bits: the same as a crop of the whole frames."""
+    for i in range(1, 5):
+        (tmp_path / "jpg").mkdir(exist_ok=True)
+        smooth(48, 64).rotate(20 * i).save(tmp_path / f"jpg/{i}.jpg")
+        (tmp_path / "depth").mkdir(exist_ok=True)
+        deep = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) * i
+        Image.fromarray(deep).save(tmp_path / f"depth/{i}.png")
+    raw = decode.pack_frames(tmp_path / "jpg")
+    for source, mode in [(raw, "RGB"), (tmp_path / "jpg", "RGB"), (tmp_path / "depth", "L")]:
+        for seed in (None, 1, 2, 3):
+            whole = media.read_frames(source, 3, seed, mode)
+            assert whole.shape[-2:] == (48, 64)
+            expected = media.crop(whole, seed, True)
+            assert torch.equal(data.clip(source, seed, mode=mode), expected)
+
+
+NPY = {  # arrays, and the bytes of a file; each as np.load reads it
+    "half": np.arange(12, dtype=np.float16).reshape(3, 4),
+    "fortran": np.asfortranarray(np.arange(12.0).reshape(3, 4)),
+    "big": np.arange(12, dtype=">i4").reshape(3, 4),
+    "bytes": np.arange(12, dtype=np.uint8).reshape(3, 4),
+}
+
+
+@pytest.mark.parametrize("name", NPY)
+def test_an_array_is_mapped_as_by_numpy(name, tmp_path):
+    """Any dtype and order, any version of the format; the file is never written to."""
+    np.save(tmp_path / "a.npy", NPY[name])
+    with open(tmp_path / "b.npy", "wb") as file:
+        np.lib.format.write_array(file, NPY[name], version=(2, 0))
+    for path in (tmp_path / "a.npy", tmp_path / "b.npy"):
+        values = media.read_array(path, 3, "n")
+        assert np.array_equal(values, NPY[name]) and values.dtype == NPY[name].dtype
+        assert isinstance(values, np.memmap) and not values.flags.writeable
+    with pytest.raises(media.UnreadableFile, match=r"holds .* \(3, 4\), expected numbers \(9, n\)"):
+        media.read_array(tmp_path / "a.npy", 9, "n")
+
+
+def test_a_header_of_an_array_is_parsed_once(tmp_path):
+    """What it says holds for all files with the same one; a truncated file is still refused."""
+    media.npy_header.cache_clear()
+    for i in range(5):
+        np.save(tmp_path / f"{i}.npy", np.full((257, 299), i, np.float16))
+        assert data.sound(tmp_path / f"{i}.npy", seconds=3).unique().tolist() == [i]
+    assert media.npy_header.cache_info()[:2] == (4, 1)
+    content = (tmp_path / "0.npy").read_bytes()
+    for part in (content[:-1], content[:129], content[:100], content[:5]):
+        (tmp_path / "0.npy").write_bytes(part)
+        with pytest.raises(media.UnreadableFile, match="cannot be read") as error:
+            data.sound(tmp_path / "0.npy", seconds=3)
+        with pytest.raises(ValueError) as numpys:
+            np.load(tmp_path / "0.npy", mmap_mode="r")
+        assert str(media.unreadable(tmp_path / "0.npy", numpys.value)) == str(error.value)
+
+
 def test_what_is_transparent_is_white(tmp_path):
     """As viewers show it, whatever colour is hidden there: RGBA, grey with alpha, a palette."""
     pixels = np.zeros((4, 4, 4), np.uint8)
@@ -497,12 +710,11 @@ def test_a_picture_may_carry_long_notes(tmp_path):
 
 def test_spread_takes_one_position_of_each_part():
     """The middles without a seed; with one a random one within each part; short clips repeat."""
-    assert media.sample_positions(10, 3).tolist() == [1, 5, 8]
+    assert media.sample_positions(10, 3) == [1, 5, 8]
     seen = np.array([media.sample_positions(9, 3, seed) for seed in range(200)])
     assert all(set(seen[:, part]) == {3 * part, 3 * part + 1, 3 * part + 2} for part in range(3))
-    assert media.sample_positions(1, 3, 5).tolist() == [0, 0, 0] and media.sample_positions(
-        2, 3
-    ).tolist() == [0, 1, 1]
+    assert media.sample_positions(1, 3, 5) == [0, 0, 0]
+    assert media.sample_positions(2, 3) == [0, 1, 1]
 
 
 def numbered_frames(folder, n, first=1, size=(64, 48)):

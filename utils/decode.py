@@ -11,6 +11,7 @@ import numpy as np
 from utils.atomic import atomic
 from utils.media import (
     UnreadableFile,
+    check_sizes,
     decoded,
     find_track,
     frame_paths,
@@ -22,7 +23,6 @@ from utils.media import (
     reading,
     sample_positions,
     spectrogram,
-    stack_frames,
     unreadable,
 )
 
@@ -127,7 +127,7 @@ def save_array(target, values):
 def pack_frames(folder):
     """Write a clip's frames as (F, H, W, 3) uint8 into `folder`.npy; returns its path."""
     frames = [read_image(path).permute(1, 2, 0).numpy() for path in frame_paths(folder)]
-    return save_array(folder, stack_frames(folder, frames))
+    return save_array(folder, np.stack(check_sizes(folder, frames)))
 
 
 def write_spectrogram(path, seconds, target):
@@ -148,7 +148,7 @@ def compute_flow(folder, start, end, target):
 
     method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     images = [read_image(path, "L")[0].numpy() for path in frames_in_window(folder, start, end)]
-    scale = 128 / min(stack_frames(folder, images)[0].shape)
+    scale = 128 / min(check_sizes(folder, images)[0].shape)
     with reading(folder):
         images = [
             cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

@@ -6,15 +6,18 @@ to do. What Sec. 4.1 makes of these arrays is in data.py.
 
 import errno
 import functools
+import io
 import itertools
 import math
 import os
+import random
 import re
 import tempfile
 from contextlib import contextmanager, suppress
 
 import numpy as np
 import torch
+from torch.nn.functional import interpolate
 
 from utils.containers import missing_part
 
@@ -190,13 +193,12 @@ def decode_audio(path, rate):
 
 
 @functools.cache
-def load_librosa():
-    """librosa; where it finds no folder for its compiled functions, they get a temporary one."""
+def load_resample():
+    """librosa.resample; where librosa finds no folder for compiled functions, a temporary one."""
     import librosa
 
     try:
-        for name in ("stft", "resample"):
-            getattr(librosa, name)
+        return librosa.resample
     except RuntimeError:  # numba: no locator available
         import numba
 
@@ -204,7 +206,7 @@ def load_librosa():
         os.makedirs(folder, mode=0o700, exist_ok=True)
         if os.stat(folder).st_uid == os.getuid():  # nobody else's code
             numba.config.CACHE_DIR = folder
-    return librosa
+        return librosa.resample
 
 
 def read_audio(path, rate):
@@ -214,7 +216,7 @@ def read_audio(path, rate):
     """
     import soundfile
 
-    librosa = load_librosa()
+    resample = load_resample()
     with reading(path):
         try:
             with (
@@ -238,13 +240,21 @@ def read_audio(path, rate):
             raise unreadable(path, "truncated: shorter than its header says")
         if not 100 <= file_rate <= 10**6:
             raise unreadable(path, f"its header says {file_rate} Hz")
-    return librosa.resample(wave.mean(1), orig_sr=file_rate, target_sr=rate)
+    return resample(wave.mean(1), orig_sr=file_rate, target_sr=rate)
 
 
 def log_spectrogram(wave, window, hop):
-    """log(|STFT| + 1e-7), not centred: (..., samples) -> (..., 1 + window / 2, frames)."""
-    stft = load_librosa().stft
-    return np.log(np.abs(stft(wave, n_fft=window, hop_length=hop, center=False)) + 1e-7)
+    """log(|STFT| + 1e-7), not centred: (..., samples) -> (..., 1 + window / 2, frames).
+
+    With a periodic Hann window. As librosa.stft to the last bit, without the time of its import.
+    """
+    hann = 0.5 + 0.5 * np.cos(np.linspace(-np.pi, np.pi, window + 1)[:-1])
+    n = 1 + (wave.shape[-1] - window) // hop
+    # In Fortran's order, as librosa has it: means over the data set are summed in this order.
+    stft = np.empty((*wave.shape[:-1], 1 + window // 2, n), np.result_type(wave, "F"), "F")
+    for k in range(n):
+        stft[..., k] = np.fft.rfft(hann * wave[..., k * hop : k * hop + window])
+    return np.log(np.abs(stft) + 1e-7)
 
 
 def spectrogram(wave, seconds):
@@ -253,13 +263,29 @@ def spectrogram(wave, seconds):
     return log_spectrogram(np.resize(wave, 16000 * seconds).clip(-1, 1), 512, 159)
 
 
+@functools.lru_cache(maxsize=1024)
+def npy_header(head):
+    """(shape, fortran_order, dtype) by the first 128 bytes of a .npy file, which np.save wrote."""
+    if head[:10] != b"\x93NUMPY\1\0\x76\0":  # version 1.0, and the header ends at byte 128
+        raise ValueError("another header")
+    return np.lib.format.read_array_header_1_0(io.BytesIO(head[8:]))
+
+
+def map_array(path):
+    """np.load(path, mmap_mode="r"), which parses a header that many files share only once."""
+    with suppress(Exception), open(path, "rb") as file:
+        shape, fortran_order, dtype = npy_header(file.read(128))
+        return np.memmap(file, dtype, "r", 128, shape, "F" if fortran_order else "C")
+    return np.load(path, mmap_mode="r")
+
+
 def read_array(path, *shape):
     """A .npy file of numbers, memory-mapped. shape: for each dimension an int, or a letter for any.
 
     UnreadableFile if the file has another shape, no values, or values that are not numbers.
     """
     with reading(path):
-        values = np.load(path, mmap_mode="r")
+        values = map_array(path)
         fits = len(values.shape) == len(shape) and all(
             expected in (size, str(expected)) for size, expected in zip(values.shape, shape)
         )
@@ -323,13 +349,38 @@ def upright(image):
     return image
 
 
+def decode_jpeg(image):
+    """The pixels of an open JPEG by torchvision, which takes half of Pillow's time: the same.
+
+    None where Pillow has to read it: it may have to be turned, it is no JPEG in grey or RGB, it is
+    damaged, or this torchvision cannot decode. (Its decoders are deprecated since 0.29.)
+    """
+    plain = image.format == "JPEG" and image.mode in ("L", "RGB")
+    if not plain or {"exif", "xmp"} & image.info.keys():
+        return None
+    with suppress(Exception):
+        from torchvision.io import ImageReadMode
+
+        mode = ImageReadMode.GRAY if image.mode == "L" else ImageReadMode.RGB
+        image.fp.seek(0)
+        content = torch.frombuffer(bytearray(image.fp.read()), dtype=torch.uint8)
+        values = torch.ops.image.decode_jpeg(content, mode.value, False).permute(1, 2, 0).numpy()
+        return values if image.mode == "RGB" else values[..., 0]
+    return None
+
+
 def read_pixels(path, mode):
     """An image file as it is shown: (H, W, 3) or, in mode L or of more than 8 bits, (H, W)."""
     from PIL import Image, PngImagePlugin
 
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # large notes are no danger
     with reading(path), Image.open(path) as image:
+        size = image.size
         image.draft(image.mode, (448, 448))  # twice the size that `crop` returns
+        values = decode_jpeg(image) if image.size == size else None
+        if values is not None:
+            same = image.mode == mode
+            return values if same else np.array(Image.fromarray(values).convert(mode))
         image = upright(image)
         deep = image.mode[0] in "IF"  # grey of 16 or 32 bits
         return np.array(image if deep or image.mode == mode else image.convert(mode))
@@ -346,26 +397,57 @@ def read_image(path, mode="RGB"):
     return values.expand(3, -1, -1) if mode == "RGB" else values[None]
 
 
+def crop_box(height, width, seed):
+    """The rows and columns that training sees, two slices; without a seed all of them.
+
+    As torchvision's RandomResizedCrop: 8 to 100 % of the area, width / height from 3/4 to 4/3.
+    """
+    # Paper silent: the augmentation. Here: the usual one for ResNets.
+    if seed is None:
+        return slice(None), slice(None)
+    rng = random.Random(seed)
+    for _ in range(10):
+        area = height * width * rng.uniform(0.08, 1)
+        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = rng.randint(0, height - h), rng.randint(0, width - w)
+            break
+    else:  # no part of this shape fits: the largest one that does, in the middle
+        w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+        top, left = (height - h) // 2, (width - w) // 2
+    return slice(top, top + h), slice(left, left + w)
+
+
+def resize(images, mirrored=False):
+    """(..., C, H, W) uint8 or float32 -> (..., C, 224, 224), bilinear and antialiased."""
+    flat = images.reshape(-1, *images.shape[-3:])
+    flat = interpolate(flat, (224, 224), mode="bilinear", antialias=True)
+    flat = flat.flip(-1) if mirrored else flat
+    return flat.reshape(*images.shape[:-2], 224, 224)
+
+
+def is_mirrored(seed):
+    """Whether training sees an image mirrored: with every other seed."""
+    return seed is not None and seed % 2 == 1
+
+
 def crop(images, seed, flip):
-    """(..., H, W) -> (..., 224, 224), all images alike.
+    """(..., C, H, W) -> (..., C, 224, 224), all images alike.
 
     With a seed: a random crop, mirrored half of the time if flip. Without a seed: resized.
     """
-    from torchvision.transforms import v2
-
-    # Paper silent: the augmentation. Here: the usual one for ResNets.
-    if seed is None:
-        return v2.functional.resize(images, [224, 224])
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        images = v2.RandomResizedCrop(224)(images)
-        return v2.RandomHorizontalFlip()(images) if flip else images
+    rows, columns = crop_box(*images.shape[-2:], seed)
+    return resize(images[..., rows, columns], flip and is_mirrored(seed))
 
 
 def sample_positions(n, k, seed=None):
     """One of the positions 0..n-1 in each of k equal parts: the middle, or with a seed any."""
-    within = np.full(k, 0.5) if seed is None else np.random.default_rng(seed).uniform(size=k)
-    return ((np.arange(k) + within) * n / k).astype(int)
+    within = [0.5] * k
+    if seed is not None:
+        rng = random.Random(seed + 1)  # its draws are not those of crop_box
+        within = [rng.random() for _ in range(k)]
+    return [int((part + x) * n / k) for part, x in enumerate(within)]
 
 
 def frame_paths(folder):
@@ -394,32 +476,35 @@ def frames_in_window(folder, start, end):
     return paths[start:end]
 
 
-def stack_frames(folder, frames):
-    """The frames of a clip as one array; UnreadableFile if their sizes differ."""
+def check_sizes(folder, frames):
+    """The arrays `frames` of a clip; UnreadableFile if their sizes differ."""
     if len({frame.shape for frame in frames}) > 1:
         message = f"{folder} has frames of several sizes, expected one size; extract them again"
         raise UnreadableFile(message, "mixed frames")
-    return np.stack(frames)
+    return frames
 
 
-def read_frames(source, n, seed=None, mode="RGB"):
+def read_frames(source, n, seed=None, mode="RGB", cropped=False):
     """n frames of a clip, one from each of n equal parts of it: (n, C, H, W) uint8.
 
     source: a folder of numbered images; (folder, start, end), see frames_in_window; or a .npy of
-    (F, H, W, 3).
+    (F, H, W, 3). cropped: only the rows and columns of crop_box.
     """
     if str(source).endswith(".npy"):
-        values = read_array(source, "F", "H", "W", 3)
-        frames = np.array(values[sample_positions(len(values), n, seed)], np.uint8)
-        return torch.from_numpy(frames).movedim(-1, -3)
-    folder = source[0] if isinstance(source, tuple) else source
-    paths = frames_in_window(*source) if isinstance(source, tuple) else frame_paths(source)
-    frames = [read_pixels(paths[i], mode) for i in sample_positions(len(paths), n, seed)]
-    frames = torch.from_numpy(eight_bits(stack_frames(folder, frames), depth=mode == "L"))
+        values = np.asarray(read_array(source, "F", "H", "W", 3))
+        frames = [values[i] for i in sample_positions(len(values), n, seed)]
+    else:
+        folder = source[0] if isinstance(source, tuple) else source
+        paths = frames_in_window(*source) if isinstance(source, tuple) else frame_paths(source)
+        frames = [read_pixels(paths[i], mode) for i in sample_positions(len(paths), n, seed)]
+        if any(frame.dtype != np.uint8 for frame in check_sizes(folder, frames)):
+            frames = eight_bits(np.stack(frames), depth=mode == "L")
+    rows, columns = crop_box(*frames[0].shape[:2], seed if cropped else None)
+    frames = np.stack([frame[rows, columns] for frame in frames]).astype(np.uint8, copy=False)
     if frames.ndim == 3:
-        return frames[:, None].expand(-1, 3 if mode == "RGB" else 1, -1, -1)
-    # As they were decoded, channels are the last dimension in memory: quicker to crop.
-    return frames.movedim(-1, -3)
+        return torch.from_numpy(frames)[:, None].expand(-1, 3 if mode == "RGB" else 1, -1, -1)
+    # As they were decoded, channels are the last dimension in memory: quicker to resize.
+    return torch.from_numpy(frames).movedim(-1, -3)
 
 
 def read_flow(path, n, seed=None):

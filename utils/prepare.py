@@ -32,7 +32,7 @@ from utils.files import find_samples
 from utils.media import (
     UnreadableFile,
     frame_paths,
-    load_librosa,
+    load_resample,
     read_array,
     read_flow,
     read_frames,
@@ -195,7 +195,7 @@ def prepare(name, root, modalities, seconds, workers=None, raw=False, program=No
         raise ValueError(f"--raw is for data with videos, not for {name}; leave it out")
     samples = list(find_samples(name, root, modalities) if modalities else read_own(root)[1])
     if "audio" in columns.values():
-        load_librosa()  # without a folder for its cache it fails here, not for each sample
+        load_resample()  # without a folder for its cache it fails here, not for each sample
     for part in [*into.glob(".part-*"), *into.glob("*/.part-*")]:  # of a prepare that was killed
         remove(part)
     if program:
