@@ -48,6 +48,7 @@ from scripts.figures import (
 )
 from utils import cli
 from utils.run import best_epoch, checkpoint_epochs, first_settings, read_log
+from utils.samples import SPLITS, own_table
 
 HERE = Path(__file__).parent
 JOINT = "constant:0"  # what every row is compared with
@@ -57,7 +58,7 @@ FUSIONS |= {"Weight": "weight"}
 REBALANCING = {"MSES": "mses", "G-Blend": "g-blend", "OGM": "ogm"}
 REBALANCING |= {"Greedy": "greedy --fusion channel", "DOMFN": "domfn", "MSLR": "mslr", "PMR": "pmr"}
 LATEST = {"AGM": "agm", "MLA": "mla", "ReconBoost": "reconboost", "MMPareto": "mmpareto"}
-OWN_VAL = ["sarcasm", "twitter2015"]  # have a validation part
+OWN_VAL = ["sarcasm", "twitter2015"]  # the paper's sets that have a validation part
 TRIALS = {  # what --tune tries beside a method's default
     "heuristic": (" --tau 0.05", " --tau 0.2"),
     "learning-based": (" --eta-alpha 1", " --eta-alpha 4"),
@@ -157,6 +158,18 @@ class Job:
         return [sys.executable, str(HERE.parent / "train.py"), *self.flags, mode, str(self.folder)]
 
 
+def data_name(dataset):
+    """A data set's name; of a folder of your own data, the folder's."""
+    return Path(dataset).resolve().name
+
+
+def has_val(dataset):
+    """Whether a data set, or a folder of your own data, has a validation part of its own."""
+    if not os.path.isdir(dataset):
+        return dataset in OWN_VAL
+    return any(SPLITS.get(row["split"].lower()) == "val" for _, row in own_table(dataset)[1])
+
+
 def trials_of(row):
     """A row with its method's default and, where TRIALS has some, with other values."""
     method, _, flags = row.partition(" ")
@@ -170,7 +183,7 @@ def jobs_of(dataset, rows, seeds, runs, extra, hold_out=False):
     """
     given = [word for word in extra if word.startswith("--")]
     hold_out = hold_out or any(kind_of(row).needs_val for row in rows)
-    if hold_out and dataset not in OWN_VAL and "--val-fraction" not in given:
+    if hold_out and "--val-fraction" not in given and not has_val(dataset):
         extra = [*extra, "--val-fraction", "0.1"]
     if taken := {"--dataset", "--method", "--seed", "--out", "--resume", "--eval"} & {*given}:
         raise ValueError(f"{min(taken)} after -- is set by the sweep itself; leave it out")
@@ -180,8 +193,8 @@ def jobs_of(dataset, rows, seeds, runs, extra, hold_out=False):
             method, *own = row.split()
             flags = ["--dataset", dataset, *extra, "--method", method, *own, "--seed", str(seed)]
             train.check(train.parse(flags))
-            name = "-".join([dataset, method.replace(":", ""), *own[1::2], f"seed{seed}"])
-            jobs.append(Job(row, seed, flags, Path(runs) / name))
+            parts = [data_name(dataset), method.replace(":", ""), *own[1::2], f"seed{seed}"]
+            jobs.append(Job(row, seed, flags, Path(runs) / "-".join(parts)))
     return jobs
 
 
@@ -368,7 +381,8 @@ def main(arguments=None):
         for name in ("seeds", "jobs"):
             if getattr(args, name) < 1:
                 raise ValueError(f"--{name} is {getattr(args, name)}, expected 1 or more")
-        out = args.out or f"{args.runs}/sweep-{args.dataset}-{args.preset or 'methods'}"
+        dataset = data_name(args.dataset)
+        out = args.out or f"{args.runs}/sweep-{dataset}-{args.preset or 'methods'}"
         names, failed = rows_of(args.methods, args.preset), {}
         prepare = functools.partial(
             jobs_of, args.dataset, runs=args.runs, extra=arguments[split + 1 :], hold_out=args.tune
@@ -387,9 +401,9 @@ def main(arguments=None):
         failed |= run_all(jobs, args.jobs)
         rows, modalities = scores_of(jobs)
         if rows:
-            text = table(args.dataset, modalities, rows, names, args.preset, args.metric)
+            text = table(dataset, modalities, rows, names, args.preset, args.metric)
             Path(f"{out}.md").write_text(text + "\n")
-            picture(args.dataset, modalities, rows, next(iter(names)), f"{out}.png")
+            picture(dataset, modalities, rows, next(iter(names)), f"{out}.png")
             print(text, f"wrote {out}.md and {out}.png", sep="\n\n")
         program.started = True  # what follows is a failed run, not a wrong flag
         if failed:

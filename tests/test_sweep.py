@@ -78,6 +78,16 @@ def test_all_runs_hold_out_samples_where_one_needs_them():
     assert train.parse(jobs[0].flags).val_fraction == 0.2
 
 
+def test_your_own_validation_part_is_used(tmp_path):
+    """A samples.csv with rows of the split val, or without."""
+    for split, held_out in [("dev", False), ("train", True)]:
+        rows = [f"{split},a,x,y", "train,a,x,y", "test,b,x,y"]
+        (tmp_path / "samples.csv").write_text("\n".join(["split,label,image,text", *rows]))
+        [job, _] = sweep.jobs_of(str(tmp_path), ["constant:0", "mses"], 1, "runs", [])
+        assert ("--val-fraction" in job.flags) == held_out
+        assert job.folder == Path(f"runs/{tmp_path.name}-constant0-seed0")
+
+
 def test_a_sweep_trains_compares_and_draws(calls, capsys):
     """A folder per run with the usual name, the table on the screen and in a file, a picture."""
     flags = [*TINY, "--methods", "heads,constant:0 --fusion affine", "--jobs", "2"]
