@@ -8,7 +8,8 @@ python -m scripts.benchmarks step             train.py's steps against a plain l
 python -m scripts.benchmarks compile          a training step by torch.compile, and Eq. 3 of it
 python -m scripts.benchmarks loader           clips read a second, against the authors' release
 python -m scripts.benchmarks gpu              clips trained a second on CUDA, time spent waiting
-python -m scripts.benchmarks startup          what importing train.py takes and leaves out
+python -m scripts.benchmarks startup          what the start of train.py takes and leaves out
+python -m scripts.benchmarks memory           what a step and an alpha update take, on what card
 python -m scripts.benchmarks growth           time and memory of an epoch for more samples
 python -m scripts.benchmarks methods          an epoch of each method of Table 1, in those of joint
 python -m scripts.benchmarks start            finding the samples of a set of VGGSound's size
@@ -29,6 +30,7 @@ import sys
 import tempfile
 import time
 import warnings
+import weakref
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -39,7 +41,10 @@ import soundfile
 import torch
 from PIL import Image
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.nn.functional import cross_entropy, normalize
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -48,9 +53,9 @@ import train
 from bilevel import eval_mode, hypergradient
 from data import SETS, Batches, Samples, defaults, identity
 from losses import total_loss
-from model import MultimodalModel
+from model import ENCODERS, MultimodalModel, Pretrained
 from scripts import prepare, sweep
-from utils import cli, decode, markdown
+from utils import cli, decode, markdown, media, pooling
 from utils.annotations import CREMAD
 from utils.files import find_samples
 
@@ -584,20 +589,26 @@ def gpu(device="cuda", n=2048, batch=256, size=((257, 299), (224, 224))):
 
 
 def startup(rounds=5):
-    """Importing train.py against importing torch, and which of HEAVY a run of keypad imports."""
+    """The start of train.py against importing torch, and which of HEAVY a run of keypad imports."""
 
     def run(code):
         command = [sys.executable, "-c", code]
         options = {"cwd": ROOT, "check": True, "text": True, "stdout": subprocess.PIPE}
         return subprocess.run(command, **options).stdout
 
-    run("import train")  # warm up
-    torch_alone = functools.partial(run, "import torch")
-    (ratio,) = in_units(torch_alone, rounds, functools.partial(run, "import train"))
-    print(
-        f"import train: {ratio:.2f} times import torch, which takes "
-        f"{seconds(torch_alone):.1f} s here"
-    )
+    torch_alone, parts = functools.partial(run, "import torch"), {"import train": "import train"}
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = ["--out", f"{folder}/run", "--overwrite"]
+        parts["train.py on keypad until its first step"] = (
+            "import os, train; train.inner_step = lambda *_: os._exit(0); "
+            f"train.main({arguments}); raise SystemExit('no step')"
+        )
+        calls = [functools.partial(run, code) for code in parts.values()]
+        calls[-1]()  # warm up
+        ratios = in_units(torch_alone, rounds, *calls)
+    print(f"In times of import torch, which takes {seconds(torch_alone):.1f} s here:")
+    for name, ratio in zip(parts, ratios):
+        print(f"{name}: {ratio:.2f}")
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["--epochs", "1", "--inner-iters", "1", "--out", f"{folder}/run"]
         last = f"print([m for m in {HEAVY} if m in sys.modules])"
@@ -605,6 +616,134 @@ def startup(rounds=5):
             f"import sys, train; assert train.main({arguments}) == 0; {last}"
         ).splitlines()[-1]
     print(f"imported by a run of keypad, of {', '.join(HEAVY)}: {imported}")
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of the tensors that are alive; `peak`: the most at once.
+
+    Tensors can be fake or on the meta device: they have a size, but no values, and cost no time.
+    A number that is asked for is then 1.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.known, self.live, self.peak = weakref.WeakSet(), 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return 1.0
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if torch.is_tensor(leaf) and (storage := leaf.untyped_storage()) not in self.known:
+                self.known.add(storage)
+                self.add(storage.nbytes())
+                weakref.finalize(storage, self.add, -storage.nbytes())
+        return result
+
+    def add(self, size):
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+
+SHAPES = {  # of a sample's input, with its channels and its dtype
+    "video": ((3, 3, 224, 224), 3, torch.uint8),
+    "image": ((3, 224, 224), 3, torch.uint8),
+    "text": ((2, 128), 0, torch.int64),
+    "rgb": ((8, 3, 224, 224), 3, torch.uint8),
+    "flow": ((8, 2, 224, 224), 2, torch.float32),
+    "depth": ((8, 1, 224, 224), 1, torch.uint8),
+}
+WAYS = ["step", "step, --bf16", "update of alpha"]
+
+
+def random_bert(*_):
+    """BERT of base size with random weights, as an encoder."""
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(attn_implementation="eager")
+    return Pretrained(BertModel(config), "pooler_output"), config.hidden_size
+
+
+def first_use(name, way, n, device):
+    """A training step of n samples of a set with its own shapes and settings, twice; or an update
+    of alpha after a step of two samples.
+
+    Two draws and three terms: more of them take more time, but no more memory.
+    """
+    kinds = [*SETS[name]["modalities"]]
+    sound = (1, 257, 1 + (16000 * SETS[name].get("seconds", 10) - 512) // 159)
+    shapes = [SHAPES.get(kind, (sound, 1, torch.float16)) for kind in kinds]
+    s = train.Settings(**defaults(name) | {"draws": 2, "terms": 3, "bf16": "bf16" in way})
+    with torch.device(device):
+        model = MultimodalModel([c for _, c, _ in shapes], SETS[name]["n_classes"], s.encoders)
+        x = [torch.zeros(n, *shape, dtype=dtype) for shape, _, dtype in shapes]
+        y = torch.zeros(n, dtype=torch.int64)
+    optimizer, _ = train.make_optimizer(s, model.parameters())
+    if "step" in way:
+        for _ in range(2):
+            train.inner_step(model.train(), optimizer, x, y, ALPHA, s)
+    else:
+        training_step(Losses(model), ([x_j[:2] for x_j in x], y[:2]), optimizer)
+        batches = SimpleNamespace(draw=lambda t: itertools.repeat((x, y)))
+        train.alpha_gradient(model, batches, batches, ALPHA, 1, s)
+
+
+def needed(name, way, n):
+    """The most GiB that a first_use takes: measured on CUDA if there is one, else counted."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            first_use(name, way, n, "cuda")
+        except torch.OutOfMemoryError:
+            return math.inf
+        return torch.cuda.max_memory_allocated() / 2**30
+    # autocast wants a device, Eq. 3 its numbers: fake tensors for the one, meta for the other
+    fake = FakeTensorMode() if "step" in way else contextlib.nullcontext()
+    caches = media.per_channel.cache_clear, pooling.grid_matrix.cache_clear
+    for clear in caches:
+        clear()
+    with fake, Live() as live:
+        first_use(name, way, n, "cpu" if "step" in way else "meta")
+    for clear in caches:  # what they hold now has no values
+        clear()
+    return live.peak / 2**30
+
+
+def memory(sizes=(8, 32, 64, 128, 256), cards=(8, 24, 80)):
+    """What a training step and an update of alpha take by batch size, and what a card holds."""
+    ENCODERS["bert"] = random_bert
+    measured = torch.cuda.is_available()
+    rows = [["set", "GiB of", *sizes, *(f"in {card} GB" for card in cards)]]
+    usual = [["set", "batch", *WAYS[:2], "update's batch", WAYS[2], "in 24 GB", "with --bf16"]]
+    for name in SETS:
+        own, takes = defaults(name), {}
+        for way in WAYS:
+            counted = sizes if measured else (32, 64)
+            took = [needed(name, way, n) for n in counted]
+            slope = (took[1] - took[0]) / (counted[1] - counted[0])
+            line = {
+                n: took[0] + slope * (n - counted[0])
+                for n in [*sizes, own["batch_size"], own["alpha_batch"]]
+            }
+            takes[way] = line | dict(zip(counted, took))
+            most = [int(counted[0] + (card - took[0]) / slope) for card in cards]
+            rows.append([name, way, *(f"{takes[way][n]:.1f}" for n in sizes), *most])
+        step, half, update = (
+            takes[way][n] for way, n in zip(WAYS, (own["batch_size"],) * 2 + (own["alpha_batch"],))
+        )
+        fit = ["yes" if max(x, update) <= 24 else "no" for x in (step, half)]
+        row = [own["batch_size"], f"{step:.1f}", f"{half:.1f}", own["alpha_batch"]]
+        usual.append([name, *row, f"{update:.1f}", *fit])
+    how = (
+        f"torch.cuda.max_memory_allocated on {torch.cuda.get_device_name()}"
+        if measured
+        else ("tensors counted for batches of 32 and 64; the others by the line through these two")
+    )
+    print(f"The most memory at once: {how}.\n")
+    print(markdown.table(*rows))
+    print("\nWhat the defaults take, in GiB.\n")
+    print(markdown.table(*usual))
 
 
 def one_epoch(times):
@@ -733,6 +872,7 @@ COMMANDS = {
     "loader": loader,
     "gpu": gpu,
     "startup": startup,
+    "memory": memory,
     "growth": growth,
     "methods": methods,
     "start": start,
