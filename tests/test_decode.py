@@ -1,8 +1,10 @@
 """utils/decode.py and utils/containers.py: videos as a player shows them, sound as it is heard."""
 
+import multiprocessing
 import os
 import shutil
 import struct
+import threading
 from fractions import Fraction
 
 import av
@@ -465,3 +467,17 @@ def test_damaged_files_are_read_or_refused(tmp_path):
     counts, faults = damage.run(3 * len(damage.KINDS), 5, tmp_path)
     total = sum(counts.values(), damage.Counter())
     assert faults == [] and set(total) == {"read", "refused"} and min(total.values()) > 20
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_process_forked_from_another_thread_ends(tmp_path):
+    """Decoding leaves no threads that a forked process would wait for (PyAV 19 kept some)."""
+    make_video(tmp_path / "clip.mp4")
+    decode.extract_frames(tmp_path / "clip.mp4", tmp_path / "clip", 2)
+    process = multiprocessing.get_context("fork").Process(target=len, args=("",))
+    thread = threading.Thread(target=lambda: (process.start(), process.join(60)))
+    thread.start()
+    thread.join()
+    ended = process.exitcode
+    process.kill()
+    assert ended == 0

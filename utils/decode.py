@@ -42,9 +42,12 @@ def layout(frame):
 
 def picture(frame, size, matrix):
     """A video's frame as an upright PIL image; see layout."""
+    from av.video.reformatter import VideoReformatter
     from PIL.Image import Transpose
 
-    image = frame.to_image(width=size[0], height=size[1])
+    # frame.to_image keeps a reformatter with threads for good; a process that is forked from
+    # another thread frees it, and waits for these threads forever.
+    image = VideoReformatter().reformat(frame, *size, "rgb24").to_image()
     a, b, _, c, d = matrix[:5]
     if abs(b) > abs(a):
         image, a, d = image.transpose(Transpose.TRANSPOSE), c, b
