@@ -326,6 +326,12 @@ def table(dataset, modalities, rows, names, preset, metric):
     return "\n\n".join(text)
 
 
+def write(path, text):
+    """Write a text, in a folder that may not be there yet."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text + "\n")
+
+
 def picture(dataset, modalities, rows, joint, out):
     """Fused ACC and perf_gap of each row, sorted by ACC: mean and std over seeds.
 
@@ -395,14 +401,14 @@ def main(arguments=None):
                 if job.folder not in failed:
                     accs.setdefault(job.row, []).append(validation_acc(job.folder))
             names, text = tuned(names, accs)
-            Path(f"{out}-tune.md").write_text(text + "\n")
+            write(f"{out}-tune.md", text)
             print(text, f"wrote {out}-tune.md", sep="\n\n")
         jobs = prepare(names, args.seeds)
         failed |= run_all(jobs, args.jobs)
         rows, modalities = scores_of(jobs)
         if rows:
             text = table(dataset, modalities, rows, names, args.preset, args.metric)
-            Path(f"{out}.md").write_text(text + "\n")
+            write(f"{out}.md", text)
             picture(dataset, modalities, rows, next(iter(names)), f"{out}.png")
             print(text, f"wrote {out}.md and {out}.png", sep="\n\n")
         program.started = True  # what follows is a failed run, not a wrong flag

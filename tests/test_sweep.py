@@ -112,7 +112,7 @@ def test_a_sweep_trains_compares_and_draws(calls, capsys):
 def test_tune_chooses_on_held_out_samples(calls, capsys):
     """Three values of ogm, seeds 0 and 1; the best mean validation ACC is trained and compared;
     what has no number is trained once. The choice is the highest of the logged scores."""
-    flags = [*TINY, "--methods", "ogm,heads", "--tune", *QUICK]
+    flags = [*TINY, "--methods", "ogm,heads", "--tune", "--out", "new/table", *QUICK]
     assert sweep.main(flags) == 0
     trials = ["ogm", "ogm:0.3", "ogm:0.8"]
     means = {}
@@ -123,14 +123,14 @@ def test_tune_chooses_on_held_out_samples(calls, capsys):
         assert all(record["split"] == "val" for log in logs for record in log[1])
         means[trial] = sum(log[1][-1]["fused"]["acc"] for log in logs)
     best = max(trials, key=means.get)
-    table = Path("runs/sweep-tiny-methods.md").read_text()
+    table = Path("new/table.md").read_text()
     assert [line.split(" | ")[0] for line in table.split("\n\n")[0].splitlines()[2:]] == [
         "| constant:0",
         f"| {best}",
         "| heads †",
     ]
     assert len(calls) == 2 * (3 + 2)
-    chosen = Path("runs/sweep-tiny-methods-tune.md").read_text()
+    chosen = Path("new/table-tune.md").read_text()
     assert f"**`{best}` " in chosen and chosen.count("**") == 2
     assert "heads" not in chosen and chosen in capsys.readouterr().out
 
