@@ -17,6 +17,7 @@ from pathlib import Path
 import av
 import numpy as np
 import soundfile
+from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from utils import decode, media
@@ -55,7 +56,7 @@ def clip(muxer, video="mpeg4", audio="aac", frames=30, **options):
             for n, pixels in enumerate(noise):
                 if video:
                     frame = av.VideoFrame.from_ndarray(pixels // 2 + 4 * n, format="rgb24")
-                    file.mux(pictures.encode(frame.reformat(format="yuv420p")))
+                    file.mux(pictures.encode(VideoReformatter().reformat(frame, format="yuv420p")))
                 if audio:
                     wave = 0.3 * np.sin(np.arange(1470 * n, 1470 * n + 1470) / 16)
                     part = av.AudioFrame.from_ndarray(wave[None].astype(np.float32), "fltp", "mono")
