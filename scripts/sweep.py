@@ -8,13 +8,14 @@
 
 Each run is train.py in a process with one thread, in a folder of its own below --runs. A complete
 run is left alone, an interrupted one is resumed. A run that fails is named, and the others go on.
-Flags after -- are for every train.py. If a method needs held-out samples, all runs hold out a tenth
-of the training split, so that they train on the same samples. At the end come a table and a
-picture, OUT.md and OUT.png.
+Flags after -- are for every train.py. With --tune, or if a method needs held-out samples, all runs
+hold out a tenth of the training split (unless the set has a validation part), so that they train on
+the same samples. At the end come a table and a picture, OUT.md and OUT.png.
 
---tune gives every method that has a number of its own the same budget first: its default and two
-other values (TRIALS), seeds 0 and 1. The value with the highest mean ACC on held-out samples is
-used, and OUT-tune.md says which. The test split chooses nothing.
+--tune first gives every method in TRIALS the same budget: its default and two other values of its
+main number (heuristic: of tau), seeds 0 and 1. The other methods have nothing to choose. The value
+with the highest mean ACC on held-out samples is used, and OUT-tune.md says which. The test split
+chooses nothing.
 """
 
 import argparse
