@@ -199,6 +199,25 @@ def jobs_of(dataset, rows, seeds, runs, extra, hold_out=False):
     return jobs
 
 
+def fitting(dataset, names, extra):
+    """names without the rows that train.py refuses for this set, each said: Adam with ogm.
+
+    ValueError if it refuses all.
+    """
+    fit, refused = {}, {}
+    for row, name in names.items():
+        try:
+            jobs_of(dataset, trials_of(row), 1, "", extra)
+            fit[row] = name
+        except ValueError as error:
+            refused[row] = error
+    if not fit:
+        raise next(iter(refused.values()))
+    for row, error in refused.items():
+        print(f"{row} is left out: {error}")
+    return fit
+
+
 def call(command, started):
     """Run a command with one thread; returns its last line on stderr, "" if it succeeded."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -394,6 +413,8 @@ def main(arguments=None):
         prepare = functools.partial(
             jobs_of, args.dataset, runs=args.runs, extra=arguments[split + 1 :], hold_out=args.tune
         )
+        if args.preset or args.methods == "all":
+            names = fitting(args.dataset, names, arguments[split + 1 :])
         if args.tune:
             trials = [trial for row in names for trial in trials_of(row)]
             jobs = prepare(trials, TRIAL_SEEDS)

@@ -126,6 +126,7 @@ def test_every_method_resumes(tiny_data, monkeypatch, name):
         ("--method mslr:1:-1", "has rates = -1, expected 0 or more"),
         ("--method greedy", "--method greedy needs --fusion channel, got concat"),
         ("--method mla --fusion affine", "--method mla needs --fusion concat, got affine"),
+        ("--method ogm --optimizer adam", "--method ogm scales gradients, which Adam undoes; give"),
         ("--method etmc --smoothing 0.1", "--smoothing changes nothing in --method etmc"),
         ("--method agn", "unknown method 'agn'; choose from ['agm', "),
     ],

@@ -69,7 +69,7 @@ def test_all_runs_hold_out_samples_where_one_needs_them():
     for dataset, methods, flag in [
         ("keypad", "mses,ogm", ["--val-fraction", "0.1"]),
         ("keypad", "ogm", []),
-        ("twitter2015", "mses,ogm", []),
+        ("twitter2015", "mses,agm", []),
     ]:
         jobs = sweep.jobs_of(dataset, sweep.rows_of(methods, None), 1, "runs", ["--root", "DIR"])
         assert all(job.flags[4 : 4 + len(flag)] == flag for job in jobs)
@@ -86,6 +86,17 @@ def test_your_own_validation_part_is_used(tmp_path):
         [job, _] = sweep.jobs_of(str(tmp_path), ["constant:0", "mses"], 1, "runs", [])
         assert ("--val-fraction" in job.flags) == held_out
         assert job.folder == Path(f"runs/{tmp_path.name}-constant0-seed0")
+
+
+def test_rows_that_do_not_fit_a_set_are_left_out(capsys):
+    """OGM where Adam is the optimizer; nothing where SGD is; an error that all rows have."""
+    names = sweep.rows_of("all", "table1")
+    fit = sweep.fitting("sarcasm", names, ["--root", "DIR"])
+    assert {*names} - {*fit} == {"ogm"}
+    assert "ogm is left out: --method ogm scales gradients" in capsys.readouterr().out
+    assert sweep.fitting("cremad", names, ["--root", "DIR"]) == names
+    with pytest.raises(ValueError, match="--epochs is 0"):
+        sweep.fitting("sarcasm", names, ["--epochs", "0"])
 
 
 def test_a_sweep_trains_compares_and_draws(calls, capsys):

@@ -19,6 +19,7 @@ class Hooks:
     own_heads = False  # whether a single modality is scored by a classifier of its own
     own_loss = False  # whether it has a loss that --smoothing does not change
     needs_val = False  # whether it needs held-out samples
+    sgd_only = False  # whether Adam, which divides by the gradients' size, would undo it
     one_process = True  # whether several processes cannot train it
 
     def begin(self):
@@ -81,6 +82,9 @@ def check(kind, args):
     if kind.fusions and args.fusion not in kind.fusions:
         wanted = " or ".join(f"--fusion {fusion}" for fusion in kind.fusions)
         raise ValueError(f"--method {name} needs {wanted}, got {args.fusion}; change one of them")
+    if kind.sgd_only and args.optimizer == "adam":
+        hint = "give --optimizer sgd and an --lr for it"
+        raise ValueError(f"--method {name} scales gradients, which Adam undoes; {hint}")
     if kind.own_loss and args.smoothing:
         raise ValueError(f"--smoothing changes nothing in --method {name}; leave it out")
 
