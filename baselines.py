@@ -139,7 +139,7 @@ class GBlend(Heads):
 class OGM(Baseline):
     """OGM-GE [31]: slow the encoders that are ahead, by k = rebalance.slowed(certainty)."""
 
-    sgd_only = True
+    only_scales = True
 
     def begin(self, alpha=0.1, noise=1.0):
         self.alpha, self.noise = alpha, noise

@@ -200,7 +200,7 @@ def jobs_of(dataset, rows, seeds, runs, extra, hold_out=False):
 
 
 def fitting(dataset, names, extra):
-    """names without the rows that train.py refuses for this set, each said: Adam with ogm.
+    """names without the rows that train.py refuses with these flags, each said.
 
     ValueError if it refuses all.
     """

@@ -35,7 +35,7 @@ def made(name, *numbers, m=2, fusion="concat"):
     kind = BASELINES.get(name, MultimodalModel)
     model = kind(list(range(1, m + 1)), 3, fusion=fusion).double()
     if name in BASELINES:
-        args = SimpleNamespace(method=":".join([name, *map(str, numbers)]), dataset="tiny")
+        args = train.Settings(method=":".join([name, *map(str, numbers)]), dataset="tiny")
         hooks.begin(model, args, {"val": None})
         model.double()
     x = [torch.randn(6, c, 16, 16, dtype=torch.float64) for c in range(1, m + 1)]
@@ -126,7 +126,6 @@ def test_every_method_resumes(tiny_data, monkeypatch, name):
         ("--method mslr:1:-1", "has rates = -1, expected 0 or more"),
         ("--method greedy", "--method greedy needs --fusion channel, got concat"),
         ("--method mla --fusion affine", "--method mla needs --fusion concat, got affine"),
-        ("--method ogm --optimizer adam", "--method ogm scales gradients, which Adam undoes; give"),
         ("--method etmc --smoothing 0.1", "--smoothing changes nothing in --method etmc"),
         ("--method agn", "unknown method 'agn'; choose from ['agm', "),
     ],
@@ -150,6 +149,14 @@ def test_data_that_do_not_fit_are_one_sentence(tiny_data, capsys, method, said):
     fraction = [] if method == "mses" else ["--val-fraction", "0.2"]
     assert train.main([*TINY, "--method", method, *fraction]) == 2
     assert said in capsys.readouterr().err and not Path("runs").exists()
+
+
+def test_ogm_says_what_adam_does_to_it(tiny_data, capsys):
+    """Once, before it trains; with SGD, and by a method that does more than scale, nothing."""
+    said = "--method ogm scales gradients, most of which Adam undoes: exercise 11 shows it"
+    for flags, times in [("ogm --optimizer adam", 1), ("ogm", 0), ("pmr --optimizer adam", 0)]:
+        assert train.main([*TINY, "--overwrite", "--method", *flags.split()]) == 0
+        assert capsys.readouterr().out.count(said) == times
 
 
 def test_several_processes_are_refused(monkeypatch):

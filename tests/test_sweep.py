@@ -69,7 +69,7 @@ def test_all_runs_hold_out_samples_where_one_needs_them():
     for dataset, methods, flag in [
         ("keypad", "mses,ogm", ["--val-fraction", "0.1"]),
         ("keypad", "ogm", []),
-        ("twitter2015", "mses,agm", []),
+        ("twitter2015", "mses,ogm", []),
     ]:
         jobs = sweep.jobs_of(dataset, sweep.rows_of(methods, None), 1, "runs", ["--root", "DIR"])
         assert all(job.flags[4 : 4 + len(flag)] == flag for job in jobs)
@@ -88,13 +88,13 @@ def test_your_own_validation_part_is_used(tmp_path):
         assert job.folder == Path(f"runs/{tmp_path.name}-constant0-seed0")
 
 
-def test_rows_that_do_not_fit_a_set_are_left_out(capsys):
-    """OGM where Adam is the optimizer; nothing where SGD is; an error that all rows have."""
+def test_rows_that_do_not_fit_the_flags_are_left_out(capsys):
+    """ETMC has no labels to smooth; an error that all rows have is raised."""
     names = sweep.rows_of("all", "table1")
-    fit = sweep.fitting("sarcasm", names, ["--root", "DIR"])
-    assert {*names} - {*fit} == {"ogm"}
-    assert "ogm is left out: --method ogm scales gradients" in capsys.readouterr().out
-    assert sweep.fitting("cremad", names, ["--root", "DIR"]) == names
+    fit = sweep.fitting("keypad", names, ["--smoothing", "0.3"])
+    assert {*names} - {*fit} == {"etmc"}
+    assert "etmc is left out: --smoothing changes nothing" in capsys.readouterr().out
+    assert sweep.fitting("sarcasm", names, ["--root", "DIR"]) == names
     with pytest.raises(ValueError, match="--epochs is 0"):
         sweep.fitting("sarcasm", names, ["--epochs", "0"])
 

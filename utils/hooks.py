@@ -19,7 +19,7 @@ class Hooks:
     own_heads = False  # whether a single modality is scored by a classifier of its own
     own_loss = False  # whether it has a loss that --smoothing does not change
     needs_val = False  # whether it needs held-out samples
-    sgd_only = False  # whether Adam, which divides by the gradients' size, would undo it
+    only_scales = False  # whether it only scales gradients, most of which Adam undoes
     one_process = True  # whether several processes cannot train it
 
     def begin(self):
@@ -82,9 +82,6 @@ def check(kind, args):
     if kind.fusions and args.fusion not in kind.fusions:
         wanted = " or ".join(f"--fusion {fusion}" for fusion in kind.fusions)
         raise ValueError(f"--method {name} needs {wanted}, got {args.fusion}; change one of them")
-    if kind.sgd_only and args.optimizer == "adam":
-        hint = "give --optimizer sgd and an --lr for it"
-        raise ValueError(f"--method {name} scales gradients, which Adam undoes; {hint}")
     if kind.own_loss and args.smoothing:
         raise ValueError(f"--smoothing changes nothing in --method {name}; leave it out")
 
@@ -97,6 +94,8 @@ def begin(model, args, data):
     if model.needs_val and "val" not in data:
         what = f"{args.dataset} has no validation part; add --val-fraction 0.1"
         raise ValueError(f"--method {name} steers by held-out scores, and {what}")
+    if model.only_scales and args.optimizer == "adam":
+        print(f"--method {name} scales gradients, most of which Adam undoes: exercise 11 shows it")
     model.register_buffer("t", torch.tensor(0))  # finished epochs
     model.begin(*numbers_of(args.method, type(model).begin))
 
