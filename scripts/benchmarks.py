@@ -415,8 +415,8 @@ class NoFolder:
 
 
 def epoch_of(s, data, model):
-    """One epoch of train.py at a constant alpha."""
-    train.train(s, data, model, NoFolder())
+    """The epochs of train.py for settings and a model, as train.main calls them."""
+    train.train(s, data, model, NoFolder(), getattr(model, "inner_step", train.inner_step))
 
 
 def compiled(rounds=7, size=(8, (113, 131), (96, 96))):
@@ -671,7 +671,7 @@ def first_use(name, way, n, device):
     Two draws and three terms: more of them take more time, but no more memory.
     """
     kinds = [*SETS[name]["modalities"]]
-    sound = (1, 257, 1 + (16000 * SETS[name].get("seconds", 10) - 512) // 159)
+    sound = (1, *media.spectrogram_shape(SETS[name].get("seconds", 10)))
     shapes = [SHAPES.get(kind, (sound, 1, torch.float16)) for kind in kinds]
     s = train.Settings(**defaults(name) | {"draws": 2, "terms": 3, "bf16": "bf16" in way})
     with torch.device(device):
@@ -721,13 +721,10 @@ def memory(sizes=(8, 32, 64, 128, 256), cards=(8, 24, 80)):
         for way in WAYS:
             counted = sizes if measured else (32, 64)
             took = [needed(name, way, n) for n in counted]
-            slope = (took[1] - took[0]) / (counted[1] - counted[0])
-            line = {
-                n: took[0] + slope * (n - counted[0])
-                for n in [*sizes, own["batch_size"], own["alpha_batch"]]
-            }
-            takes[way] = line | dict(zip(counted, took))
-            most = [int(counted[0] + (card - took[0]) / slope) for card in cards]
+            grows = line(counted[:2], took[:2])
+            asked = [*sizes, own["batch_size"], own["alpha_batch"]]
+            takes[way] = {n: grows(n) for n in asked} | dict(zip(counted, took))
+            most = [int((grows - card).roots[0]) for card in cards]
             rows.append([name, way, *(f"{takes[way][n]:.1f}" for n in sizes), *most])
         step, half, update = (
             takes[way][n] for way, n in zip(WAYS, (own["batch_size"],) * 2 + (own["alpha_batch"],))
@@ -785,19 +782,14 @@ def methods(rounds=4):
     torch.set_num_threads(1)
     epochs, counted, cycle = [], [], 4  # reconboost's epochs are of four kinds
     rows = list(sweep.rows_of("all", None))
+    flags = ["--epochs", "1", "--val-fraction", "0.1", "--method"]
+    data = train.load_data(train.parse([*flags, rows[0]]), lambda m: ["cnn"] * m)
     for row in rows:
-        flags = ["--epochs", "1", "--val-fraction", "0.1", "--method", *row.split()]
-        args = train.parse(flags)
-        data = train.load_data(args, lambda m: ["cnn"] * m)
+        args = train.parse([*flags, *row.split()])
         model = train.make_model(args, data)
-        inner_step = getattr(model, "inner_step", train.inner_step)
-
-        def run(epochs, n, args=args, data=data, model=model, inner_step=inner_step):
-            args = dataclasses.replace(args, epochs=epochs, inner_iters=n)
-            train.train(args, data, model, NoFolder(), inner_step)
-
-        epochs.append(functools.partial(run, 1, 0))
-        one, two = (flops(functools.partial(run, cycle, n)) / cycle for n in (1, 2))
+        epochs.append(functools.partial(epoch_of, args, data, model))
+        short = [dataclasses.replace(args, epochs=cycle, inner_iters=n) for n in (1, 2)]
+        one, two = (flops(functools.partial(epoch_of, s, data, model)) / cycle for s in short)
         counted.append(one + (len(data["train"]) // args.batch_size - 1) * (two - one))
     times = in_units(epochs[0], rounds, *epochs)
     print(f"One thread; medians of {rounds} rounds, in an epoch of {rows[0]}.\n")

@@ -48,8 +48,9 @@ from scripts.figures import (
     spread,
 )
 from utils import cli
+from utils.atomic import atomic
 from utils.run import best_epoch, checkpoint_epochs, first_settings, read_log
-from utils.samples import SPLITS, own_table
+from utils.samples import own_table, split_of
 
 HERE = Path(__file__).parent
 JOINT = "constant:0"  # what every row is compared with
@@ -168,7 +169,7 @@ def has_val(dataset):
     """Whether a data set, or a folder of your own data, has a validation part of its own."""
     if not os.path.isdir(dataset):
         return dataset in OWN_VAL
-    return any(SPLITS.get(row["split"].lower()) == "val" for _, row in own_table(dataset)[1])
+    return any(split_of(row) == "val" for _, row in own_table(dataset)[1])
 
 
 def trials_of(row):
@@ -193,7 +194,8 @@ def jobs_of(dataset, rows, seeds, runs, extra, hold_out=False):
         for row in rows:
             method, *own = row.split()
             flags = ["--dataset", dataset, *extra, "--method", method, *own, "--seed", str(seed)]
-            train.check(train.parse(flags))
+            if seed == 0:  # no flag depends on it
+                train.check(train.parse(flags))
             parts = [data_name(dataset), method.replace(":", ""), *own[1::2], f"seed{seed}"]
             jobs.append(Job(row, seed, flags, Path(runs) / "-".join(parts)))
     return jobs
@@ -348,8 +350,8 @@ def table(dataset, modalities, rows, names, preset, metric):
 
 def write(path, text):
     """Write a text, in a folder that may not be there yet."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(text + "\n")
+    with atomic(Path(path)) as part:
+        part.write_text(text + "\n")
 
 
 def picture(dataset, modalities, rows, joint, out):
@@ -409,17 +411,16 @@ def main(arguments=None):
                 raise ValueError(f"--{name} is {getattr(args, name)}, expected 1 or more")
         dataset = data_name(args.dataset)
         out = args.out or f"{args.runs}/sweep-{dataset}-{args.preset or 'methods'}"
-        names, failed = rows_of(args.methods, args.preset), {}
+        names, trials, failed = rows_of(args.methods, args.preset), [], {}
         prepare = functools.partial(
             jobs_of, args.dataset, runs=args.runs, extra=arguments[split + 1 :], hold_out=args.tune
         )
         if args.preset or args.methods == "all":
             names = fitting(args.dataset, names, arguments[split + 1 :])
         if args.tune:
-            trials = [trial for row in names for trial in trials_of(row)]
-            jobs = prepare(trials, TRIAL_SEEDS)
-            failed, accs = run_all(jobs, args.jobs), {}
-            for job in jobs:
+            trials = prepare([trial for row in names for trial in trials_of(row)], TRIAL_SEEDS)
+            failed, accs = run_all(trials, args.jobs), {}
+            for job in trials:
                 if job.folder not in failed:
                     accs.setdefault(job.row, []).append(validation_acc(job.folder))
             names, text = tuned(names, accs)
@@ -436,9 +437,8 @@ def main(arguments=None):
         program.started = True  # what follows is a failed run, not a wrong flag
         if failed:
             folder, why = next(iter(failed.items()))
-            raise cli.RunError(
-                f"{len(failed)} of {len(jobs)} runs failed; the first is {folder}: {why}"
-            )
+            n = len({job.folder for job in [*trials, *jobs]})
+            raise cli.RunError(f"{len(failed)} of {n} runs failed; the first is {folder}: {why}")
     return program.status
 
 

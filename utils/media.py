@@ -296,9 +296,14 @@ def read_array(path, *shape):
     return values
 
 
+def spectrogram_shape(seconds):
+    """(257, frames), see spectrogram."""
+    return 257, 1 + (16000 * seconds - 512) // 159
+
+
 def read_spectrogram(path, seconds):
-    """A prepared spectrogram of `seconds`, memory-mapped: (257, frames), see spectrogram."""
-    return read_array(path, 257, 1 + (16000 * seconds - 512) // 159)
+    """A prepared spectrogram of `seconds`, memory-mapped: spectrogram_shape."""
+    return read_array(path, *spectrogram_shape(seconds))
 
 
 def vector(path, seed=None):

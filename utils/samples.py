@@ -170,12 +170,17 @@ def own_source(root, name, kind, cell):
     return own, next(filter(os.path.exists, (f"{made}.npy", made)), None), path
 
 
+def split_of(row):
+    """The split of a row of own_table: train, val, test, or None for another word."""
+    return SPLITS.get(row["split"].lower())
+
+
 def read_own(root):
     """(columns, samples) of DIR/samples.csv; ValueError with file and line for a bad line."""
     columns, rows = own_table(root)
     samples, seen = [], {}
     for n, (place, row) in enumerate(rows):
-        split, cells = SPLITS.get(row["split"].lower()), row["cells"]
+        split, cells = split_of(row), row["cells"]
         if split is None or not row["label"]:
             expected = "expected the split train, val or test, and a label"
             raise ValueError(f"{place} has {row['split']!r} and {row['label']!r}; {expected}")
@@ -311,7 +316,7 @@ def own_settings(folder):
         if kind == "array":
             kinds[j] = array_kind(os.path.join(folder, row["cells"][j]) for row in rows)
     usual = {"text": "bert", "vector": "mlp"}
-    n = sum(SPLITS.get(row["split"].lower()) == "train" for row in rows)
+    n = sum(split_of(row) == "train" for row in rows)
     batch_size = 64 if n >= 1000 else 16
     epochs = min(50, max(10, 600 * batch_size // max(1, n)))  # about 600 steps, in 10 to 50 epochs
     result = {"encoders": ",".join(usual.get(kind, "cnn") for kind in kinds)}
