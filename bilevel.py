@@ -21,11 +21,10 @@ see the same data. Elsewhere Eq. 3 can have either sign. The first K terms of it
 L_CLS responds to alpha within K steps if v, c and H stay as they are (see docs/RESULTS.md).
 """
 
+import functools
 import math
-from contextlib import contextmanager
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from losses import total_loss
 from utils.lanczos import curvature, dot, lanczos, step_and_damping
@@ -34,13 +33,19 @@ from utils.lanczos import curvature, dot, lanczos, step_and_damping
 def neumann(product, v, c, terms, step=None, rng=None):
     """c^T H^-1 v ~ step * sum_{k=0}^{terms-1} c^T (I - step (H + damping I))^k v.
 
-    This is the mean of randomised over p, for one H. It costs terms - 1 products, which also give
-    step and damping (one term without a given step costs one product). The sum uses lanczos's T
-    (not Alg. 1's T) in place of H and a in place of c; the value is the same.
+    This is the mean of randomised over p, for one H. It costs terms - 1 products. A given step is
+    used without damping. Otherwise the products give both (at least one product), and then the sum:
+    with lanczos's T (not Alg. 1's T) in place of H and a in place of c its value is the same.
     """
-    n = terms - 1 if step else max(1, terms - 1)
+    if step:
+        u, total = v, dot(c, v)
+        for _ in range(terms - 1):
+            u = [torch.sub(u_i, h_i, alpha=step) for u_i, h_i in zip(u, product(u))]
+            total += dot(c, u)
+        return step * total, step_and_damping(None, 0, step) | {"terms": terms}
+    n = max(1, terms - 1)
     T, a = lanczos(product, v, c, n)
-    report = step_and_damping(T, n, step)
+    report = step_and_damping(T, n)
     step, damping = report["step"], report["damping"]
     u, total = torch.eye(len(a), dtype=a.dtype)[0], 0.0  # u starts as e_1, the image of v
     for _ in range(terms):
@@ -57,7 +62,8 @@ def randomised(product, v, c, terms, step=None, rng=None):
     larger. Unless step is given, terms - 1 products (at least 1) of one more batch choose both.
     """
     n = 0 if step else max(1, terms - 1)
-    report = step_and_damping(lanczos(product, v, c, n)[0], n, step)
+    T, _ = lanczos(product, [v_i.clone() for v_i in v], c, n)
+    report = step_and_damping(T, n, step)
     step, damping = report["step"], report["damping"]
     p, u = int(torch.randint(terms, (), generator=rng)), v
     for _ in range(p):
@@ -114,28 +120,6 @@ def hvp(g, params, u):
     return grad(g, params, grad_outputs=u, retain_graph=True)
 
 
-@contextmanager
-def eval_mode(model, batch_statistics=False):
-    """Put the model in eval mode; restore every module's mode on exit.
-
-    batch_statistics: batch norm normalizes with the statistics of the batch, as in training, and
-    updates nothing.
-    """
-    modes = {module: module.training for module in model.modules()}
-    tracked = {norm: norm.track_running_stats for norm in modes if isinstance(norm, _BatchNorm)}
-    model.eval()
-    if batch_statistics:
-        for norm in tracked:
-            norm.training, norm.track_running_stats = True, False
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for norm, track in tracked.items():
-            norm.track_running_stats = track
-
-
 def hypergradient(
     outer, inner, params, alpha, solver="neumann", terms=5, step=None, decay=0, draws=1, rng=None
 ):
@@ -151,7 +135,7 @@ def hypergradient(
 
     Returns (value, report): the value is a float, or None where it is not finite; the report has
     the solver's `terms`, `step`, `damping`, `curvature` (smallest, largest) and `note`, empty if
-    all is well. params and their .grad stay as they are; use eval_mode(model) to protect the
+    all is well. params and their .grad stay as they are; utils.modes.eval_mode protects a model's
     buffers.
     """
     params = [p for p in params if p.requires_grad]
@@ -162,12 +146,17 @@ def hypergradient(
 
     v = mean_gradient(outer, params, draws)
     c = mean_gradient(d_alpha, params, draws)
-    g = total_gradient(*inner(), alpha, params)
+
+    @functools.cache
+    def g():  # only if a solver asks for a product with the one H
+        return total_gradient(*inner(), alpha, params)
 
     def product(u, fresh=False):
         """(H + decay I) u; fresh: with the H of a fresh batch."""
-        h = hvp(total_gradient(*inner(), alpha, params) if fresh else g, params, u)
-        return [torch.add(h_i, u_i, alpha=decay) for h_i, u_i in zip(h, u)]
+        h = hvp(total_gradient(*inner(), alpha, params) if fresh else g(), params, u)
+        # In u's layout: convolutions return another one, which slows down the arithmetic on h.
+        layout = [torch.empty_like(u_i) for u_i in u]
+        return [torch.add(h_i, u_i, alpha=decay, out=o) for h_i, u_i, o in zip(h, u, layout)]
 
     value, report = SOLVERS[solver](product, v, c, terms, step, rng)  # c^T H^-1 v
     if not math.isfinite(value):

@@ -17,13 +17,14 @@ import numpy as np
 import torch
 
 from baselines import BASELINES
-from bilevel import SOLVERS, eval_mode, hypergradient
+from bilevel import SOLVERS, hypergradient
 from data import DATASETS, Batches, defaults, load_data
 from losses import SCHEDULES, classification_loss, make_schedule, modality_matching_loss, total_loss
 from model import ENCODERS, FUSIONS, MultimodalModel, encoder_names
 from utils import cli, distributed, hooks, media
 from utils.cli import setting
 from utils.loader import eval_loader
+from utils.modes import eval_mode
 from utils.run import Run, check_together, mean_losses, resumed_settings
 
 

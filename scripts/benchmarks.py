@@ -50,7 +50,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import data as datasets
 import train
-from bilevel import eval_mode, hypergradient
+from bilevel import hypergradient
 from data import SETS, Batches, Samples, defaults, identity
 from losses import total_loss
 from model import ENCODERS, MultimodalModel, Pretrained
@@ -58,6 +58,7 @@ from scripts import prepare, sweep
 from utils import cli, decode, markdown, media, pooling
 from utils.annotations import CREMAD
 from utils.files import find_samples
+from utils.modes import eval_mode
 
 ROOT = Path(__file__).parents[1]
 ALPHA, STEP = 0.6, 1e-4

@@ -33,13 +33,13 @@ import torch
 from torch import nn
 
 import train
-from bilevel import eval_mode
 from data import DATASETS, defaults, load_data
 from losses import make_schedule
 from model import encoder_names
 from scripts.landscape import draw
 from utils import cli, markdown
 from utils.loader import eval_loader
+from utils.modes import eval_mode
 from utils.pooling import GridMean
 from utils.run import checkpoint_epochs, load_best, load_checkpoint, load_state, read_log
 

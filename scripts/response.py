@@ -27,12 +27,13 @@ from torch import nn
 
 import model as models
 import train
-from bilevel import eval_mode, grad, hvp, hypergradient, total_gradient
+from bilevel import grad, hvp, hypergradient, total_gradient
 from data import DATASETS
 from losses import total_loss
 from model import MultimodalModel
 from utils import cli, markdown
 from utils.lanczos import dot
+from utils.modes import eval_mode
 
 OUT = Path("runs/response")
 E = 0.05  # alpha is moved by it in both directions

@@ -9,10 +9,11 @@ import math
 import pytest
 import torch
 
-from bilevel import SOLVERS, eval_mode, grad, hvp, hypergradient, total_gradient
+from bilevel import SOLVERS, grad, hvp, hypergradient, total_gradient
 from losses import classification_loss, modality_matching_loss, total_loss
 from model import MultimodalModel
 from utils.lanczos import dot, lanczos
+from utils.modes import eval_mode
 
 ALPHAS = [0.05, 0.35, 0.95]
 EYE = torch.eye(9, dtype=torch.float64)
@@ -392,7 +393,7 @@ def test_lanczos_keeps_every_polynomial(n):
     """c^T H^k v = a^T T^k e_1 for k = 0..n, and where n reaches the dimension for every k."""
     H = with_eigenvalues(torch.linspace(-1, 2, 9), seed=7)
     v, c = normal(9, seed=1), normal(9, seed=2)
-    T, a = lanczos(lambda u: [H @ u[0]], [v], [c], n)
+    T, a = lanczos(lambda u: [H @ u[0]], [v.clone()], [c], n)  # it overwrites v
     for k in range(n + 1):
         power = torch.linalg.matrix_power
         expected = (c @ power(H, k) @ v).item()
@@ -420,6 +421,40 @@ def test_products_are_counted(terms, step, products, monkeypatch):
     monkeypatch.setattr("bilevel.hvp", lambda *a: calls.append(1) or real(*a))
     eq_3(q, 0.35, terms=terms, step=step)
     assert len(calls) == products
+
+
+@pytest.mark.parametrize("terms, step, batches", [(1, None, 2), (5, 0.1, 2), (1, 0.1, 1)])
+def test_a_batch_for_h_is_drawn_only_if_it_is_used(terms, step, batches):
+    """One batch is for c; one term with a given step takes no H."""
+    q, calls = Quadratic().put(normal(9, seed=6)), []
+
+    def inner():
+        calls.append(1)
+        return q.losses()
+
+    hypergradient(lambda: q.losses()[0], inner, q.params, 0.35, terms=terms, step=step)
+    assert len(calls) == batches
+
+
+def test_a_product_has_the_layout_of_its_vector(monkeypatch):
+    """Also where autograd returns H u transposed in memory, as it does for convolutions."""
+    q, real = Quadratic().put(normal(9, seed=6)), hvp
+
+    def transposed(*args):
+        matrix, vector = real(*args)
+        return matrix.T.contiguous().T, vector
+
+    def solver(product, v, c, *_):
+        h = product(v)
+        assert all(h_i.is_contiguous() for h_i in h)
+        assert torch.allclose(flat(h), (q.H(0.35) + 0.1 * EYE) @ flat(v))
+        return dot(c, h), {}
+
+    monkeypatch.setattr("bilevel.hvp", transposed)
+    monkeypatch.setitem(SOLVERS, "mine", solver)
+    value, _ = eq_3(q, 0.35, solver="mine", decay=0.1)
+    c, v = q.c_and_v()
+    assert value == pytest.approx(-(c @ (q.H(0.35) + 0.1 * EYE) @ v).item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e3, 1e6])
@@ -491,7 +526,7 @@ def test_draws_are_averaged():
 
 
 def test_randomised_averages_to_neumann_and_takes_fresh_batches():
-    """The mean over every p equals the series; p products cost p batches besides the first; p is
+    """The mean over every p equals the series; p products cost p batches besides that of c; p is
     uniform."""
     q, terms, calls = Quadratic().put(normal(9, seed=6)), 5, []
 
@@ -514,7 +549,7 @@ def test_randomised_averages_to_neumann_and_takes_fresh_batches():
             rng=generator,
         )
         p = report["terms"] - 1
-        assert len(calls) == 2 + p and report["note"] == ""
+        assert len(calls) == 1 + p and report["note"] == ""
         by_p[p] = value
         drawn.append(p)
     assert sorted(by_p) == list(range(terms))

@@ -5,10 +5,11 @@ import torch
 import torchvision
 
 import data
-from bilevel import eval_mode, grad, hvp, hypergradient, total_gradient
+from bilevel import grad, hvp, hypergradient, total_gradient
 from losses import classification_loss, modality_matching_loss, total_loss
 from model import CLIP, ENCODERS, FUSIONS, IMAGENET, MultimodalModel, encoder_names
 from utils.media import normalize
+from utils.modes import eval_mode
 from utils.pretrained import collate, load_tokenizer
 
 

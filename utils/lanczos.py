@@ -2,8 +2,8 @@
 
 Starting from a vector v, T gives the same numbers as H where only v, H v, ..., H^n v matter: the
 terms of a series, an iterate of conjugate gradient. Its eigenvalues (Ritz values) estimate the
-extreme ones of H, from inside. Vectors are lists of tensors; product(u) returns H u in new tensors,
-which lanczos overwrites.
+extreme ones of H, from inside. Vectors are lists of tensors; product(u) returns H u in new tensors.
+To hold one vector less, lanczos overwrites these and v.
 """
 
 import math
@@ -36,7 +36,8 @@ def lanczos(product, v, c, n):
         beta = math.sqrt(dot(h, h))
         if beta <= 1e-12 * T.abs().max():
             return T[: k + 1, : k + 1], a[: k + 1]
-        before, q = q, [h_i.div_(beta) for h_i in h]
+        before, q = q, [torch.div(h_i, beta, out=b_i) for h_i, b_i in zip(h, before)]
+        del h  # before the next product, which takes the most memory
         T[k, k + 1] = T[k + 1, k] = beta
         a[k + 1] = dot(c, q) * size
     return T, a
@@ -50,13 +51,14 @@ def curvature(T, n):
     return ritz[0], ritz[-1]
 
 
-def step_and_damping(T, n, step):
+def step_and_damping(T, n, step=None):
     """A report: the step and damping that put I - step (T_n + damping I) between 0 and I.
 
-    T_n is T[:n, :n]. H itself can have eigenvalues outside those of T_n, so that for a small n a
-    series in I - step (H + damping I) can still grow. The damping cancels the negative curvature of
-    T_n: Eq. 3 is then that of the inner problem with the proximal term
-    damping / 2 |theta - theta_t|^2. A given step is used as it is, without damping.
+    T_n is T[:n, :n]; for n = 0 T is not read, and the curvature is nan. H itself can have
+    eigenvalues outside those of T_n, so that for a small n a series in I - step (H + damping I) can
+    still grow. The damping cancels the negative curvature of T_n: Eq. 3 is then that of the inner
+    problem with the proximal term damping / 2 |theta - theta_t|^2. A given step is used as it is,
+    without damping.
     """
     smallest, largest = curvature(T, n)
     damping = 0.0 if step else max(0.0, -smallest)
