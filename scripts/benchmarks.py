@@ -1,10 +1,13 @@
 """What things cost: ratios of times measured alternately, which hardly depend on the machine.
 
+A ratio stands with its spread: the median of the rounds (the smallest to the largest).
+
 python -m scripts.benchmarks                  all parts, in this order
 python -m scripts.benchmarks update           one alpha update, in training steps of keypad
 python -m scripts.benchmarks hypergradient    Eq. 3 here and in two libraries, on two ResNet18
 python -m scripts.benchmarks epoch            one alpha update as a share of a CREMA-D epoch
 python -m scripts.benchmarks step             train.py's steps against a plain loop, and in bf16
+python -m scripts.benchmarks text             a step of BERT, texts cut to the batch's longest
 python -m scripts.benchmarks compile          a training step by torch.compile, and Eq. 3 of it
 python -m scripts.benchmarks loader           clips read a second, against the authors' release
 python -m scripts.benchmarks gpu              clips trained a second on CUDA, time spent waiting
@@ -59,6 +62,7 @@ from utils import cli, decode, markdown, media, pooling
 from utils.annotations import CREMAD
 from utils.files import find_samples
 from utils.modes import eval_mode
+from utils.pretrained import collate
 
 ROOT = Path(__file__).parents[1]
 ALPHA, STEP = 0.6, 1e-4
@@ -73,13 +77,19 @@ def seconds(function):
 
 
 def in_units(unit, rounds, *functions):
-    """The time of each function in those of `unit`, which is called before and after them: medians
-    of the rounds."""
+    """The time of each function in those of `unit`, which is called before and after them: for each
+    function the ratios of all rounds."""
     ratios = []
     for _ in range(rounds):
         before, *own, after = map(seconds, (unit, *functions, unit))
         ratios.append([2 * time / (before + after) for time in own])
-    return [statistics.median(column) for column in zip(*ratios)]
+    return list(zip(*ratios))
+
+
+def spread(ratios, digits=2):
+    """'median (smallest to largest)'."""
+    middle, *ends = (f"{f(ratios):.{digits}f}" for f in (statistics.median, min, max))
+    return "{} ({} to {})".format(middle, *ends)
 
 
 def flops(function):
@@ -165,6 +175,11 @@ def ours(model, batch, terms, step=STEP, draws=1):
     return value
 
 
+def step_found(model, batch, terms):
+    """As ours, but the step and the damping follow from the curvature; the value is another one."""
+    return ours(model, batch, terms, None)
+
+
 def betty(model, batch, terms):
     """betty.hypergradient.neumann, which adds the first term to `neumann_iterations` others."""
     from betty.hypergradient import neumann
@@ -206,7 +221,8 @@ def torchopt(model, batch, terms):
     return torch.autograd.grad(losses(solution(theta, alpha))[0], alpha)[0].item()
 
 
-METHODS = {ours: "", betty: "betty-ml", torchopt: "torchopt"}  # each with the package that it takes
+# each with the package that it takes
+METHODS = {ours: "", betty: "betty-ml", torchopt: "torchopt", step_found: ""}
 
 
 def costs(function, size, *terms):
@@ -236,15 +252,16 @@ def compare():
         first = [ours(*batch, k) for batch in (usual, exact)]
         for f, duration in zip(there, durations):
             differ = [abs(f(*batch, k) / value - 1) for batch, value in zip((usual, exact), first)]
+            differ = ["", ""] if f is step_found else [f"{x:.0e}" for x in differ]
             peak, total = fresh(costs, f, large, k)
             rows.append(
                 [
                     k,
                     f.__name__,
                     f"{first[0]:.6f}",
-                    *(f"{x:.0e}" for x in differ),
+                    *differ,
                     f"{total / work:.2f}",
-                    f"{duration:.1f}",
+                    spread(duration, 1),
                     f"{peak / memory:.1f}",
                 ]
             )
@@ -254,6 +271,7 @@ def compare():
 differs: from ours, relative; in float64 with {size_text(*small)}.
 FLOPs, time and memory in those of one forward and backward pass ({memory:.0f} MiB beside theta);
 memory is the most that tensors take at once, counted; time also has the work on theta.
+All take the same step as given, but for step_found: ours when it finds the step by itself.
 """)
     print(markdown.table(*rows))
 
@@ -285,7 +303,7 @@ def update(rounds=15):
     print(f"two cnn encoders, batches of {SETTINGS.batch_size}, {torch.get_num_threads()} threads")
     for terms in (1, 5, 20):
         (ratio,) = in_units(step, rounds, functools.partial(alpha_update, model, batch, terms))
-        print(f"{terms:2d} terms: {ratio:5.1f} training steps")
+        print(f"{terms:2d} terms: {spread(ratio, 1)} training steps")
 
 
 def line(sizes, times):
@@ -333,10 +351,10 @@ def epoch(rounds=5, terms=5):
             [
                 usual // part,
                 f"{total / work:.2f}",
-                f"{duration:.2f}",
+                spread(duration),
                 f"{peak / memory:.2f}",
                 f"{total / work / steps:.1%}",
-                f"{duration / steps:.1%}",
+                f"{statistics.median(duration) / steps:.1%}",
             ]
         )
         largest = int(0.1 * steps * work / total * usual / part)
@@ -397,9 +415,36 @@ def step(rounds=7):
         ratios = in_units(
             usual, rounds, *(functools.partial(epoch_of, s, data, model) for s in both)
         )
-        rows.append([encoder, batch, n // batch, *(f"{ratio:.2f}" for ratio in ratios)])
-    print("One thread, on the CPU; medians.\n")
+        rows.append([encoder, batch, n // batch, *map(spread, ratios)])
+    print("One thread, on the CPU.\n")
     print(markdown.table(*rows))
+
+
+def text(rounds=7, batch=128):
+    """A step of a text encoder by texts cut to the batch's longest, as train.py has them, in that
+    by 128 tokens each."""
+    from transformers import BertConfig, BertModel
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    options = {"num_hidden_layers": 4, "num_attention_heads": 4, "attn_implementation": "eager"}
+    config = BertConfig(hidden_size=256, intermediate_size=1024, **options)
+    model = Pretrained(BertModel(config), "pooler_output").eval()
+    lengths = (26 * torch.exp(0.45 * torch.randn(batch))).long().clamp(3, 128)
+    ids = [torch.randint(1, config.vocab_size, (n,)) for n in lengths]
+    texts = [(torch.stack([i, torch.ones_like(i)]), 0) for i in ids]
+    empty = torch.zeros(2, 128, dtype=torch.int64), 0  # one of 128 tokens sets the length
+    cut, whole = collate(texts)[0], collate([*texts, empty])[0][:-1]
+    differ = (model(cut) - model(whole)).abs().max() / model(whole).abs().max()
+
+    def step(x):
+        model(x).square().sum().backward()
+
+    (ratio,) = in_units(lambda: step(whole), rounds, lambda: step(cut))
+    print(f"""BERT of 4 layers, {config.hidden_size} wide, random; {batch} random texts as long as
+tweets (median {int(lengths.median())} tokens, longest {cut.shape[-1]}); one thread.
+A forward and a backward pass take {spread(ratio)} of the time by 128 tokens each;
+the results differ by {differ:.0e}, relative.""")
 
 
 class NoFolder:
@@ -429,7 +474,7 @@ def compiled(rounds=7, size=(8, (113, 131), (96, 96))):
     first = seconds(steps[1])
     (ratio,) = in_units(steps[0], rounds, steps[1])
     print(f"""Two ResNet18, {size_text(*size)}, one thread.
-A compiled step takes {ratio:.2f} of a plain one, after {first:.0f} s of compiling.""")
+A compiled step takes {spread(ratio)} of a plain one, after {first:.0f} s of compiling.""")
     try:
         alpha_update(quick, batch, 2)
     except RuntimeError as error:
@@ -511,8 +556,8 @@ def clips_a_second(loader, batches=8):
 
 
 def read(name, seconds, rate, rounds, n=64, batch=32):
-    """[frames, clips a second as released, here, with frames kept --raw, and the medians of these
-    two's ratios], by one frame of a clip and by three."""
+    """[frames, clips a second as released, here, with frames kept --raw, and these two's ratios of
+    all rounds], by one frame of a clip and by three."""
     quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
     rows = []
     with tempfile.TemporaryDirectory() as root, quiet[0], quiet[1]:
@@ -534,7 +579,7 @@ def read(name, seconds, rate, rounds, n=64, batch=32):
                 for kept in (pictures, raw)
             ]
             speeds = [[clips_a_second(way) for way in ways] for _ in range(rounds)]
-            ratios = [statistics.median(row[k] / row[0] for row in speeds) for k in (1, 2)]
+            ratios = [[row[k] / row[0] for row in speeds] for k in (1, 2)]
             rows.append([frames, *map(statistics.median, zip(*speeds)), *ratios])
     return rows
 
@@ -545,7 +590,7 @@ def loader(rounds=5):
     for name, seconds, rate in [("cremad", 2.5, 16000), ("kinetics-sounds", 10, 44100)]:
         for frames, *speeds, ordinary, raw in read(name, seconds, rate, rounds):
             row = [f"{name}: {seconds} s at {rate} Hz", frames, *(f"{v:.0f}" for v in speeds)]
-            rows.append([*row, f"{ordinary:.1f}", f"{raw:.1f}"])
+            rows.append([*row, spread(ordinary, 1), spread(raw, 1)])
     print("Clips a second, one worker.\n")
     print(markdown.table(*rows))
 
@@ -609,7 +654,7 @@ def startup(rounds=5):
         ratios = in_units(torch_alone, rounds, *calls)
     print(f"In times of import torch, which takes {seconds(torch_alone):.1f} s here:")
     for name, ratio in zip(parts, ratios):
-        print(f"{name}: {ratio:.2f}")
+        print(f"{name}: {spread(ratio)}")
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["--epochs", "1", "--inner-iters", "1", "--out", f"{folder}/run"]
         last = f"print([m for m in {HEAVY} if m in sys.modules])"
@@ -759,21 +804,20 @@ def one_epoch(times):
     return len(train_set), size, took[0], peak
 
 
-def growth():
+def growth(rounds=3):
     """An epoch of keypad, evaluation and alpha update included, with more and more samples."""
-    rows, base = (
-        [["samples", "they take, MiB", "peak over that, MiB", "time", "time per sample"]],
-        None,
-    )
-    for times in (1, 2, 4, 8):
-        n, size, took, peak = fresh(one_epoch, times)
-        base = base or took
-        rows.append(
-            [n, f"{size:.0f}", f"{peak:.0f}", f"{took / base:.2f}", f"{took / base / times:.2f}"]
-        )
+    rows = [["samples", "they take, MiB", "peak over that, MiB", "time", "time per sample"]]
+    many = (1, 2, 4, 8)
+    measured = [[fresh(one_epoch, times) for times in many] for _ in range(rounds)]
+    base = [first[2] for first, *_ in measured]
+    for times, column in zip(many, zip(*measured)):
+        n, size, _, peak = column[0]
+        ratios = [took / one for (_, _, took, _), one in zip(column, base)]
+        each = [ratio / times for ratio in ratios]
+        rows.append([n, f"{size:.0f}", f"{peak:.0f}", spread(ratios), spread(each)])
     print(
         "One epoch of keypad, its samples repeated; one thread; time in those of the first row "
-        f"({base:.1f} s).\n"
+        f"({statistics.median(base):.1f} s).\n"
     )
     print(markdown.table(*rows))
 
@@ -793,8 +837,8 @@ def methods(rounds=4):
         one, two = (flops(functools.partial(epoch_of, s, data, model)) / cycle for s in short)
         counted.append(one + (len(data["train"]) // args.batch_size - 1) * (two - one))
     times = in_units(epochs[0], rounds, *epochs)
-    print(f"One thread; medians of {rounds} rounds, in an epoch of {rows[0]}.\n")
-    lines = [[row, f"{c / counted[0]:.2f}", f"{t:.2f}"] for row, c, t in zip(rows, counted, times)]
+    print(f"One thread; {rounds} rounds; in an epoch of {rows[0]}.\n")
+    lines = [[row, f"{c / counted[0]:.2f}", spread(t)] for row, c, t in zip(rows, counted, times)]
     print(markdown.table(["method", "FLOPs", "time"], *lines))
 
 
@@ -842,16 +886,22 @@ def time_and_memory(function, root):
     return took[0], peak
 
 
-def start():
+def start(rounds=3):
     """How long a set of VGGSound's size takes to be found, by its files and by samples.csv."""
     rows = [["clips", "by", "seconds", "times", "MiB", "bytes a clip"]]
+    ways = {"its files": find_all, "samples.csv": read_list}
     for n in (20000, 182585):
         with tempfile.TemporaryDirectory() as root:
             many_clips(root, n)
-            results = [fresh(time_and_memory, way, root) for way in (find_all, read_list)]
-        for by, (took, peak) in zip(["its files", "samples.csv"], results):
-            times = f"{took / results[1][0]:.1f}"
-            rows.append([n, by, f"{took:.1f}", times, f"{peak:.0f}", f"{peak * 2**20 / n:.0f}"])
+            measured = [
+                [fresh(time_and_memory, way, root) for way in ways.values()] for _ in range(rounds)
+            ]
+        for by, column in zip(ways, zip(*measured)):
+            took, peaks = zip(*column)
+            times = [own / by_list[0] for own, (*_, by_list) in zip(took, measured)]
+            peak = statistics.median(peaks)
+            kept = [f"{peak:.0f}", f"{peak * 2**20 / n:.0f}"]
+            rows.append([n, by, f"{statistics.median(took):.1f}", spread(times, 1), *kept])
     print("Clips with ten pictures each, hard links, just written (in the system's cache).\n")
     print(markdown.table(*rows))
 
@@ -861,6 +911,7 @@ COMMANDS = {
     "hypergradient": compare,
     "epoch": epoch,
     "step": step,
+    "text": text,
     "compile": compiled,
     "loader": loader,
     "gpu": gpu,

@@ -183,7 +183,7 @@ def jobs_of(dataset, rows, seeds, runs, extra, hold_out=False):
 
     hold_out: also hold out samples if no row needs them.
     """
-    given = [word for word in extra if word.startswith("--")]
+    given = [word.split("=")[0] for word in extra if word.startswith("--")]
     hold_out = hold_out or any(kind_of(row).needs_val for row in rows)
     if hold_out and "--val-fraction" not in given and not has_val(dataset):
         extra = [*extra, "--val-fraction", "0.1"]
@@ -279,7 +279,7 @@ def tuned(names, accs):
     accs: {trial: [validation ACC of each seed]}. A trial without all seeds is not chosen; of equal
     ones the first, the default, is.
     """
-    rows, lines = {}, [["method", "validation ACC, by value; the chosen one is bold"]]
+    rows, lines = {}, [["method", "validation ACC, by value"]]
     for row, name in names.items():
         trials = trials_of(row)
         known = [trial for trial in trials if len(accs.get(trial, ())) == TRIAL_SEEDS]
@@ -289,7 +289,9 @@ def tuned(names, accs):
             cells = [f"`{trial}` {cell(accs[trial])}" for trial in known]
             cells = [f"**{c}**" if trial == best else c for trial, c in zip(known, cells)]
             lines.append([row, ", ".join(cells)])
-    return rows, one_table(lines)
+    seeds = " and ".join(map(str, range(TRIAL_SEEDS)))
+    note = f"ACC on held-out samples, mean ± std over seeds {seeds}; the chosen value is bold."
+    return rows, f"{one_table(lines)}\n\n{note}"
 
 
 def compared(tests, joint):
@@ -334,12 +336,18 @@ def table(dataset, modalities, rows, names, preset, metric):
             line += [names[row], paper[row]] if row == line[0] else ["", ""]
         if kind_of(row).own_heads:
             line[0] += " †"
+    several = max(len(tests) for tests in rows.values()) > 1
+    over = ", mean ± std over the seeds" if several else ""
     text = [
         one_table([head, *lines]),
-        f"ACC - ACC of {joint}: the mean over the seeds of the difference in fused ACC between two "
-        "runs with the same seed, in points. p: a two-sided paired t-test over these seeds "
-        "(scipy's ttest_rel), not corrected for the number of rows.",
+        f"Scores of the test split{over}. ACC - ACC of {joint}: the difference in fused ACC "
+        "between two runs with the same seed, in points.",
     ]
+    if several:
+        text[-1] = text[-1][:-1] + (
+            ", the mean over the seeds. p: a two-sided paired t-test over these seeds (scipy's "
+            "ttest_rel), not corrected for the number of rows."
+        )
     if any(kind_of(row).own_heads for row in rows):
         text.append(
             "†: a modality is scored by a classifier of its own; in all other rows, by the fused "
@@ -431,6 +439,8 @@ def main(arguments=None):
         rows, modalities = scores_of(jobs)
         if rows:
             text = table(dataset, modalities, rows, names, args.preset, args.metric)
+            if part := train.parse(jobs[0].flags).val_fraction:
+                text += f"\n\nAll runs hold out {part:.0%} of the training split."
             write(f"{out}.md", text)
             picture(dataset, modalities, rows, next(iter(names)), f"{out}.png")
             print(text, f"wrote {out}.md and {out}.png", sep="\n\n")

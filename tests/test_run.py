@@ -389,8 +389,13 @@ def test_a_log_that_is_none_is_said(tiny_data, capsys, flag, content):
     before = {p: p.read_bytes() for p in Path("run").iterdir()}
     capsys.readouterr()
     assert train.main([flag, "run"]) == 2
-    assert "run/log.jsonl is not a log of train.py; remove it" in said(capsys)
+    assert "run/log.jsonl is not a log of train.py; remove it, the checkpoint has" in said(capsys)
     assert before == {p: p.read_bytes() for p in Path("run").iterdir()}
+    Path("alone").mkdir()
+    Path("alone/log.jsonl").write_bytes(content)
+    with pytest.raises(runs.RunError, match="alone/log.jsonl is not a log of train.py; remove it$"):
+        runs.first_settings("alone")
+    assert runs.first_settings("alone/log.jsonl") is None  # a file in place of a folder
 
 
 def test_a_log_that_is_lost_is_written_again(tiny_data, monkeypatch):

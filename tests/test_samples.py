@@ -4,6 +4,9 @@ import json
 import multiprocessing
 import os
 import pickle
+import signal
+import subprocess
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from utils.atomic import atomic
 from utils.prepare import in_processes
 from utils.samples import Strings, read_own, read_prepared
 
+ROOT = Path(__file__).parents[1]
 SMALL = ["--epochs", "1", "--workers", "0", "--method", "heuristic"]
 
 
@@ -280,6 +284,21 @@ def test_a_process_that_dies_costs_one_sample(monkeypatch):
     jobs = [*"abcdefgh", "bad", *"ijkl"]
     done = dict(in_processes(die_of, jobs, 2))
     assert done == {i: None if job == "bad" else job.upper() for i, job in enumerate(jobs)}
+
+
+def test_workers_end_with_a_killed_process():
+    """After kill -9 of the main process alone nobody holds its output or waits for ever."""
+    busy = "print('ready', flush=True); import time; time.sleep(60)"
+    code = f"from utils.prepare import in_processes; [*in_processes(exec, [{busy!r}] * 2, 2)]"
+    command = [sys.executable, "-c", code]
+    options = {"stdout": subprocess.PIPE, "cwd": ROOT, "start_new_session": True}
+    with subprocess.Popen(command, **options) as process:
+        try:
+            assert [process.stdout.readline() for _ in range(2)] == [b"ready\n"] * 2
+            process.kill()
+            assert process.communicate(timeout=20)[0] == b""
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_folder_that_another_process_has_just_made_stays(tmp_path):

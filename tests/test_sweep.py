@@ -74,8 +74,9 @@ def test_all_runs_hold_out_samples_where_one_needs_them():
         jobs = sweep.jobs_of(dataset, sweep.rows_of(methods, None), 1, "runs", ["--root", "DIR"])
         assert all(job.flags[4 : 4 + len(flag)] == flag for job in jobs)
         assert all(("--val-fraction" in job.flags) == bool(flag) for job in jobs)
-    jobs = sweep.jobs_of("keypad", {"mses": ""}, 1, "runs", ["--val-fraction", "0.2"])
-    assert train.parse(jobs[0].flags).val_fraction == 0.2
+    for flag in (["--val-fraction", "0.2"], ["--val-fraction=0.2"]):
+        jobs = sweep.jobs_of("keypad", {"mses": ""}, 1, "runs", flag)
+        assert train.parse(jobs[0].flags).val_fraction == 0.2
 
 
 def test_your_own_validation_part_is_used(tmp_path):
@@ -117,6 +118,11 @@ def test_a_sweep_trains_compares_and_draws(calls, capsys):
     ]
     assert rows[0].endswith("|  |") and rows[1].split(" | ")[1] == "2"
     assert "†: a modality is scored by a classifier of its own" in table
+    assert "Scores of the test split, mean ± std over the seeds. " in table
+    assert "p: a two-sided paired t-test" in table and "hold out" not in table
+    assert sweep.main([*flags, "--seeds", "1", "--out", "one", *QUICK]) == 0
+    table = Path("one.md").read_text()
+    assert "Scores of the test split. " in table and "p:" not in table and "±" not in table
     assert Path("runs/sweep-tiny-methods.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -144,6 +150,8 @@ def test_tune_chooses_on_held_out_samples(calls, capsys):
     chosen = Path("new/table-tune.md").read_text()
     assert f"**`{best}` " in chosen and chosen.count("**") == 2
     assert "heads" not in chosen and chosen in capsys.readouterr().out
+    assert chosen.endswith("mean ± std over seeds 0 and 1; the chosen value is bold.\n")
+    assert "All runs hold out 10% of the training split." in Path("new/table.md").read_text()
 
 
 def test_tuned_takes_the_default_of_equals_and_skips_what_failed():

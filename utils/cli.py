@@ -98,8 +98,10 @@ def call_of(kind, text, functions, given):
             raise ValueError
         bound = signature.bind(*before, *numbers).arguments
     except (ValueError, TypeError):
-        form = ":".join([name, *list(signature.parameters)[len(before) :]])
-        wanted = f" with numbers, and a function of ({given}, ...)" if given else " with numbers"
+        own = list(signature.parameters)[len(before) :]
+        form = ":".join([name, *own])
+        wanted = " with numbers of at most 1e6" if own else " without a number"
+        wanted += f", and a function of ({given}, ...)" if given else ""
         what = f"{kind} {text!r} does not fit {name}{signature}; expected {form}{wanted}"
         raise ValueError(what) from None
     return function, dict(list(bound.items())[len(before) :])

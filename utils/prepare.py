@@ -16,6 +16,7 @@ import functools
 import multiprocessing
 import os
 import signal
+import threading
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -128,9 +129,17 @@ FATAL = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, err
 
 
 def worker_signals():
-    """In a worker: Ctrl-C is for the main process alone, SIGTERM ends it."""
+    """In a worker: Ctrl-C is for the main process alone; SIGTERM ends it, and the main process's
+    end, also by kill -9."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent():
+    """Without this, workers of a killed process wait for each other for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def in_processes(work, jobs, workers):

@@ -221,11 +221,11 @@ def first_settings(folder):
     path = Path(folder) / "log.jsonl"
     try:
         return json.loads(path.read_bytes().split(b"\n")[0])["settings"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError) as error:
-        what = f"{path} is not a log of train.py; remove it, the checkpoint has a copy"
-        raise RunError(what) from error
+        copy = ", the checkpoint has a copy" if checkpoint_epochs(folder) else ""
+        raise RunError(f"{path} is not a log of train.py; remove it{copy}") from error
 
 
 def resumed_settings(folder, given, settings_class):
