@@ -293,5 +293,4 @@ class Batches:
 
     def read(self, loader):
         for *x, y in loader:
-            x = [x_j.to(self.device, non_blocking=True) for x_j in x]
             yield x, y.to(self.device, non_blocking=True)

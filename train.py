@@ -154,11 +154,11 @@ def evaluate(model, loader, modalities):
 
     perf_gap is the best modality's ACC minus the worst's, in points (GAP of Table 3).
     """
-    logits, labels, device = [], [], next(model.parameters()).device
+    logits, labels = [], []
     distributed.broadcast_buffers(model)
     with eval_mode(model):
         for *x, y in loader:
-            z = [phi(x_j.to(device, non_blocking=True)) for phi, x_j in zip(model.phi, x)]
+            z = [phi(x_j) for phi, x_j in zip(model.phi, x)]
             alone = [model.unimodal_logits(z, j) for j in range(len(z))]
             logits.append(torch.stack([model.logits(z), *alone]).cpu())
             labels.append(y.clone())  # a worker's own tensor would keep a file open

@@ -61,8 +61,8 @@ from scripts import prepare, sweep
 from utils import cli, decode, markdown, media, pooling
 from utils.annotations import CREMAD
 from utils.files import find_samples
+from utils.loader import collate
 from utils.modes import eval_mode
-from utils.pretrained import collate
 
 ROOT = Path(__file__).parents[1]
 ALPHA, STEP = 0.6, 1e-4
@@ -119,7 +119,6 @@ def peak_memory(function):
 
 def peak_of_tensors(function):
     """The most bytes of tensors that a call holds at once, in MiB, counted."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # its profiler would speak of every start
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
@@ -131,6 +130,7 @@ def peak_of_tensors(function):
 
 def fresh(function, *arguments):
     """function(*arguments) in a process of its own, whose memory nothing else has touched."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would speak of every start
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 

@@ -335,7 +335,7 @@ def features(data, model):
     device = next(model.parameters()).device
     with eval_mode(model):
         batches = eval_loader(data["test"], 64, device)
-        z = [model([x_j.to(device) for x_j in x])[0] for *x, _ in batches]
+        z = [model(x)[0] for *x, _ in batches]
     return [nn.functional.normalize(torch.cat(z_j), dim=1).cpu().numpy() for z_j in zip(*z)]
 
 

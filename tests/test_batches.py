@@ -11,7 +11,7 @@ import torch
 
 import data
 from data import Batches, Samples
-from utils.loader import InMemory, eval_loader
+from utils.loader import InMemory, eval_loader, stack
 
 
 def read_key(position, seed):
@@ -175,7 +175,50 @@ def test_the_test_loader_reads_in_order():
     assert found == [[(i, -1) for i in batch] for batch in ([0, 1, 2], [3, 4, 5], [6])]
     loader = eval_loader(samples(7), 3, "cpu", shard=lambda positions: positions[1::2])
     assert keys(([x], y) for x, y in loader) == [[(i, -1) for i in (1, 3, 5)]]
-    assert len(loader) == 1 and len(loader.dataset) == 7
+    assert len(loader.loader) == 1 and len(loader.loader.dataset) == 7
+
+
+def in_memory_as(*order):
+    """Three random (2, 4, 3) tensors whose dimensions lie in memory in this order."""
+    back = sorted(range(3), key=order.__getitem__)
+    values = torch.randn(3, *((2, 4, 3)[k] for k in order))
+    return [x.permute(back) for x in values]
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(range(3))])
+def test_a_batch_lies_in_memory_as_its_samples_do(order):
+    """The same values in any case; of equal layouts nothing is transposed."""
+    column = in_memory_as(*order)
+    batch = stack(column)
+    assert torch.equal(batch, torch.stack(column))
+    assert batch[1].stride() == column[1].stride() and batch.stride(0) == 24
+    mixed = [column[0], *(x.contiguous() for x in column[1:])]
+    assert torch.equal(stack(mixed), torch.stack(mixed))
+    expanded = [torch.randn(1, 4, 3).expand(2, -1, -1) for _ in range(3)]
+    assert torch.equal(stack(expanded), torch.stack(expanded))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_model_gets_the_usual_layout(workers):
+    """However the samples were read."""
+    column = in_memory_as(1, 2, 0)
+    loader = eval_loader(Samples([column], torch.arange(3), [read_nothing]), 3, "cpu", workers)
+    [(x, y)] = loader
+    assert torch.equal(x, torch.stack(column)) and x.is_contiguous() and y.tolist() == [0, 1, 2]
+
+
+def read_nothing(x, seed):
+    return x
+
+
+def test_what_is_read_moves_to_the_device():
+    """Inputs batch by batch, in training, in Eq. 3 and in evaluation; labels with the training."""
+    data_set = Samples([torch.zeros(4, 2)], torch.zeros(4), [read_nothing])
+    batches = Batches(data_set, 2, [0], "meta")
+    for [x], y in (next(batches.epoch(1)), next(batches.draw(1))):
+        assert x.device.type == y.device.type == "meta"
+    for x, y in eval_loader(data_set, 2, "meta"):
+        assert x.device.type == "meta" and y.device.type == "cpu"
 
 
 def test_hold_out_keeps_groups_together(tiny_data):

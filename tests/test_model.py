@@ -8,9 +8,10 @@ import data
 from bilevel import grad, hvp, hypergradient, total_gradient
 from losses import classification_loss, modality_matching_loss, total_loss
 from model import CLIP, ENCODERS, FUSIONS, IMAGENET, MultimodalModel, encoder_names
+from utils.loader import collate
 from utils.media import normalize
 from utils.modes import eval_mode
-from utils.pretrained import collate, load_tokenizer
+from utils.pretrained import load_tokenizer
 
 
 def features(m, B=5, d=64):

@@ -11,8 +11,8 @@ from torch.utils.data import default_collate
 import data
 from data import Batches, Samples, identity
 from utils.annotations import list_sarcasm
-from utils.loader import eval_loader
-from utils.pretrained import collate, load_tokenizer
+from utils.loader import collate, eval_loader
+from utils.pretrained import load_tokenizer
 
 TOKENIZER = ["tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt"]
 HTML = "<!DOCTYPE html>\n<html><head>\n<title>x</title>\n</head><body>\n<p>the</p></body></html>\n"

@@ -103,10 +103,11 @@ def begin(model, args, data):
 @torch.no_grad()
 def held_out(model, batches):
     """CE and ACC / 100 of the fused model and of each modality on held-out batches: (2, 1 + m)."""
-    parts, device = [], next(model.parameters()).device
+    parts = []
     model.eval()
     for *x, y in batches:
-        z, y = model([x_j.to(device) for x_j in x])[0], y.to(device)
+        z = model(x)[0]
+        y = y.to(z[0].device)
         o = torch.stack([model.logits(z), *model.each(z)])  # (1 + m, B, c)
         ce = cross_entropy(o.mT, y.expand(len(o), -1), reduction="none")
         parts.append(torch.stack([ce, (o.argmax(2) == y).float()]))

@@ -1,14 +1,53 @@
-"""Loaders of batches, with or without processes that read the data."""
+"""Loaders of batches, with or without processes that read the data.
+
+They give (*x, y): the inputs x on the device, the labels y on the CPU.
+"""
 
 import torch
-from torch.utils.data import DataLoader
+from torch.nn.functional import pad
+from torch.utils.data import DataLoader, default_collate
 
-from utils.pretrained import collate
+from utils.pretrained import is_text
 
 
 def identity(x, seed=None):
     """The reader of a modality whose tensors are in memory already."""
     return x
+
+
+def collate(samples):
+    """[(x^(1), ..., x^(m), y), ...] -> [x^(1), ..., x^(m), y], stacked.
+
+    Texts are padded to the longest of the batch, with id 0 and mask 0.
+    """
+    columns = list(zip(*samples))
+    for k, column in enumerate(columns):
+        if is_text(column[0]):
+            length = max(x_j.shape[1] for x_j in column)
+            columns[k] = [pad(x_j, (0, length - x_j.shape[1])) for x_j in column]
+    return [stack(column) for column in columns]
+
+
+def stack(column):
+    """default_collate without transposing: pictures, which have their channels last in memory, keep
+    them there, and so on."""
+    first = column[0]
+    if not torch.is_tensor(first) or not first.dim():
+        return default_collate(column)
+    order = sorted(range(first.dim()), key=first.stride, reverse=True)
+    batch = default_collate([x_j.permute(order) for x_j in column])
+    return batch.movedim(tuple(range(1, batch.dim())), tuple(1 + k for k in order))
+
+
+class OnDevice:
+    """A loader of inputs that are read: they move to the device batch by batch."""
+
+    def __init__(self, loader, device):
+        self.loader, self.device = loader, device
+
+    def __iter__(self):
+        for *x, y in self.loader:
+            yield *(x_j.to(self.device, non_blocking=True).contiguous() for x_j in x), y
 
 
 class InMemory:
@@ -30,7 +69,7 @@ def make_loader(dataset, batches, device, workers):
     read = zip(dataset.readers, dataset.sources)
     if not workers and all(r is identity and torch.is_tensor(x) for r, x in read):
         return InMemory(dataset, batches, device)
-    return DataLoader(
+    loader = DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
@@ -39,6 +78,7 @@ def make_loader(dataset, batches, device, workers):
         pin_memory=torch.device(device).type == "cuda",
         generator=torch.Generator(),
     )
+    return OnDevice(loader, device)
 
 
 def eval_loader(dataset, batch_size, device, workers=0, shard=None):

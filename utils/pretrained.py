@@ -1,8 +1,6 @@
-"""Models and tokenizers of transformers, from its hub or a local folder; batches of texts."""
+"""Models and tokenizers of transformers, from its hub or a local folder."""
 
 import torch
-from torch.nn.functional import pad
-from torch.utils.data import default_collate
 
 VOCABULARY = "vocab.txt (BERT), vocab.json and merges.txt (CLIP), or tokenizer.json"
 
@@ -76,16 +74,3 @@ def load_model(kind, source, fits=True):
 def is_text(x_j):
     """Whether a sample's input is a text: token ids and mask, (2, L) int64."""
     return torch.is_tensor(x_j) and x_j.dtype == torch.int64 and x_j.dim() == 2
-
-
-def collate(samples):
-    """[(x^(1), ..., x^(m), y), ...] -> [x^(1), ..., x^(m), y], stacked.
-
-    Texts are padded to the longest of the batch, with id 0 and mask 0.
-    """
-    columns = list(zip(*samples))
-    for k, column in enumerate(columns):
-        if is_text(column[0]):
-            length = max(x_j.shape[1] for x_j in column)
-            columns[k] = [pad(x_j, (0, length - x_j.shape[1])) for x_j in column]
-    return [default_collate(column) for column in columns]
