@@ -221,7 +221,7 @@ class Settings:
     outer: str = setting("train", "v's batches; shared: one batch for v, c and H", choices=OUTER)
     device: str = setting("auto", "cpu, cuda, mps, auto", group="machine", changeable=True)
     workers: int = setting(0, "processes that read the data", least=0, changeable=True)
-    bf16: bool = setting(False, "theta's steps in bfloat16; Eq. 3 stays in float32")
+    bf16: bool = setting(False, "theta's steps in bfloat16; Eq. 3 stays in float32", off=True)
     deterministic: bool = setting(False, "cuda: only deterministic kernels; slower")
 
 

@@ -61,7 +61,7 @@ from scripts import prepare, sweep
 from utils import cli, decode, markdown, media, pooling
 from utils.annotations import CREMAD
 from utils.files import find_samples
-from utils.loader import collate
+from utils.loader import collate, make_loader
 from utils.modes import eval_mode
 
 ROOT = Path(__file__).parents[1]
@@ -573,9 +573,7 @@ def read(name, seconds, rate, rounds, n=64, batch=32):
             readers = samples.readers[0], functools.partial(datasets.clip, frames=frames)
             ways = [DataLoader(AsReleased(clips * 6, frames), batch, num_workers=1)]
             ways += [
-                DataLoader(
-                    Samples([sound, kept], samples.y, readers), batch_sampler=keys, num_workers=1
-                )
+                make_loader(Samples([sound, kept], samples.y, readers), keys, "cpu", 1)
                 for kept in (pictures, raw)
             ]
             speeds = [[clips_a_second(way) for way in ways] for _ in range(rounds)]
@@ -761,7 +759,8 @@ def memory(sizes=(8, 32, 64, 128, 256), cards=(8, 24, 80)):
     ENCODERS["bert"] = random_bert
     measured = torch.cuda.is_available()
     rows = [["set", "GiB of", *sizes, *(f"in {card} GB" for card in cards)]]
-    usual = [["set", "batch", *WAYS[:2], "update's batch", WAYS[2], "in 24 GB", "with --bf16"]]
+    usual = [["set", "batch", *WAYS[:2], "update's batch", WAYS[2]]]
+    usual[0] += ["float32 in 24 GB", "--bf16 in 24 GB"]
     for name in SETS:
         own, takes = defaults(name), {}
         for way in WAYS:

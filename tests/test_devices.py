@@ -206,3 +206,21 @@ def test_a_device_that_is_not_here_is_one_sentence(tiny_data, monkeypatch, capsy
     assert train.main(["--dataset", "tiny", "--device", device, "--deterministic"]) == 2
     expected = f"device '{device}' is not available; choose from ['auto', 'cpu']"
     assert capsys.readouterr().err == f"train.py: {expected}\n"
+
+
+def test_the_six_sets_use_bf16_where_the_gpu_has_it(monkeypatch):
+    """An emulated one is none; --no-bf16 switches it off; other sets and the CPU keep float32."""
+    asked = ["--dataset", "cremad", "--root", "DIR"]
+    assert not train.parse(asked).bf16 or torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for real in (True, False):
+        has = {False: real, True: True}
+        monkeypatch.setattr(
+            torch.cuda,
+            "is_bf16_supported",
+            lambda including_emulation=True: has(including_emulation),
+        )
+        assert train.parse(asked).bf16 == real
+        assert not train.parse([*asked, "--no-bf16"]).bf16
+        assert train.parse([*asked, "--bf16"]).bf16
+        assert not train.parse([]).bf16

@@ -251,6 +251,15 @@ def test_a_folder_with_other_settings_is_not_mixed_in(calls, capsys):
     assert len(calls) == 4
 
 
+def test_runs_of_a_machine_with_another_precision_count(calls, monkeypatch, capsys):
+    """Where the data set chooses it, not where a flag does."""
+    flags = [*TINY, "--methods", "constant:0", *QUICK]
+    assert sweep.main([*flags, "--bf16"]) == 0 and len(calls) == 2
+    assert sweep.main([*flags, "--no-bf16"]) == 2
+    assert "holds a run with --bf16 True, expected False" in capsys.readouterr().err
+    assert sweep.main(flags) == 0 and len(calls) == 2
+
+
 def test_compared_is_the_paired_test():
     """Mean difference over common seeds; t = mean / (std / sqrt(n)), two-sided, n - 1 degrees."""
     accs = {0: 51.0, 1: 53.0, 2: 57.0, 9: 0.0}, {0: 50.0, 1: 50.0, 2: 55.0, 3: 99.0}

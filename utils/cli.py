@@ -53,17 +53,19 @@ def setting(
     above=None,
     most=math.inf,
     changeable=False,
+    off=False,
 ):
     """A field of a settings class.
 
     text, group: its help, and the title under which --help shows it and the fields after it.
     choices: its possible values, a list or a dict; listed: those that --help shows, where the value
     can be more than one of them. least, above, most: its range, above excluding the number itself.
-    changeable: whether it may change on resume.
+    changeable: whether it may change on resume. off: of a bool, whether it also has a --no- flag.
     """
     rules = {"help": text, "group": group, "choices": choices, "least": least, "above": above}
     rules |= {"listed": choices if listed is None else listed}
-    return field(default=default, metadata=rules | {"most": most, "changeable": changeable})
+    rules |= {"most": most, "changeable": changeable, "off": off}
+    return field(default=default, metadata=rules)
 
 
 def flag(name):
@@ -153,7 +155,8 @@ def parse(settings, argv, description):
         group = parser.add_argument_group(rules["group"]) if rules["group"] else group
         text = rules["help"].replace("%", "%%")
         if isinstance(f.default, bool):
-            group.add_argument(flag(f.name), action="store_true", default=None, help=text)
+            action = argparse.BooleanOptionalAction if rules["off"] else "store_true"
+            group.add_argument(flag(f.name), action=action, default=None, help=text)
             continue
         if rules["listed"] is not None:
             text += "; one of " + ", ".join(rules["listed"])

@@ -27,6 +27,11 @@ def pick_device(name):
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name
 
 
+def has_bf16():
+    """Whether the GPU computes in bfloat16, as those made since 2020 do."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def init(device):
     """Join the other processes of torchrun, if there are any; rank 0 alone prints."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
