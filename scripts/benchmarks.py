@@ -573,7 +573,7 @@ def read(name, seconds, rate, rounds, n=64, batch=32):
             readers = samples.readers[0], functools.partial(datasets.clip, frames=frames)
             ways = [DataLoader(AsReleased(clips * 6, frames), batch, num_workers=1)]
             ways += [
-                make_loader(Samples([sound, kept], samples.y, readers), keys, "cpu", 1)
+                make_loader(Samples([sound, kept], samples.y, readers), keys, "cpu", 1).loader
                 for kept in (pictures, raw)
             ]
             speeds = [[clips_a_second(way) for way in ways] for _ in range(rounds)]
