@@ -34,15 +34,17 @@ def neumann(product, v, c, terms, step=None, rng=None):
     """c^T H^-1 v ~ step * sum_{k=0}^{terms-1} c^T (I - step (H + damping I))^k v.
 
     This is the mean of randomised over p, for one H. It costs terms - 1 products. A given step is
-    used without damping. Otherwise the products give both (at least one product), and then the sum:
-    with lanczos's T (not Alg. 1's T) in place of H and a in place of c its value is the same.
+    used without damping. If none is given, the products (at least one) first give step and damping.
+    The sum then has lanczos's T (not Alg. 1's T) in place of H and a in place of c, which gives the
+    same value.
     """
     if step:
         u, total = v, dot(c, v)
         for _ in range(terms - 1):
             u = [torch.sub(u_i, h_i, alpha=step) for u_i, h_i in zip(u, product(u))]
             total += dot(c, u)
-        return step * total, step_and_damping(None, 0, step) | {"terms": terms}
+        unknown = [math.nan, math.nan]
+        return step * total, dict(terms=terms, step=step, damping=0.0, curvature=unknown)
     n = max(1, terms - 1)
     T, a = lanczos(product, v, c, n)
     report = step_and_damping(T, n)
