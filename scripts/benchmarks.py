@@ -311,23 +311,28 @@ def line(sizes, times):
     return np.poly1d(np.polyfit(sizes, times, 1))
 
 
-def full_size_share(n, steps, usual, terms, sizes=(2, 6)):
-    """The share of an update with batches of n in `steps` training steps of `usual`, by time.
+def full_size_shares(n, steps, usual, terms, sizes=(2, 6), rounds=3):
+    """The share of an update with batches of n in `steps` training steps of `usual`, by time, in
+    each round.
 
     Pictures and spectrograms have their full size. Two small batches are measured; larger ones lie
     on the line through them.
     """
     model, (x, y) = two_resnets((max(sizes), (257, 299), (224, 224)))
     optimizer = torch.optim.SGD(model.parameters(), 1e-6, 0.9)
-    times = []
-    for size in sizes:
-        batch = [x_j[:size] for x_j in x], y[:size]
-        one = functools.partial(training_step, model, batch, optimizer)
-        update = functools.partial(alpha_update, model, batch, terms)
-        one()  # warm up
-        times.append([min(map(seconds, [one] * 3)), seconds(update)])
-    step, update = (line(sizes, column) for column in zip(*times))
-    return update(n) / (steps * step(usual))
+    batches, shares = [([x_j[:size] for x_j in x], y[:size]) for size in sizes], []
+    training_step(model, batches[-1], optimizer)  # warm up
+    for _ in range(rounds):
+        times = []
+        for batch in batches:
+            one = functools.partial(training_step, model, batch, optimizer)
+            before, own, after = map(
+                seconds, (one, functools.partial(alpha_update, model, batch, terms), one)
+            )
+            times.append([(before + after) / 2, own])
+        step, update = (line(sizes, column) for column in zip(*times))
+        shares.append(100 * update(n) / (steps * step(usual)))
+    return shares
 
 
 def epoch(rounds=5, terms=5):
@@ -367,9 +372,9 @@ that does not grow with the batch, work on theta alone; with larger batches it c
     print(markdown.table(*rows))
     print(f"\nBy FLOPs, under 10 % of the epoch with up to {largest} samples.")
     n = defaults("cremad")["alpha_batch"]
-    share = full_size_share(n, steps, usual, terms)
+    shares = full_size_shares(n, steps, usual, terms)
     print(f"""By time, with pictures of 224 x 224 and spectrograms of 257 x 299, an update with
-batches of {n} takes {share:.1%} of the epoch (extrapolated from batches of 2 and 6).""")
+batches of {n} takes {spread(shares, 1)} % of the epoch (extrapolated from batches of 2 and 6).""")
 
 
 def in_memory(n, size, channels):
