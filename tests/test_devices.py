@@ -218,9 +218,11 @@ def test_the_six_sets_use_bf16_where_the_gpu_has_it(monkeypatch):
         monkeypatch.setattr(
             torch.cuda,
             "is_bf16_supported",
-            lambda including_emulation=True: has(including_emulation),
+            lambda including_emulation=True, has=has: has[including_emulation],
         )
         assert train.parse(asked).bf16 == real
         assert not train.parse([*asked, "--no-bf16"]).bf16
         assert train.parse([*asked, "--bf16"]).bf16
         assert not train.parse([]).bf16
+        assert train.parse([*asked, "--device", "cuda"]).bf16 == real
+        assert not train.parse([*asked, "--device", "cpu"]).bf16
