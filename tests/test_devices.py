@@ -238,7 +238,7 @@ def test_the_six_sets_use_bf16_where_the_gpu_has_it(monkeypatch):
         monkeypatch.setattr(
             torch.cuda,
             "is_bf16_supported",
-            lambda including_emulation=True, has=has: has[including_emulation],
+            lambda including_emulation=True: has[including_emulation],
         )
         assert train.parse(asked).bf16 == real
         assert not train.parse([*asked, "--no-bf16"]).bf16
