@@ -136,9 +136,9 @@ def hypergradient(
     decay: the optimizer's weight decay; it belongs to the inner problem, so H means H + decay I.
 
     Returns (value, report): the value is a float, or None where it is not finite; the report has
-    the solver's `terms`, `step`, `damping`, `curvature` (smallest, largest) and `note`, empty if
-    all is well. params and their .grad stay as they are; utils.modes.eval_mode protects a model's
-    buffers.
+    the solver's `terms`, `step`, `damping`, `curvature` (smallest, largest; nan: not estimated) and
+    `note`, empty if all is well. params and their .grad stay as they are; utils.modes.eval_mode
+    protects a model's buffers.
     """
     params = [p for p in params if p.requires_grad]
 

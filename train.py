@@ -231,7 +231,8 @@ def parse(argv=None):
     check_together(given)
     if folder := given.get("resume") or given.get("eval"):
         return Settings(**resumed_settings(folder, given, Settings))
-    return Settings(**defaults(given.get("dataset")) | given)
+    usual = defaults(given.get("dataset"), given.get("device", "auto"))
+    return Settings(**usual | given)
 
 
 def check(args):

@@ -82,10 +82,12 @@ def three_modalities(root=None, encoders=None):
 @pytest.mark.parametrize("m", [2, 3])
 @pytest.mark.parametrize("name", BASELINES)
 def test_every_method_trains(tiny_data, monkeypatch, name, m):
-    """Two epochs and the test scores, of two and of three modalities; L_MM is only logged."""
+    """Two epochs and the test scores, of two modalities and, in bfloat16, of three; L_MM is only
+    logged."""
+    flags = [*TINY, "--epochs", "2", "--method", name, *FLAGS[name], "--out", "run"]
     if m == 3:
         monkeypatch.setitem(data.DATASETS, "tiny", three_modalities)
-    flags = [*TINY, "--epochs", "2", "--method", name, *FLAGS[name], "--out", "run"]
+        flags.append("--bf16")
     assert train.main(flags) == 0
     for record in epochs_of("run"):
         assert record["alpha"] == 0 and record["l_total"] == record["l_cls"] > 0

@@ -17,6 +17,7 @@ from bilevel import SOLVERS
 from data import Batches, Samples, identity
 from model import MultimodalModel
 from scripts.figures import grad_cam
+from utils.hooks import held_out
 from utils.loader import eval_loader
 
 ENCODERS = ["cnn", "resnet18", "bert", "clip"]
@@ -136,6 +137,25 @@ def test_eq_3_is_on_the_device(on_meta, encoder, solver):
     assert "_local_scalar_dense" in waits and "terms" in report
 
 
+def test_held_out_scores_are_on_the_device(on_meta):
+    """Those that steer g-blend and others; the labels follow the features."""
+    model, samples = on_meta("cnn")
+    assert held_out(model, eval_loader(samples, 4, "meta")).device.type == "meta"
+
+
+def read(x, seed=None):
+    """A reader, as of files."""
+    return x
+
+
+def test_what_is_read_moves_without_waiting():
+    """The inputs in training and in evaluation, and the labels in training."""
+    samples = Samples([torch.zeros(4, 2)], torch.zeros(4), [read])
+    with played_gpu() as waits:
+        batches = [*Batches(samples, 2, [0], "meta").epoch(1), *eval_loader(samples, 2, "meta")]
+    assert len(batches) == 4 and not waits
+
+
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_the_evaluation_is_on_the_device(on_meta, encoder):
     """The scores of a batch come to the CPU by one copy."""
@@ -224,3 +244,5 @@ def test_the_six_sets_use_bf16_where_the_gpu_has_it(monkeypatch):
         assert not train.parse([*asked, "--no-bf16"]).bf16
         assert train.parse([*asked, "--bf16"]).bf16
         assert not train.parse([]).bf16
+        assert train.parse([*asked, "--device", "cuda"]).bf16 == real
+        assert not train.parse([*asked, "--device", "cpu"]).bf16

@@ -27,9 +27,11 @@ def pick_device(name):
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name
 
 
-def has_bf16():
-    """Whether the GPU computes in bfloat16, as those made since 2020 do."""
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+def has_bf16(device):
+    """Whether --device is a GPU that computes in bfloat16, as NVIDIA's do since 2020."""
+    if device not in ("auto", "cuda") or not torch.cuda.is_available():
+        return False
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def init(device):

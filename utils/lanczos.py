@@ -3,7 +3,7 @@
 Starting from a vector v, T gives the same numbers as H where only v, H v, ..., H^n v matter: the
 terms of a series, an iterate of conjugate gradient. Its eigenvalues (Ritz values) estimate the
 extreme ones of H, from inside. Vectors are lists of tensors; product(u) returns H u in new tensors.
-To hold one vector less, lanczos overwrites these and v.
+To hold one vector less, lanczos overwrites these and v; c must be in memory of its own.
 """
 
 import math

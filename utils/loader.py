@@ -29,10 +29,10 @@ def collate(samples):
 
 
 def stack(column):
-    """default_collate without transposing: pictures, which have their channels last in memory, keep
-    them there, and so on."""
+    """default_collate that keeps the layout of the samples: pictures whose channels are last in
+    memory stay so, because transposing while copying is slow."""
     first = column[0]
-    if not torch.is_tensor(first) or not first.dim():
+    if not torch.is_tensor(first):
         return default_collate(column)
     order = sorted(range(first.dim()), key=first.stride, reverse=True)
     batch = default_collate([x_j.permute(order) for x_j in column])
