@@ -83,15 +83,14 @@ def save(figure, out):
 def label(settings):
     """The run's method and each setting that differs from the data set's default, as flags.
 
-    Of your own data that are no longer there, the defaults of train.py.
+    The defaults are those without a GPU; of your own data that are no longer there, train.py's.
     """
     usual, name = dataclasses.asdict(train.Settings()), settings["dataset"]
-    usual |= defaults(name) if name in DATASETS or Path(name).is_dir() else {}
+    usual |= defaults(name, "cpu") if name in DATASETS or Path(name).is_dir() else {}
     silent = cli.changeable(train.Settings) | {"dataset", "method", "seed"}
-    apart = [
-        f"{cli.flag(k)} {v}" for k, v in settings.items() if k not in silent and v != usual.get(k)
-    ]
-    return " ".join([settings["method"], *apart])
+    apart = {k: v for k, v in settings.items() if k not in silent and v != usual.get(k)}
+    flags = [cli.flag(k) if v is True else f"{cli.flag(k)} {v}" for k, v in apart.items()]
+    return " ".join([settings["method"], *flags])
 
 
 def titled(folder, settings):

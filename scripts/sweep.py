@@ -443,6 +443,9 @@ def main(arguments=None):
             text = table(dataset, modalities, rows, names, args.preset, args.metric)
             if part := train.parse(jobs[0].flags).val_fraction:
                 text += f"\n\nAll runs hold out {part:.0%} of the training split."
+            done = [job for job in jobs if job.seed in rows.get(job.row, ())]
+            if len({first_settings(job.folder)["bf16"] for job in done}) > 1:
+                text += "\n\nSome runs trained in bfloat16 (--bf16), others in float32."
             write(f"{out}.md", text)
             picture(dataset, modalities, rows, next(iter(names)), f"{out}.png")
             print(text, f"wrote {out}.md and {out}.png", sep="\n\n")

@@ -1,5 +1,6 @@
 """scripts/figures.py: the table's numbers, what is drawn, and the folders that are refused."""
 
+import dataclasses
 import json
 import os
 import statistics
@@ -67,6 +68,15 @@ def test_table_is_mean_and_std_over_seeds(tmp_path, capsys):
         f"| heuristic | 3 | {mean:.1f} ± {std:.1f} | {mean + 1:.1f} ± {std:.1f} | 40.0 ± 0.0 |"
     )
     assert wide == "| heuristic --tau 0.5 | 1 | 50.0 | 51.0 | 40.0 | 30.0 | 10.0 |"
+
+
+def test_a_label_is_the_same_on_every_machine(monkeypatch):
+    """A run in bfloat16 is named so, also where a GPU makes this the default."""
+    monkeypatch.setattr("utils.distributed.has_bf16", lambda device: device != "cpu")
+    settings = dataclasses.asdict(train.Settings()) | figures.defaults("cremad", "cpu")
+    settings |= {"dataset": "cremad", "method": "heuristic"}
+    assert figures.label(settings) == "heuristic"
+    assert figures.label(settings | {"bf16": True}) == "heuristic --bf16"
 
 
 def test_table_gives_unimodal_and_its_sum_a_row_each(tmp_path, capsys):

@@ -258,6 +258,12 @@ def test_runs_of_a_machine_with_another_precision_count(calls, monkeypatch, caps
     assert sweep.main([*flags, "--no-bf16"]) == 2
     assert "holds a run with --bf16 True, expected False" in capsys.readouterr().err
     assert sweep.main(flags) == 0 and len(calls) == 2
+    out = Path("runs/sweep-tiny-methods.md")
+    assert "bfloat16" not in out.read_text()
+    assert sweep.main([*TINY, "--methods", "constant:0,heuristic", *QUICK]) == 0
+    assert table.read_text().endswith(
+        "Some runs trained in bfloat16 (--bf16), others in float32.\n"
+    )
 
 
 def test_compared_is_the_paired_test():
