@@ -261,9 +261,8 @@ def test_runs_of_a_machine_with_another_precision_count(calls, monkeypatch, caps
     out = Path("runs/sweep-tiny-methods.md")
     assert "bfloat16" not in out.read_text()
     assert sweep.main([*TINY, "--methods", "constant:0,heuristic", *QUICK]) == 0
-    assert table.read_text().endswith(
-        "Some runs trained in bfloat16 (--bf16), others in float32.\n"
-    )
+    note = "Some runs trained in bfloat16 (--bf16), others in float32.\n"
+    assert out.read_text().endswith(note)
 
 
 def test_compared_is_the_paired_test():
