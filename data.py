@@ -230,11 +230,11 @@ def hold_out(dataset, groups, fraction, seed):
     return dataset.subset(np.flatnonzero(~held_out)), dataset.subset(np.flatnonzero(held_out))
 
 
-def load_data(args, encoders):
+def load_data(args, encoders, needs_val=False):
     """The data set of a run: its entry of DATASETS, and `channels` of each modality (0: text;
     of a vector its length).
 
-    args: train.Settings; val_fraction becomes 0.1 where --outer held-out needs a validation part.
+    args: train.Settings; where a validation part is needed and there is none, val_fraction is 0.1.
     """
     own = functools.partial(load, args.dataset)
     data = DATASETS.get(args.dataset, own)(args.root, encoders)
@@ -243,8 +243,9 @@ def load_data(args, encoders):
         raise ValueError(
             f"{args.dataset} has a validation part of its own; leave --val-fraction out"
         )
-    if args.outer == "held-out" and "val" not in data:
-        args.val_fraction = fraction = fraction or 0.1
+    if (needs_val or args.outer == "held-out") and "val" not in data and not fraction:
+        args.val_fraction = fraction = 0.1
+        print("a tenth of the training split is held out, as by --val-fraction 0.1")
     if fraction:
         data["train"], data["val"] = hold_out(data["train"], data["groups"], fraction, args.seed)
     if args.eval and args.split not in data:

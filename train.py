@@ -270,7 +270,8 @@ def main(argv=None):
         check(args)
         distributed.init(distributed.pick_device(args.device))
         run = Run(args, program)
-        data = load_data(args, functools.partial(encoder_names, args.encoders))
+        kind = BASELINES.get(args.method.split(":")[0], MultimodalModel)
+        data = load_data(args, functools.partial(encoder_names, args.encoders), kind.needs_val)
         distributed.check_batch(min(len(data["train"]), args.batch_size))
         model = make_model(args, data)
         with run.started(data, model):

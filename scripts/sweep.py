@@ -144,7 +144,7 @@ class Job:
         if done is None and not checkpoint_epochs(self.folder):
             return self.train("--out")
         expected, silent = train.parse(self.flags), cli.changeable(train.Settings)
-        if expected.outer == "held-out":
+        if expected.outer == "held-out" or kind_of(self.row).needs_val:
             silent.add("val_fraction")  # load_data may set it
         if not {"--bf16", "--no-bf16"} & {*self.flags}:
             silent.add("bf16")  # the default is the machine's

@@ -18,7 +18,7 @@ from baselines import BASELINES, Unimodal
 from losses import classification_loss, modality_matching_loss
 from model import ENCODERS, FUSIONS, MultimodalModel
 from utils import hooks, rebalance
-from utils.run import load_checkpoint
+from utils.run import load_checkpoint, read_log
 
 TINY = ["--dataset", "tiny", "--batch-size", "16"]
 FLAGS = {name: ["--val-fraction", "0.2"] * kind.needs_val for name, kind in BASELINES.items()}
@@ -140,18 +140,24 @@ def test_settings_that_do_not_fit_are_one_sentence(flags, said):
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "method, said",
-    [
-        ("mses", "steers by held-out scores, and tiny has no validation part; add --val-fraction"),
-        ("mslr:1", "--method mslr has 1 rates, expected 2: one a modality"),
-    ],
-)
-def test_data_that_do_not_fit_are_one_sentence(tiny_data, capsys, method, said):
+def test_data_that_do_not_fit_are_one_sentence(tiny_data, capsys):
     """What only the data can tell: status 2, and no folder is made."""
-    fraction = [] if method == "mses" else ["--val-fraction", "0.2"]
-    assert train.main([*TINY, "--method", method, *fraction]) == 2
+    assert train.main([*TINY, "--method", "mslr:1"]) == 2
+    said = "--method mslr has 1 rates, expected 2: one a modality"
     assert said in capsys.readouterr().err and not Path("runs").exists()
+
+
+@pytest.mark.parametrize("flags, said", [("", True), ("--val-fraction 0.2", False)])
+@pytest.mark.parametrize("method", ["mses", "learning-based --outer held-out", "ogm"])
+def test_what_needs_held_out_samples_gets_a_tenth(tiny_data, capsys, method, flags, said):
+    """It says so, and logs the fraction, so that --resume and --eval have the same samples."""
+    given = [*TINY, "--epochs", "2", "--out", "run", "--method", *method.split(), *flags.split()]
+    assert train.main(given) == 0
+    said = said and method != "ogm"
+    assert ("a tenth of the training split is held out" in capsys.readouterr().out) == said
+    fraction = read_log("run")[0]["settings"]["val_fraction"]
+    assert fraction == (0.1 if said else 0.2 if flags else 0)
+    assert train.main(["--eval", "run"]) == 0 and "held out" not in capsys.readouterr().out
 
 
 def test_ogm_says_what_adam_does_to_it(tiny_data, capsys):

@@ -91,9 +91,6 @@ def begin(model, args, data):
     name = args.method.split(":")[0]
     if model.one_process and distributed.world_size() > 1:
         raise ValueError(f"--method {name} runs in one process; start train.py with plain python")
-    if model.needs_val and "val" not in data:
-        what = f"{args.dataset} has no validation part; add --val-fraction 0.1"
-        raise ValueError(f"--method {name} steers by held-out scores, and {what}")
     if model.only_scales and args.optimizer == "adam":
         print(f"--method {name} scales gradients, most of which Adam undoes: exercise 11 shows it")
     model.register_buffer("t", torch.tensor(0))  # finished epochs
