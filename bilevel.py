@@ -43,8 +43,7 @@ def neumann(product, v, c, terms, step=None, rng=None):
         for _ in range(terms - 1):
             u = [torch.sub(u_i, h_i, alpha=step) for u_i, h_i in zip(u, product(u))]
             total += dot(c, u)
-        unknown = [math.nan, math.nan]
-        return step * total, dict(terms=terms, step=step, damping=0.0, curvature=unknown)
+        return step * total, step_and_damping(step=step) | {"terms": terms}
     n = max(1, terms - 1)
     T, a = lanczos(product, v, c, n)
     report = step_and_damping(T, n)

@@ -38,10 +38,7 @@ SETS = {  # paper: the paper's train, val and test sample counts; seconds: of so
 
 
 def defaults(name, device="auto"):
-    """The settings of train.py that a data set replaces (Sec. 4.1); a flag given by hand wins.
-
-    device: of the run; on a GPU the six sets can use bfloat16.
-    """
+    """The settings of train.py that a data set replaces on a device (Sec. 4.1); a flag wins."""
     if name not in SETS:
         if name in (None, *DATASETS):
             return {}

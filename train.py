@@ -231,8 +231,7 @@ def parse(argv=None):
     check_together(given)
     if folder := given.get("resume") or given.get("eval"):
         return Settings(**resumed_settings(folder, given, Settings))
-    usual = defaults(given.get("dataset"), given.get("device", "auto"))
-    return Settings(**usual | given)
+    return Settings(**defaults(given.get("dataset"), given.get("device", "auto")) | given)
 
 
 def check(args):
@@ -251,13 +250,17 @@ def check(args):
         raise ValueError(f"--outer {args.outer} is for learning-based; {hint}")
 
 
+def model_class(method):
+    """The class of the model of a --method, with or without its numbers."""
+    return BASELINES.get(method.split(":")[0], MultimodalModel)
+
+
 def make_model(args, data):
     """The model on its device, with weights from the seed."""
     torch.manual_seed(args.seed)
-    name = args.method.split(":")[0]
-    kind = BASELINES.get(name, MultimodalModel)
+    kind = model_class(args.method)
     model = kind(data["channels"], data["n_classes"], args.encoders, args.fusion, args.pretrained)
-    if name in BASELINES:
+    if kind is not MultimodalModel:
         hooks.begin(model, args, data)
     layout = torch.channels_last if args.bf16 else torch.preserve_format
     return model.to(distributed.pick_device(args.device), memory_format=layout)
@@ -270,8 +273,8 @@ def main(argv=None):
         check(args)
         distributed.init(distributed.pick_device(args.device))
         run = Run(args, program)
-        kind = BASELINES.get(args.method.split(":")[0], MultimodalModel)
-        data = load_data(args, functools.partial(encoder_names, args.encoders), kind.needs_val)
+        encoders = functools.partial(encoder_names, args.encoders)
+        data = load_data(args, encoders, model_class(args.method).needs_val)
         distributed.check_batch(min(len(data["train"]), args.batch_size))
         model = make_model(args, data)
         with run.started(data, model):

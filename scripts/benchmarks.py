@@ -251,8 +251,8 @@ def compare():
         durations = in_units(unit, rounds, *(functools.partial(f, *usual, k) for f in there))
         first = [ours(*batch, k) for batch in (usual, exact)]
         for f, duration in zip(there, durations):
-            differ = [abs(f(*batch, k) / value - 1) for batch, value in zip((usual, exact), first)]
-            differ = ["", ""] if f is step_found else [f"{x:.0e}" for x in differ]
+            pairs = () if f is step_found else zip((usual, exact), first)
+            differ = [f"{abs(f(*batch, k) / value - 1):.0e}" for batch, value in pairs] or ["", ""]
             peak, total = fresh(costs, f, large, k)
             rows.append(
                 [
@@ -428,15 +428,13 @@ def step(rounds=7):
 def text(rounds=7, batch=128):
     """A step of a text encoder by texts cut to the batch's longest, as train.py has them, in that
     by 128 tokens each."""
-    from transformers import BertConfig, BertModel
-
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    options = {"num_hidden_layers": 4, "num_attention_heads": 4, "attn_implementation": "eager"}
-    config = BertConfig(hidden_size=256, intermediate_size=1024, **options)
-    model = Pretrained(BertModel(config), "pooler_output").eval()
+    sizes = {"hidden_size": 256, "intermediate_size": 1024}
+    model, width = random_bert(num_hidden_layers=4, num_attention_heads=4, **sizes)
+    model.eval()
     lengths = (26 * torch.exp(0.45 * torch.randn(batch))).long().clamp(3, 128)
-    ids = [torch.randint(1, config.vocab_size, (n,)) for n in lengths]
+    ids = [torch.randint(1, model.net.config.vocab_size, (n,)) for n in lengths]
     texts = [(torch.stack([i, torch.ones_like(i)]), 0) for i in ids]
     empty = torch.zeros(2, 128, dtype=torch.int64), 0  # one of 128 tokens sets the length
     cut, whole = collate(texts)[0], collate([*texts, empty])[0][:-1]
@@ -446,7 +444,7 @@ def text(rounds=7, batch=128):
         model(x).square().sum().backward()
 
     (ratio,) = in_units(lambda: step(whole), rounds, lambda: step(cut))
-    print(f"""BERT of 4 layers, {config.hidden_size} wide, random; {batch} random texts as long as
+    print(f"""BERT of 4 layers, {width} wide, random; {batch} random texts as long as
 tweets (median {int(lengths.median())} tokens, longest {cut.shape[-1]}); one thread.
 A forward and a backward pass take {spread(ratio)} of the time by 128 tokens each;
 the results differ by {differ:.0e}, relative.""")
@@ -705,11 +703,11 @@ SHAPES = {  # of a sample's input, with its channels and its dtype
 WAYS = ["step", "step, --bf16", "update of alpha"]
 
 
-def random_bert(*_):
-    """BERT of base size with random weights, as an encoder."""
+def random_bert(*_, **sizes):
+    """BERT, of base size or of these of its BertConfig, with random weights, as an encoder."""
     from transformers import BertConfig, BertModel
 
-    config = BertConfig(attn_implementation="eager")
+    config = BertConfig(**sizes, attn_implementation="eager")
     return Pretrained(BertModel(config), "pooler_output"), config.hidden_size
 
 

@@ -24,7 +24,6 @@ import csv
 import dataclasses
 import functools
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,8 +33,6 @@ from scipy import stats
 from tqdm import tqdm
 
 import train
-from baselines import BASELINES
-from model import MultimodalModel
 from scripts.figures import (
     COLOURS,
     METRICS,
@@ -102,8 +99,8 @@ PRESETS = presets()
 
 
 def kind_of(row):
-    """The model of a row's method."""
-    return BASELINES.get(re.split("[ :]", row)[0], MultimodalModel)
+    """The class of the model of a row's method."""
+    return train.model_class(row.split()[0])
 
 
 def rows_of(methods, preset):
@@ -144,7 +141,7 @@ class Job:
         if done is None and not checkpoint_epochs(self.folder):
             return self.train("--out")
         expected, silent = train.parse(self.flags), cli.changeable(train.Settings)
-        if expected.outer == "held-out" or kind_of(self.row).needs_val:
+        if expected.outer == "held-out":
             silent.add("val_fraction")  # load_data may set it
         if not {"--bf16", "--no-bf16"} & {*self.flags}:
             silent.add("bf16")  # the default is the machine's
@@ -258,15 +255,15 @@ def run_all(jobs, workers):
 
 
 def scores_of(jobs):
-    """({row: {seed: test scores}}, modalities) of the complete runs."""
-    rows, modalities = {}, None
+    """({row: {seed: test scores}}, [first line of the log]) of the complete runs."""
+    rows, firsts = {}, []
     for job in jobs:
         if (job.folder / "log.jsonl").is_file():
             first, _, test = read_log(job.folder)
             if test is not None:
                 rows.setdefault(job.row, {})[job.seed] = test
-                modalities = first["modalities"]
-    return rows, modalities
+                firsts.append(first)
+    return rows, firsts
 
 
 def validation_acc(folder):
@@ -338,18 +335,18 @@ def table(dataset, modalities, rows, names, preset, metric):
             line += [names[row], paper[row]] if row == line[0] else ["", ""]
         if kind_of(row).own_heads:
             line[0] += " †"
-    several = max(len(tests) for tests in rows.values()) > 1
-    over = ", mean ± std over the seeds" if several else ""
+    spread_of, mean, p = "", "", ""
+    if max(len(tests) for tests in rows.values()) > 1:
+        spread_of, mean = ", mean ± std over the seeds", ", the mean over the seeds"
+        p = (
+            " p: a two-sided paired t-test over these seeds (scipy's ttest_rel), not corrected for "
+            "the number of rows."
+        )
     text = [
         one_table([head, *lines]),
-        f"Scores of the test split{over}. ACC - ACC of {joint}: the difference in fused ACC "
-        "between two runs with the same seed, in points.",
+        f"Scores of the test split{spread_of}. ACC - ACC of {joint}: the difference in fused ACC "
+        f"between two runs with the same seed, in points{mean}.{p}",
     ]
-    if several:
-        text[-1] = text[-1][:-1] + (
-            ", the mean over the seeds. p: a two-sided paired t-test over these seeds (scipy's "
-            "ttest_rel), not corrected for the number of rows."
-        )
     if any(kind_of(row).own_heads for row in rows):
         text.append(
             "†: a modality is scored by a classifier of its own; in all other rows, by the fused "
@@ -438,13 +435,13 @@ def main(arguments=None):
             print(text, f"wrote {out}-tune.md", sep="\n\n")
         jobs = prepare(names, args.seeds)
         failed |= run_all(jobs, args.jobs)
-        rows, modalities = scores_of(jobs)
+        rows, firsts = scores_of(jobs)
         if rows:
+            modalities = firsts[0]["modalities"]
             text = table(dataset, modalities, rows, names, args.preset, args.metric)
             if part := train.parse(jobs[0].flags).val_fraction:
                 text += f"\n\nAll runs hold out {part:.0%} of the training split."
-            done = [job for job in jobs if job.seed in rows.get(job.row, ())]
-            if len({first_settings(job.folder)["bf16"] for job in done}) > 1:
+            if len({first["settings"]["bf16"] for first in firsts}) > 1:
                 text += "\n\nSome runs trained in bfloat16 (--bf16), others in float32."
             write(f"{out}.md", text)
             picture(dataset, modalities, rows, next(iter(names)), f"{out}.png")

@@ -251,7 +251,7 @@ def test_a_folder_with_other_settings_is_not_mixed_in(calls, capsys):
     assert len(calls) == 4
 
 
-def test_runs_of_a_machine_with_another_precision_count(calls, monkeypatch, capsys):
+def test_runs_of_a_machine_with_another_precision_count(calls, capsys):
     """Where the data set chooses it, not where a flag does."""
     flags = [*TINY, "--methods", "constant:0", *QUICK]
     assert sweep.main([*flags, "--bf16"]) == 0 and len(calls) == 2

@@ -386,7 +386,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_data, monkeypatch, capsys)
         ("--method constant", "expected constant:p with numbers"),
         (
             "--method heuristic:2",
-            "fit heuristic(t, T); expected heuristic without a number",
+            "does not fit heuristic(t, T); expected heuristic without a number",
         ),
         ("--method unimodal:1", "does not fit unimodal(); expected unimodal without a number"),
         ("--method learning-based:1", "unknown method 'learning-based:1'; choose from"),

@@ -51,13 +51,13 @@ def curvature(T, n):
     return ritz[0], ritz[-1]
 
 
-def step_and_damping(T, n, step=None):
+def step_and_damping(T=None, n=0, step=None):
     """A report: the step and damping that put I - step (T_n + damping I) between 0 and I.
 
     T_n is T[:n, :n]. H itself can have eigenvalues outside those of T_n, so that for a small n a
     series in I - step (H + damping I) can still grow. The damping cancels the negative curvature of
     T_n: Eq. 3 is then that of the inner problem with the proximal term
-    damping / 2 |theta - theta_t|^2. A given step is used as it is, without damping.
+    damping / 2 |theta - theta_t|^2. A given step is used as it is, without damping; it needs no T.
     """
     smallest, largest = curvature(T, n)
     damping = 0.0 if step else max(0.0, -smallest)
