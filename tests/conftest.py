@@ -55,6 +55,12 @@ needs_shared = pytest.mark.skipif(
 )
 
 
+def made(root, modality, name):
+    """The prepared file or folder of a name; its name ends in a digest."""
+    (path,) = root.glob(f"prepared/{modality}/{name}-{'[0-9a-f]' * 12}*")
+    return path
+
+
 def make_wav(path, seconds=1.0, rate=16000):
     """A tone of 440 Hz."""
     path.parent.mkdir(parents=True, exist_ok=True)

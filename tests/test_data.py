@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import SHARED, make_jpg, make_video, make_wav, needs_shared
+from conftest import SHARED, made, make_jpg, make_video, make_wav, needs_shared
 from PIL import Image
 
 import data
@@ -249,6 +249,7 @@ def prepared_again(name, root, *flags):
 def table(root):
     """The rows of samples.csv, {column: field}."""
     with open(root / "prepared/samples.csv", newline="") as file:
+        file.readline()  # a comment
         return list(csv.DictReader(file))
 
 
@@ -331,14 +332,14 @@ def test_real_media_go_from_the_original_to_the_table(name, tmp_path, monkeypatc
 def test_prepare_writes_ten_frames_and_the_spectrogram(copied):
     """Evenly spaced, short side 256, in order, with the clip's grey levels; a tone of 440 Hz."""
     root, _ = copied("kinetics-sounds", prepared=True)
-    frames = sorted((root / f"prepared/video/{VIDEOS[0]}_000058").iterdir())
+    frames = sorted(made(root, "video", f"{VIDEOS[0]}_000058").iterdir())
     assert [f.name for f in frames] == [f"{i:05d}.jpg" for i in range(1, 11)]
     for n, frame in zip(range(1, 30, 3), frames):
         picture = Image.open(frame)
         assert min(picture.size) == 256 and np.asarray(picture).mean() == pytest.approx(
             8 * n, abs=6
         )
-    kept = np.load(root / f"prepared/audio/{VIDEOS[0]}_000058.npy")
+    kept = np.load(made(root, "audio", f"{VIDEOS[0]}_000058"))
     assert kept.shape == (257, 1004) and kept.dtype == np.float16
     assert (kept[:, 5:50].argmax(0) * 16000 / 512 == 437.5).all() and kept[
         :, 5:50
@@ -353,13 +354,13 @@ def test_raw_frames_are_those_of_the_pictures(copied, capsys):
     root, _ = copied("cremad", prepared=True)
     raw, own = root.parent / "raw", root / f"Image-01-FPS/{EMOTIONS[5]}/00001.jpg"
     shutil.copytree(root, raw, ignore=shutil.ignore_patterns("prepared"))
-    shutil.rmtree(root / f"prepared/video/{EMOTIONS[5]}")
+    shutil.rmtree(made(root, "video", EMOTIONS[5]))
     make_jpg(own)
-    x = [data.clip(root / f"prepared/video/{CLIP}", seed) for seed in (None, 5)]
+    x = [data.clip(made(root, "video", CLIP), seed) for seed in (None, 5)]
     for folder in (raw, root):
         command = ["cremad", "--root", str(folder), "--workers", "1", "--raw"]
         assert prepare.main(command) == 0
-        path = folder / f"prepared/video/{CLIP}.npy"
+        path = made(folder, "video", CLIP)
         assert np.load(path).shape == (10, 256, 341, 3) and not path.with_suffix("").exists()
         assert all((data.clip(path, seed) == x_j).all() for seed, x_j in zip((None, 5), x))
         assert run("cremad", folder) == 0
@@ -378,11 +379,11 @@ def test_prepare_keeps_a_gestures_window_and_its_flow(copied, monkeypatch):
     """80 of 90 frames from number 5 on; flow between them, none where nothing moves."""
     root, _ = copied("nvgesture", prepared=True)
     for modality in ("rgb", "depth"):
-        frames = sorted((root / f"prepared/{modality}/class_01-subject3_r0").iterdir())
+        frames = sorted(made(root, modality, "class_01-subject3_r0").iterdir())
         assert len(frames) == 80 and np.asarray(Image.open(frames[0])).mean() == pytest.approx(
             40, abs=6
         )
-    flow = np.load(root / "prepared/flow/class_01-subject3_r0.npy")
+    flow = np.load(made(root, "flow", "class_01-subject3_r0"))
     assert flow.shape == (128, 170, 2, 79) and flow.dtype == np.float16
 
 
@@ -399,9 +400,8 @@ def test_flow_points_where_things_move(tmp_path):
 
 
 def snapshot(folder):
-    return {
-        p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.suffix != ".csv"
-    }
+    paths = [p for p in folder.rglob("*") if p.is_file() and p.name not in ("samples.csv", ".lock")]
+    return {p: p.stat().st_mtime_ns for p in paths}
 
 
 def preparing(root, program=("-m", "scripts.prepare", "cremad", "--workers", "1"), cwd=ROOT):
@@ -683,7 +683,8 @@ def test_clips_are_found_by_any_spelling_of_their_times(name, tmp_path):
     write(tmp_path / f"{VIDEOS[0]}{name}.MOV", "")
     write(tmp_path / f"{VIDEOS[0]}{name}.flac", "")
     write(tmp_path / "vggsound.csv", f"{VIDEOS[0]},30.0,tickling,train\n")
-    (sample,) = files.find_samples("vggsound", tmp_path, ["audio", "video"])
+    found = indexed("vggsound", tmp_path)
+    (sample,) = files.find_samples("vggsound", found, ["audio", "video"])
     assert [Path(path).suffix for path in sample.originals] == [".flac", ".MOV"]
 
 
@@ -969,8 +970,8 @@ def test_damaged_media_are_counted_and_left_out(name, file, damage, reason, what
     """prepare lists the details, training counts the reason and reads the rest."""
     root, flags = copied(name, prepared=True)
     for sample in (CLIP, f"{VIDEOS[0]}_000058", "class_01-subject3_r0"):
-        for made in root.glob(f"prepared/*/{sample}*"):
-            remove(made)
+        for path in root.glob(f"prepared/*/{sample}*"):
+            remove(path)
     damage(root / file)
     assert prepare.main([name, "--root", str(root), "--workers", "1"]) == 0
     printed = capsys.readouterr().out
@@ -986,20 +987,21 @@ def test_damaged_media_are_counted_and_left_out(name, file, damage, reason, what
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-@pytest.mark.parametrize("file", [f"prepared/audio/{CLIP}.npy", f"prepared/video/{CLIP}/00005.jpg"])
-def test_damage_that_training_meets_first_stops_it(file, workers, copied, capsys):
+@pytest.mark.parametrize("modality, file", [("audio", ""), ("video", "00005.jpg")])
+def test_damage_that_training_meets_first_stops_it(modality, file, workers, copied, capsys):
     """In the main process or in a worker: status 1 or 2, one sentence with the path."""
     root, _ = copied("cremad", prepared=True)
-    cut(root / file)
+    file = made(root, modality, CLIP) / file
+    cut(file)
     assert run("cremad", root, ["--workers", workers, "--epochs", "30"]) in (1, 2)
     (said,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("train.py: ")]
-    assert str(root / file) in said and "cannot be read" in said
+    assert str(file) in said and "cannot be read" in said
 
 
 def test_prepare_mends_what_it_made(copied, capsys):
     """A damaged prepared frame is made again from its video; without the video it is an error."""
     root, _ = copied("cremad", prepared=True)
-    frame = root / f"prepared/video/{CLIP}/00005.jpg"
+    frame = made(root, "video", CLIP) / "00005.jpg"
     for video_there in (True, False):
         write(frame, "")
         if not video_there:
@@ -1009,7 +1011,7 @@ def test_prepare_mends_what_it_made(copied, capsys):
         assert ("usable: 9" in printed) == video_there and (
             "undecodable: 2" in printed
         ) != video_there
-        assert frame.is_file() == video_there and (not video_there or frame.stat().st_size > 0)
+        assert (frame.stat().st_size > 0) == video_there
 
 
 def test_prepare_lists_what_is_not_there(copied):
@@ -1017,8 +1019,8 @@ def test_prepare_lists_what_is_not_there(copied):
     root, _ = copied("cremad", prepared=True)
     (root / WAV).unlink()
     (root / FLV).unlink()
-    remove(root / f"prepared/video/{CLIP}")
-    remove(root / f"prepared/audio/{CLIP}.npy")
+    remove(made(root, "video", CLIP))
+    remove(made(root, "audio", CLIP))
     prepared_again("cremad", root)
     assert table(root)[0]["status"] == "missing"
     assert table(root)[0]["problem"] == f"no audio and no video of {CLIP}"
@@ -1040,10 +1042,10 @@ def test_one_sample_is_not_enough(copied, capsys):
 def test_a_folder_without_frames_is_said(copied, capsys):
     """What listing cannot see, reading names."""
     root, _ = copied("cremad", prepared=True)
-    for frame in (root / f"prepared/video/{CLIP}").iterdir():
+    for frame in made(root, "video", CLIP).iterdir():
         frame.rename(frame.with_name("picture.jpg"))
         break
-    for frame in (root / f"prepared/video/{CLIP}").glob("0*.jpg"):
+    for frame in made(root, "video", CLIP).glob("0*.jpg"):
         frame.unlink()
     assert run("cremad", root) in (1, 2)
     assert "holds no numbered pictures" in capsys.readouterr().err

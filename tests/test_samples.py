@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_jpg, make_video, make_wav
+from conftest import made, make_jpg, make_video, make_wav
 
 import data
 import train
@@ -317,6 +317,6 @@ def test_one_video_in_many_lines_is_prepared_once(tmp_path, monkeypatch):
     assert prepare.main([str(tmp_path), "--workers", "2"]) == 0
     kinds, found = read_prepared(tmp_path)
     assert sum(c["usable"] for c in found.counts.values()) == 12
-    assert [p.name for p in (tmp_path / "prepared/video").iterdir()] == ["clip.mp4"]
-    _, samples = read_own(tmp_path)
-    assert all(sample.sources[2].endswith("prepared/video/clip.mp4") for sample in samples)
+    clip = made(tmp_path, "video", "clip.mp4")
+    assert [*(tmp_path / "prepared/video").iterdir()] == [clip]
+    assert {*found.splits["train"][0][2], *found.splits["test"][0][2]} == {str(clip)}

@@ -26,10 +26,14 @@ SARCASM_HINTS = set(SARCASM_HINTS_TEXT.split())  # words that give a tweet's cla
 
 
 def annotation_file(files, *names):
-    """The path of the first of these annotation files that exists, else FileNotFoundError."""
+    """The path of the first of these annotation files that exists, else FileNotFoundError.
+
+    files["read"] collects these paths.
+    """
     for name in names:
         if name in files["list"]:
-            return files["list"][name]
+            files["read"][name] = files["list"][name]
+            return files["read"][name]
     raise FileNotFoundError(f"{files['root']} has no {' or '.join(names)}; see docs/DATA.md")
 
 
@@ -141,7 +145,8 @@ def list_vggsound(files):
     names of stat.csv, or without it of the whole list.
     """
     if "vggsound.csv" in files["list"]:
-        rows = list(read_csv(files["list"]["vggsound.csv"], "id", "start", "label", "split"))
+        path = annotation_file(files, "vggsound.csv")
+        rows = list(read_csv(path, "id", "start", "label", "split"))
     else:
         rows = []
         for split in ("train", "test"):
@@ -149,7 +154,7 @@ def list_vggsound(files):
             for place, name, label in read_csv(path, "name", "label"):
                 rows.append((place, name[:11], name[12:].split(".")[0], label, split))
     if "stat.csv" in files["list"]:
-        stat = read_csv(files["list"]["stat.csv"], "label", "count", "group")
+        stat = read_csv(annotation_file(files, "stat.csv"), "label", "count", "group")
         labels = {label for _, label, *_ in stat}
     else:
         labels = {label for _, _, _, label, _ in rows}

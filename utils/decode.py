@@ -4,6 +4,7 @@ Each function reads an original file and writes one prepared file or folder atom
 cannot be read raises utils.media.UnreadableFile.
 """
 
+import io
 import itertools
 
 import numpy as np
@@ -122,8 +123,10 @@ def extract_frames(path, target, choose):
 def save_array(target, values):
     """Write an array into the file `target`.npy; returns its path."""
     target = target.with_name(f"{target.name}.npy")
-    with atomic(target) as part, open(part, "wb") as file:
-        np.save(file, values)
+    content = io.BytesIO()  # np.save into a file does not say that the disk is full
+    np.save(content, values)
+    with atomic(target) as part:
+        part.write_bytes(content.getbuffer())
     return target
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from utils.annotations import LISTS
 from utils.media import is_pointer
-from utils.samples import PREPARED, Sample
+from utils.origins import PREPARED, contents, made_files
+from utils.samples import Sample
 
 ENDINGS = {
     "audio": ".wav .flac .ogg .mp3 .m4a .aac",
@@ -29,13 +30,14 @@ def index(name, root, modalities):
 
     "frames": folders of images; "list": annotation files, by their names with the ending;
     "pointer": git-lfs pointers, which are in no other kind; "image" is empty for a set without
-    images. Of two files with one name the one nearer to the root is taken. ValueError or
-    FileNotFoundError without a folder.
+    images. Of two files with one name the one nearer to the root is taken. "made": for each
+    modality what prepare has made, by name. FileNotFoundError without a folder.
     """
     if not Path(root).is_dir():
         raise FileNotFoundError(f"{root} is not a folder; {download(name, root)}")
-    files = defaultdict(dict, root=root)
-    for entry in walk(root):
+    own = {modality: os.path.join(root, PREPARED, modality) for modality in modalities}
+    files = defaultdict(dict, root=root, made={m: made_files(path) for m, path in own.items()})
+    for entry in walk(root, own.values()):
         folder, (stem, ending) = os.path.dirname(entry.path), os.path.splitext(entry.name)
         kind = KINDS.get(ending.lower(), ending.lower())
         if kind == "image":
@@ -53,21 +55,29 @@ def index(name, root, modalities):
     return files
 
 
-def walk(root):
-    """Yield the files below root as os.DirEntry, breadth first, by name, without hidden ones."""
-    folders = [os.fspath(root)]
+def walk(root, without):
+    """Yield the files below root as os.DirEntry, breadth first, by name, without hidden ones.
+
+    Each folder is read once, however many links lead to it; the folders of `without` are passed
+    over, which is said if there are media in them.
+    """
+    folders, seen = [os.fspath(root)], {os.path.realpath(root)}
+    without = {os.path.realpath(folder) for folder in without}
     for folder in folders:  # the list grows during the loop
         try:
-            entries = sorted(os.scandir(folder), key=lambda e: e.name)
+            entries = contents(folder)
         except OSError as error:
             print(f"{folder} is passed over: it cannot be read ({error.strerror})")
             entries = []
+        if os.path.realpath(folder) in without:
+            if any(os.path.splitext(entry.name)[1].lower() in KINDS for entry in entries):
+                print(f"{folder} is passed over: it is for what prepare makes; move your files")
+            continue
         for entry in entries:
-            if entry.name.startswith("."):
-                continue
             if not entry.is_dir():
                 yield entry
-            elif not (entry.is_symlink() and folder.startswith(os.path.realpath(entry.path))):
+            elif (real := os.path.realpath(entry.path)) not in seen:
+                seen.add(real)
                 folders.append(entry.path)
 
 
@@ -94,30 +104,16 @@ def first_named(kind, names, files):
     return next((files[kind][n] for n in names if n in files[kind]), None)
 
 
-def prepared_array(modality, names, files):
-    """The .npy that prepare wrote, or None: a spectrogram, or with --raw a video's frames."""
-    path = os.path.join(files["root"], PREPARED, modality, f"{names[0]}.npy")
-    return path if os.path.isfile(path) else None
-
-
-def video_frames(names, files):
-    """A video's frames: the .npy that prepare --raw wrote, or a folder of images; or None."""
-    return prepared_array("video", names, files) or first_named("frames", names, files)
-
-
 def gesture_frames(wanted, files):
-    """The folder of a gesture's frames, or None: prepare's, the stream's, or STREAM_all."""
-    modality, name, stream, *_ = wanted
-    folders = [os.path.join(files["root"], PREPARED, modality, name), stream, f"{stream}_all"]
-    return next(filter(os.path.isdir, folders), None)
+    """The folder of a gesture's frames, STREAM or STREAM_all, or None."""
+    stream = wanted[2]
+    return next(filter(os.path.isdir, [stream, f"{stream}_all"]), None)
 
 
 def flow_file(wanted, files):
-    """A gesture's flow: the .npy that prepare wrote, or flow_data/SPLIT/ROW.npy; or None."""
-    name, row = wanted
-    paths = [os.path.join(PREPARED, "flow", name), os.path.join("Video_data", "flow_data", row)]
-    paths = [os.path.join(files["root"], f"{path}.npy") for path in paths]
-    return next(filter(os.path.exists, paths), None)
+    """A gesture's flow, flow_data/SPLIT/ROW.npy, or None."""
+    path = os.path.join(files["root"], "Video_data", "flow_data", f"{wanted[1]}.npy")
+    return path if os.path.exists(path) else None
 
 
 def sentence(text, files):
@@ -125,9 +121,8 @@ def sentence(text, files):
     return text
 
 
-LOCATE = {  # each is called as (wanted, files), see annotations.py
-    "audio": functools.partial(prepared_array, "audio"),
-    "video": video_frames,
+LOCATE = {  # what is read as it is; each is called as (wanted, files), see annotations.py
+    "video": functools.partial(first_named, "frames"),
     "image": functools.partial(first_named, "image"),
     "text": sentence,
     "rgb": gesture_frames,
@@ -145,13 +140,18 @@ def original_file(modality, names, wanted, files):
     return recording or first_named("video", names, files)
 
 
-def find_samples(name, root, modalities):
-    """Yield a Sample for every row of a set's annotation files; ValueError for a bad row."""
-    files = index(name, root, modalities)
+def find_samples(name, files, modalities):
+    """Yield a Sample for every row of a set's annotation files; ValueError for a bad row.
+
+    files: from index. Where an original is gone, what was prepared from it stays in use.
+    """
     for split, label, group, names, wanted in LISTS[name](files):
-        sources = [LOCATE[m](w, files) for m, w in zip(modalities, wanted)]
+        sources = [LOCATE[m](w, files) if m in LOCATE else None for m, w in zip(modalities, wanted)]
         originals = [original_file(m, names, w, files) for m, w in zip(modalities, wanted)]
-        # Flow is made from the frames of the other two.
+        gone = [m for m, s, o in zip(modalities, sources, originals) if not (s or o)]
+        for j, m in enumerate(modalities):
+            if m in gone and (m != "flow" or "rgb" in gone):  # flow is made from rgb's frames
+                sources[j] = files["made"][m].get(names[0])
         there = [s or o or m == "flow" for m, s, o in zip(modalities, sources, originals)]
         status = "" if all(there) else "missing"
         if not all(sources) and any(n in files["pointer"] for n in names):

@@ -1,14 +1,15 @@
 """Prepare a data set once: make what is missing, read every file, write samples.csv.
 
 DIR/prepared/
-    samples.csv       every sample: usable or the reason why not, and its sources
-    audio/NAME.npy    the sound's spectrogram, float16, (257, 299) or (257, 1004)
-    video/NAME/       ten frames, evenly spaced, JPEG, short side 256; with raw NAME.npy,
-                      (10, H, W, 3) uint8: quicker to read, 13 times the disk space
-    rgb/NAME/         the frames of a gesture; also depth/NAME/
-    flow/NAME.npy     DIS optical flow between them, (H, W, 2, T) in pixels, short side 128
+    samples.csv         every sample: usable or the reason why not, its sources, its originals
+    audio/NAME.npy      the sound's spectrogram, float16, (257, 299) or (257, 1004)
+    video/NAME/         ten frames, evenly spaced, JPEG, short side 256; with raw NAME.npy,
+                        (10, H, W, 3) uint8: quicker to read, 13 times the disk space
+    rgb/NAME/           the frames of a gesture; also depth/NAME/
+    flow/NAME.npy       DIS optical flow between them, (H, W, 2, T) in pixels, short side 128
 
-All files are written atomically. You can stop it and run it again: it continues.
+A NAME ends in a digest of what the file was made from, see utils/origins.py. All files are written
+atomically. You can stop it and run it again: it continues.
 """
 
 import errno
@@ -27,9 +28,9 @@ from tqdm import tqdm
 
 from utils import distributed
 from utils.annotations import LISTS
-from utils.atomic import remove
+from utils.atomic import UnwritableFile, remove
 from utils.decode import compute_flow, extract_frames, pack_frames, write_spectrogram
-from utils.files import find_samples
+from utils.files import find_samples, index
 from utils.media import (
     UnreadableFile,
     frame_paths,
@@ -39,15 +40,19 @@ from utils.media import (
     read_frames,
     read_image,
     read_spectrogram,
+    reading,
 )
+from utils.origins import FORMAT, PREPARED, digest, locked, made_name, stamp
 from utils.samples import (
-    PREPARED,
     USABLE,
-    array_shape,
+    Outdated,
     own_table,
     prepared_table,
+    read_about,
     read_own,
     read_prepared,
+    relative,
+    usual_shape,
     write_prepared,
 )
 
@@ -73,19 +78,32 @@ def read_all(kind, source, window, seconds, shape):
         read_frames((source, *window) if window else source, n)
 
 
-def make(kind, sample, j, target, sources, seconds):
-    """Write the prepared file of a sample's modality number j; returns its path."""
-    original = sample.originals[j]
-    if original is None and kind != "flow":
-        what = "is damaged, and the file that it was made from is missing"
-        raise UnreadableFile(f"{target} {what}; download that file again")
+def make(kind, original, window, target, seconds):
+    """Write the prepared file of an original; returns its path."""
     if kind == "audio":
         return write_spectrogram(original, seconds, target)
     if kind == "video":
         return extract_frames(original, target, FRAMES)
     if kind == "flow":
-        return compute_flow(sources[0], *sample.windows[0], target)
-    return extract_frames(original, target, lambda n: range(*sample.windows[j]))
+        return compute_flow(original, *window, target)
+    return extract_frames(original, target, lambda n: range(*window))
+
+
+def made(kind, stem, original, window, folder, seconds, check):
+    """The path of the prepared file of an original, made unless it is there and can be read."""
+    with reading(original):
+        settings = [kind, seconds if kind == "audio" else None, window]
+        target = folder / made_name(stem, original, *settings)
+    for path in (target.with_name(f"{target.name}.npy"), target):
+        if path.exists():
+            try:
+                check(path)
+                return path
+            except UnreadableFile:
+                remove(path)  # damaged, but it can be made again
+    path = make(kind, original, window, target, seconds)
+    check(path)
+    return path
 
 
 def prepare_sample(columns, seconds, raw, into, shapes, sample):
@@ -94,38 +112,31 @@ def prepare_sample(columns, seconds, raw, into, shapes, sample):
     for j, (name, kind) in enumerate(columns.items()):
         if kind == "text":
             continue
-        target, window = into / name / sample.names[j], sample.windows[j]
+        flow = kind == "flow"  # it is made from the frames of modality 0, rgb
+        original = sources[0] if flow else sample.originals[j]
+        window = sample.windows[0 if flow else j]
         check = functools.partial(
             read_all, kind, window=window, seconds=seconds, shape=shapes.get(name, ())
         )
         try:
             if sources[j] is not None:
-                try:
-                    check(sources[j])
-                except UnreadableFile:
-                    if into not in Path(sources[j]).parents:
-                        raise
-                    remove(Path(sources[j]))  # damaged, but it can be made again
-                    sources[j] = None
-            if sources[j] is None:
-                sources[j] = make(kind, sample, j, target, sources, seconds)
                 check(sources[j])
-            if raw and kind == "video" and Path(sources[j]) == target:
-                sources[j] = pack_frames(target)
-                remove(target)
+                continue
+            stem, folder = sample.names[j], into / name
+            sources[j] = made(kind, stem, original, window, folder, seconds, check)
+            if raw and kind == "video" and sources[j].is_dir():
+                frames, sources[j] = sources[j], pack_frames(sources[j])
+                remove(frames)
         except UnreadableFile as error:
             return error.reason, str(error), sources
+        except UnwritableFile:
+            raise  # no other sample could be written either
         except Exception as error:  # of any library, for any file: the other samples go on
-            if isinstance(error, OSError) and error.errno in FATAL:
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
                 raise
-            path = sample.originals[j] or sources[j] or target
-            problem = f"{path} cannot be read ({type(error).__name__}: {error})"
+            problem = f"{original or sources[j]} cannot be read ({type(error).__name__}: {error})"
             return "undecodable", " ".join(problem.split()), sources
     return USABLE, "", sources
-
-
-# The disk is full, read-only, or forbidden: no other sample could be written either.
-FATAL = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE]
 
 
 def worker_signals():
@@ -142,17 +153,32 @@ def end_with_parent():
     os._exit(1)
 
 
+def in_worker():
+    """Whether this is a worker that imports the main program, and would now prepare a second time.
+
+    That happens where a script calls train.main without `if __name__ == "__main__":`.
+    """
+    return getattr(multiprocessing.current_process(), "_inheriting", False)
+
+
 def in_processes(work, jobs, workers):
     """Yield (i, work(jobs[i])), unordered, or (i, None) for a job of which a process died.
 
     A process can die of a file (a fault in a decoder, too little memory). The jobs that were
-    running then are tried once more, each alone.
+    running then are tried once more, each alone. Where no process starts, this one does the work.
     """
     # Not forked: a process that is forked after a decoder has started its threads can wait forever.
     how = {"initializer": worker_signals, "mp_context": multiprocessing.get_context("spawn")}
     new_pool = functools.partial(ProcessPoolExecutor, **how)
     pool, left, running = new_pool(workers), list(range(len(jobs)))[::-1], {}
     try:
+        try:
+            pool.submit(int).result()
+        except BrokenProcessPool:
+            what = "no worker starts: the script that calls train.main has no"
+            print(f'{what} `if __name__ == "__main__":`; this process prepares alone')
+            yield from enumerate(map(work, jobs))
+            return
         while left or running:
             while left and len(running) < 4 * workers:
                 i = left.pop()
@@ -176,19 +202,44 @@ def in_processes(work, jobs, workers):
 
 
 def array_shapes(columns, samples):
-    """{name: shape} for each array modality: the shape of its first file that can be read."""
+    """{name: shape} for each array modality: the most frequent shape of its files."""
     shapes = {}
     for j, (name, kind) in enumerate(columns.items()):
-        for path in [sample.originals[j] for sample in samples if kind == "array"]:
-            shape = path and array_shape(path)
-            if shape is None:
-                continue
-            if len(shape) not in (1, 3):
-                expected = "expected a vector (d,) or a picture (C, H, W)"
-                raise ValueError(f"{path} is an array {shape}, {expected}")
-            shapes[name] = shape
-            break
+        found = usual_shape(s.originals[j] for s in samples) if kind == "array" else None
+        if found is None:
+            continue
+        shape, path = found
+        if len(shape) not in (1, 3):
+            expected = "expected a vector (d,) or a picture (C, H, W)"
+            raise ValueError(f"{path} is an array {shape}, {expected}")
+        shapes[name] = shape
     return shapes
+
+
+def discover(name, root, modalities):
+    """([Sample], the paths of the lists that they are in) of a data set."""
+    if not modalities:
+        return read_own(root)[1], [Path(root) / "samples.csv"]
+    files = index(name, root, modalities)
+    return list(find_samples(name, files, modalities)), files["read"].values()
+
+
+def stamps_of(sample, kinds, root):
+    """`SIZE TIME PATH` of the original of each modality, "" for a text or without one."""
+    stamps = []
+    for kind, source, original in zip(kinds, sample.sources, sample.originals):
+        path = None if kind == "text" else source or original
+        stamps.append(f"{stamp(path)} {relative(path, root)}" if path else "")
+    return stamps
+
+
+def usable_before(root):
+    """{split: number of usable samples} by the list of the last prepare, {} without one."""
+    try:
+        about = read_about(root)
+    except Outdated:
+        return {}
+    return about["usable"]
 
 
 def prepare(name, root, modalities, seconds, workers=None, raw=False, program=None):
@@ -196,21 +247,36 @@ def prepare(name, root, modalities, seconds, workers=None, raw=False, program=No
 
     modalities: of a set of SETS, None for data of your own. raw: keep the frames of videos as uint8
     arrays. program: the cli.one_sentence around. ValueError or FileNotFoundError for annotation
-    files that are missing or damaged.
+    files that are missing or damaged; UnwritableFile, as for a full disk.
     """
-    workers, into = max(1, workers or os.cpu_count()), Path(root) / PREPARED
     columns = dict(zip(modalities, modalities)) if modalities else own_table(root)[0]
     if raw and "video" not in columns.values():
         raise ValueError(f"--raw is for data with videos, not for {name}; leave it out")
-    samples = list(find_samples(name, root, modalities) if modalities else read_own(root)[1])
+    samples, lists = discover(name, root, modalities)
+    about = {"format": FORMAT, "seconds": seconds, "usable before": usable_before(root)}
+    about["lists"] = {relative(path, root): digest([path]) for path in lists}
     if "audio" in columns.values():
         load_resample()  # without a folder for its cache it fails here, not for each sample
-    for part in [*into.glob(".part-*"), *into.glob("*/.part-*")]:  # of a prepare that was killed
-        remove(part)
+    shapes = array_shapes(columns, samples)
+    work = functools.partial(prepare_sample, columns, seconds, raw, Path(root) / PREPARED, shapes)
     if program:
         program.started = True
-    shapes = array_shapes(columns, samples)
-    work = functools.partial(prepare_sample, columns, seconds, raw, into, shapes)
+    originals = {os.fspath(path) for s in samples for path in [*s.originals, *s.sources] if path}
+    with locked(root, originals) as waited:
+        if waited and is_prepared(root, seconds):
+            return
+        stamps = [stamps_of(sample, columns.values(), root) for sample in samples]
+        results = prepare_all(name, samples, work, max(1, workers or os.cpu_count()))
+        counts = Counter(s.split for s, (status, *_) in zip(samples, results) if status == USABLE)
+        rows = [(s, *result, of) for s, result, of in zip(samples, results, stamps)]
+        path = write_prepared(root, columns, rows, about | {"usable": counts})
+    for status, n in sorted(Counter(status for status, *_ in results).items()):
+        print(f"{status}: {n}")
+    print(f"every sample is listed in {path}")
+
+
+def prepare_all(name, samples, work, workers):
+    """[(status, problem, sources)] of all samples; work: prepare_sample, of a sample."""
     results = [(sample.status, sample.problem, sample.sources) for sample in samples]
     left = [i for i, sample in enumerate(samples) if not sample.status]
     jobs = [samples[i] for i in left]
@@ -221,11 +287,7 @@ def prepare(name, root, modalities, seconds, workers=None, raw=False, program=No
     died = "the process that read it died: of a fault in a decoder, or for lack of memory"
     for k, result in tqdm(done, f"preparing {name}", len(left), unit="sample", disable=None):
         results[left[k]] = result or ("crashed", died, samples[left[k]].sources)
-    rows = [(sample, *result) for sample, result in zip(samples, results)]
-    path = write_prepared(root, columns, rows)
-    for status, n in sorted(Counter(status for _, status, *_ in rows).items()):
-        print(f"{status}: {n}")
-    print(f"every sample is listed in {path}")
+    return results
 
 
 def prepare_command(name, root):
@@ -234,26 +296,45 @@ def prepare_command(name, root):
     return f"python -m scripts.prepare {name}" + (f" --root {root}" if elsewhere else "")
 
 
-def is_prepared(name, root):
-    """Whether DIR/prepared/samples.csv is there, and not older than a samples.csv of one's own."""
-    path, own = prepared_table(root), Path(root) / "samples.csv"
-    if name in LISTS or not own.is_file():
-        return path.is_file()
-    return path.is_file() and own.stat().st_mtime <= path.stat().st_mtime
+def is_prepared(root, seconds):
+    """Whether DIR/prepared/samples.csv is there and up to date."""
+    try:
+        return bool(read_prepared(root, seconds))
+    except Outdated:
+        return False
+
+
+def read_or_prepare(name, root, modalities, seconds):
+    """read_prepared, after the set was prepared if it is not up to date, or nothing was usable."""
+    try:
+        kinds, found = read_prepared(root, seconds)
+        if found.splits.keys() >= {"train", "test"}:
+            return kinds, found
+        why = "no sample was usable"
+    except Outdated as reason:
+        why = str(reason)
+    if distributed.world_size() > 1:
+        command = prepare_command(name, root)
+        raise ValueError(f"{name} is not prepared: {why}; run {command} before several processes")
+    print(f"preparing {name}: {why}", flush=True)
+    prepare(name, root, modalities, seconds)
+    try:
+        return read_prepared(root, seconds)
+    except Outdated as reason:
+        what = f"{reason} while {name} was prepared"
+        raise ValueError(f"{what}; run the same command again") from None
 
 
 def collect(name, root, modalities, seconds, paper=None):
-    """({name: kind}, Prepared) of a data set; it is prepared first if it is not yet.
+    """({name: kind}, Prepared) of a data set; it is prepared first if it is not up to date.
 
     Prints how many samples of each split are usable, beside `paper`, the paper's (train, val, test)
     numbers. FileNotFoundError if the training or the test split has none.
     """
+    if in_worker():
+        os._exit(1)
     command = prepare_command(name, root)
-    if not is_prepared(name, root):
-        if distributed.world_size() > 1:
-            raise ValueError(f"{name} is not prepared; run {command} before several processes")
-        prepare(name, root, modalities, seconds)
-    kinds, found = read_prepared(root)
+    kinds, found = read_or_prepare(name, root, modalities, seconds)
     for split, expected in zip(("train", "val", "test"), paper or [None] * 3):
         count = found.counts[split]
         if not count and split == "val":
@@ -262,6 +343,8 @@ def collect(name, root, modalities, seconds, paper=None):
         usable = f"{name} {split}: {count[USABLE]} of {count.total()} usable{beside}"
         lost = ", ".join(f"{n} {status}" for status, n in sorted(count.items()) if status != USABLE)
         print("; ".join(filter(None, [usable, lost, lost and f"why: {prepared_table(root)}"])))
+        if count[USABLE] < found.before.get(split, 0):
+            print(f"{name} {split}: {found.before[split]} were usable when it was prepared before")
         if not count[USABLE]:
             why = found.problems.get(split, "its list is empty")
             what = f"no {split} sample of {name} can be used: {why}"

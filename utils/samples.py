@@ -2,25 +2,29 @@
 
 read_own        DIR/samples.csv, which a person writes for data of their own
 write_prepared  DIR/prepared/samples.csv, which utils/prepare.py writes
-read_prepared   the same file: training reads it and looks for nothing else
+read_prepared   the same file, which training reads; Outdated if the originals have changed
+
+The first line of DIR/prepared/samples.csv is a comment in JSON: the format, the seconds of sound,
+the digest of each list that the samples come from, and how many samples were usable before. After
+the column `problem` follows, for each modality, the stamp of the original and its path.
 """
 
 import csv
-import hashlib
 import itertools
+import json
 import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from utils.atomic import atomic
+from utils.origins import FORMAT, PREPARED, digest, stamp
 
-PREPARED = "prepared"  # the folder, below the root, of everything that prepare writes
 KINDS = ["audio", "video", "image", "text", "array"]
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLITS |= dict.fromkeys(["val", "valid", "validation", "dev"], "val")
@@ -29,10 +33,12 @@ USABLE = "usable"
 
 
 class Sample(NamedTuple):
-    """A sample of an annotation file. sources, originals: for each modality a source or None.
+    """A sample of an annotation file.
 
-    names: of the prepared file of each modality. windows: for each modality the (start, end) of its
-    frames, or None. status: "" if it can be prepared, else the reason why not; problem: more of it.
+    For each modality: names, the stem of its prepared file; sources, a text or a path that is read
+    as it is, or None; originals, the path from which its file is prepared, or None; windows, the
+    (start, end) of its frames, or None. status: "" if it can be prepared, else the reason why not;
+    problem: more of it.
     """
 
     split: str
@@ -70,21 +76,24 @@ def prepared_table(root):
     return Path(root) / PREPARED / "samples.csv"
 
 
-def read_table(path, errors="strict"):
+def read_table(path, errors="strict", comments=0):
     """Yield (place, [fields]) for each line of a csv file that is not blank; first its header.
 
-    Commas, semicolons or tabs separate the fields; a byte order mark is skipped. place is "PATH,
-    line N". ValueError for a file that is not UTF-8 or not csv.
+    Commas, semicolons or tabs separate the fields; a byte order mark is skipped, and so are the
+    first `comments` lines. place is "PATH, line N". ValueError for a file that is not UTF-8 or csv.
     """
     rows = None
     try:
         with open(path, encoding="utf-8-sig", errors=errors, newline="") as file:
+            for _ in range(comments):
+                file.readline()
+            start = file.tell()
             separator = max(",;\t", key=file.readline().count)
-            file.seek(0)
+            file.seek(start)
             rows = csv.reader(file, delimiter=separator, strict=True)
             for row in rows:
                 if any(field.strip() for field in row):
-                    yield f"{path}, line {rows.line_num}", row
+                    yield f"{path}, line {comments + rows.line_num}", row
     except UnicodeDecodeError as error:
         what = f"{error.reason} at byte {error.start}"
         raise ValueError(f"{path} is not UTF-8 text ({what}); save it as CSV UTF-8") from error
@@ -145,29 +154,24 @@ def own_table(root):
     return columns, rows()
 
 
-def prepared_name(cell):
-    """The name of a file's prepared version; a file in another folder has a hash of its path."""
-    path = PurePosixPath(cell)
-    if path.name == cell and ":" not in cell:
-        return cell
-    return f"{path.stem}-{hashlib.sha1(cell.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
+def located(root, cell):
+    """The path of a cell of DIR/samples.csv, below the folder unless it is absolute.
 
-
-def own_source(root, name, kind, cell):
-    """(prepared name, source or None, original or None) of a cell of DIR/samples.csv."""
-    if kind == "text":
-        return "", cell, cell
-    # As it is; as Windows writes paths; with accents as one character or, as on a Mac, as two.
+    As it is; as Windows writes paths; with accents as one character or, as on a Mac, as two.
+    """
     forms = [cell, cell.replace("\\", "/")]
     forms += [unicodedata.normalize(form, forms[1]) for form in ("NFC", "NFD")]
-    cell = next((form for form in forms if os.path.exists(os.path.join(root, form))), cell)
-    path, own = os.path.join(root, cell), prepared_name(cell)
-    if not cell or not os.path.exists(path):
-        return own, None, None
-    if kind in ("image", "array") or os.path.isdir(path):
-        return own, path, path
-    made = os.path.join(root, PREPARED, name, own)
-    return own, next(filter(os.path.exists, (f"{made}.npy", made)), None), path
+    paths = [os.path.join(root, form) for form in forms]
+    return next(filter(os.path.exists, paths), paths[0])
+
+
+def own_source(root, kind, cell):
+    """(name, source, original) of a cell of DIR/samples.csv, see Sample."""
+    if kind == "text" or not cell:
+        return "", cell or None, None
+    path = located(root, cell)
+    as_it_is = kind in ("image", "array") or os.path.isdir(path)
+    return os.path.basename(path), path if as_it_is else None, path
 
 
 def split_of(row):
@@ -188,12 +192,12 @@ def read_own(root):
         if first != split:
             what = f"{place} repeats a sample of the split {first} ({before})"
             raise ValueError(f"{what}; a sample can be in one split only")
-        found = [own_source(root, name, columns[name], c) for name, c in zip(columns, cells)]
-        names, sources, originals = map(list, zip(*found))
+        found = [own_source(root, kind, cell) for kind, cell in zip(columns.values(), cells)]
+        names, sources, originals = ([f[k] for f in found] for k in range(3))
         status, problem, group = "", "", row["group"] or f"sample {n}"
         if blank := [name for name, cell in zip(columns, cells) if not cell]:
             status, problem = "blank cell", f"{place}: {' and '.join(blank)} is blank"
-        elif absent := [cell for cell, original in zip(cells, originals) if not original]:
+        elif absent := [c for c, p in zip(cells, originals) if p and not os.path.exists(p)]:
             status = "missing"
             problem = f"{place}: no file {' and '.join(absent)} in {os.path.abspath(root)}"
         rest = [names, sources, originals, [None] * len(columns), status, problem]
@@ -213,58 +217,112 @@ def check_splits(root, samples):
         raise ValueError(f"{path} has one class, {classes.pop()!r}; expected two or more")
 
 
-def write_prepared(root, columns, rows):
-    """Write DIR/prepared/samples.csv. rows: (Sample, status, problem, sources), a source a path.
+def relative(path, root):
+    """A path below the root as seen from there, so that the folder can be moved; else as it is."""
+    path = os.fspath(path)
+    below = os.path.relpath(path, root)
+    return path if os.path.isabs(path) and below.startswith(os.pardir) else below
 
-    Paths below DIR are written relative to it, so that the folder can be moved.
+
+def write_prepared(root, columns, rows, about):
+    """Write DIR/prepared/samples.csv.
+
+    rows: (Sample, status, problem, sources, stamps), a source a path; about: its first line.
     """
-    root = os.fspath(root)
 
-    def cell(source, kind, window):
+    def source_cell(source, kind, window):
         if source is None or kind == "text":
             return source or ""
-        path = os.fspath(source)
-        path = os.path.relpath(path, root) if path.startswith(os.path.join(root, "")) else path
-        return ":".join(map(str, [path, *window])) if window else path
+        return ":".join(map(str, [relative(source, root), *(window or ())]))
 
     path = prepared_table(root)
     how = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
     with atomic(path) as part, open(part, "w", **how) as file:
+        file.write(f"# {json.dumps(about)}\n")
         writer = csv.writer(file)
         headers = [kind if name == kind else f"{kind}:{name}" for name, kind in columns.items()]
-        writer.writerow([*NO_MODALITY[:4], *headers, "problem"])
-        for sample, status, problem, sources in rows:
-            cells = map(cell, sources, columns.values(), sample.windows)
-            writer.writerow([*sample[:3], status, *cells, problem])
+        origins = [f"stamp and original of {name}" for name in columns]
+        writer.writerow([*NO_MODALITY[:4], *headers, "problem", *origins])
+        for sample, status, problem, sources, stamps in rows:
+            cells = map(source_cell, sources, columns.values(), sample.windows)
+            writer.writerow([*sample[:3], status, *cells, problem, *stamps])
     return path
+
+
+class Outdated(Exception):
+    """DIR/prepared/samples.csv is not there, or not of the files as they are; says why."""
+
+
+def read_about(root):
+    """The first line of DIR/prepared/samples.csv, see write_prepared.
+
+    Outdated without one; ValueError for a file that prepare did not write.
+    """
+    path = prepared_table(root)
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            line = file.readline()
+    except FileNotFoundError as error:
+        raise Outdated("it was not prepared before") from error
+    try:
+        return json.loads(line.removeprefix("# "))
+    except ValueError as error:
+        if line.startswith(("# ", "split,label,group,status,")):
+            raise Outdated("it was prepared by another version") from error
+        what = f"{path} is not a list that prepare wrote, and would be overwritten"
+        raise ValueError(f"{what}; move it to another folder") from error
 
 
 class Prepared(NamedTuple):
     """What DIR/prepared/samples.csv says.
 
     splits: {split: (sources of each modality, labels, groups)} of the usable samples; counts:
-    {split: Counter of status}; labels: those of all samples; problems: {split: the first problem}.
+    {split: Counter of status}; labels: of all samples; problems: {split: the first problem};
+    before: {split: number of usable samples} when it was prepared before.
     """
 
     splits: dict
     counts: dict
     labels: set
     problems: dict
+    before: dict
 
 
-def read_prepared(root):
-    """({name: kind}, Prepared) from DIR/prepared/samples.csv; ValueError if it is no such file."""
-    lines = read_table(prepared_table(root), errors="surrogateescape")
+def check_lists(root, about, seconds):
+    """Raise Outdated if a set was prepared in another way, or its lists have changed."""
+    if (about.get("format"), about.get("seconds")) != (FORMAT, seconds):
+        raise Outdated("it was prepared by another version")
+    for name, before in about["lists"].items():
+        path = os.path.join(root, name)
+        if not os.path.isfile(path) or digest([path]) != before:
+            raise Outdated(f"{path} has changed")
+
+
+def check_stamp(root, cell):
+    """Raise Outdated if an original is not as it was; cell: `SIZE TIME PATH`, or "" for none."""
+    if cell:
+        *before, path = cell.split(" ", 2)
+        if stamp(located(root, path)).split() != before:
+            raise Outdated(f"{os.path.join(root, path)} has changed")
+
+
+def read_prepared(root, seconds=10):
+    """({name: kind}, Prepared) from DIR/prepared/samples.csv; Outdated if it is not up to date."""
+    about = read_about(root)
+    check_lists(root, about, seconds)
+    lines = read_table(prepared_table(root), errors="surrogateescape", comments=1)
     _, header = next(lines, (None, []))
-    pairs = [column.partition(":") for column in header[4:-1]]
+    m = (len(header) - 5) // 2
+    pairs = [column.partition(":") for column in header[4 : 4 + m]]
     kinds = {name or kind: kind for kind, _, name in pairs}
     splits = defaultdict(lambda: ([[] for _ in kinds], [], []))
     counts, labels, problems = defaultdict(Counter), set(), {}
     for place, fields in lines:
-        if len(fields) != len(header):
-            expected = f"{len(header)}; delete the file to prepare the data again"
-            raise ValueError(f"{place} has {len(fields)} columns, expected {expected}")
-        (split, label, group, status), cells, problem = fields[:4], fields[4:-1], fields[-1]
+        if len(fields) != 5 + 2 * m:
+            raise Outdated(f"{place} has {len(fields)} columns, expected {5 + 2 * m}")
+        (split, label, group, status), cells, problem = fields[:4], fields[4 : 4 + m], fields[4 + m]
+        for cell in fields[5 + m :]:
+            check_stamp(root, cell)
         counts[split][status] += 1
         labels.add(label)
         if status != USABLE:
@@ -278,21 +336,40 @@ def read_prepared(root):
     for (name, kind), source in zip(kinds.items(), splits["train"][0]):
         if kind == "array":
             kinds[name] = array_kind(source)
-    return kinds, Prepared(splits, counts, labels, problems)
+    return kinds, Prepared(splits, counts, labels, problems, about["usable before"])
 
 
 def array_shape(path):
-    """The shape of a .npy file; None for a file that is none."""
+    """The shape of a .npy file; None if the file is not a .npy file."""
     try:
         return np.load(path, mmap_mode="r").shape
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, AttributeError):
         return None
 
 
+def usual_shape(paths):
+    """(shape, path): the most frequent shape of .npy files, and one of that shape; or None."""
+    shapes = {path: array_shape(path) for path in paths if path}
+    counted = Counter(shape for shape in shapes.values() if shape is not None)
+    if not counted:
+        return None
+    shape = counted.most_common(1)[0][0]
+    return shape, next(path for path in shapes if shapes[path] == shape)
+
+
 def array_kind(paths):
-    """ "vector" or, if the first of the .npy files that can be read has more dimensions, "grid"."""
-    shapes = (shape for path in paths if (shape := array_shape(path)) is not None)
-    return "vector" if len(next(shapes, (0,))) == 1 else "grid"
+    """ "vector" or, if the usual shape of the first 100 files has more dimensions, "grid"."""
+    found = usual_shape(itertools.islice(paths, 100))
+    return "grid" if found and len(found[0]) > 1 else "vector"
+
+
+def alike(labels):
+    """The groups of labels that differ only in case, accents, spaces or invisible characters."""
+    groups = defaultdict(list)
+    for label in sorted(labels):
+        plain = unicodedata.normalize("NFKD", label).casefold()
+        groups["".join(c for c in plain if unicodedata.category(c)[0] not in "MCZ")].append(label)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def class_index(labels, n_classes=None):
@@ -305,6 +382,8 @@ def class_index(labels, n_classes=None):
     classes = sorted(labels)
     more = ", ..." if len(classes) > 20 else ""
     print(f"{len(classes)} classes: {', '.join(classes[:20])}{more}")
+    for group in alike(classes):
+        print(f"these classes look alike: {', '.join(map(ascii, group))}; correct a slip")
     return {label: k for k, label in enumerate(classes)}
 
 
@@ -314,7 +393,7 @@ def own_settings(folder):
     kinds, rows = list(columns.values()), [row for _, row in rows]
     for j, kind in enumerate(kinds):
         if kind == "array":
-            kinds[j] = array_kind(os.path.join(folder, row["cells"][j]) for row in rows)
+            kinds[j] = array_kind(located(folder, row["cells"][j]) for row in rows)
     usual = {"text": "bert", "vector": "mlp"}
     n = sum(split_of(row) == "train" for row in rows)
     batch_size = 64 if n >= 1000 else 16
