@@ -699,18 +699,6 @@ def test_a_schedule_that_fails_is_one_sentence(tiny_data, monkeypatch, capsys, o
     assert run(method="heuristic", out="next")
 
 
-def test_ctrl_c_during_the_imports_is_no_traceback(tmp_path):
-    """They take seconds; the process ends at once, by the signal, and says nothing."""
-    command = [sys.executable, "-X", "importtime", ROOT / "train.py"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    for line in process.stderr:
-        if "numpy" in line:  # in the middle of them
-            process.send_signal(signal.SIGINT)
-            break
-    said = process.stderr.read()
-    assert process.wait() == -signal.SIGINT and "Traceback" not in said
-
-
 def test_train_py_is_a_program(tmp_path):
     """As a process: the sentence goes to stderr, the status to the shell, and there is no
     traceback."""
