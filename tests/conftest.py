@@ -1,6 +1,7 @@
 """What several test files share: a data set that trains in a blink."""
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from data import Samples, identity
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell's script
     signal.signal(signal.SIGINT, signal.default_int_handler)
-torch.set_num_threads(1)  # the tests are small; more threads only wait for each other
+if "OMP_NUM_THREADS" not in os.environ:
+    torch.set_num_threads(1)  # the tests are small; more threads only wait for each other
 # librosa parses its stubs at its first use. Python 3.11 can fail there in a worker forked from
 # these tests ("AST constructor recursion depth mismatch", python/cpython#106905): import it here.
 assert librosa.resample and librosa.stft

@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import tracemalloc
 from collections import Counter
 from inspect import signature
@@ -404,36 +403,43 @@ def snapshot(folder):
     return {p: p.stat().st_mtime_ns for p in paths}
 
 
-def preparing(root, program=("-m", "scripts.prepare", "cremad", "--workers", "1"), cwd=ROOT):
-    """(command, process) of a prepare of cremad that has written one clip and still runs."""
-    command = [sys.executable, *program, "--root", root]
-    process = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
+SENDER = """import os, sys
+
+def hook(event, arguments):
+    writes = event == "open" and "w" in str(arguments[1])
+    if writes and "{clip}" in str(arguments[0]) and "00005.jpg" in str(arguments[0]):
+        os.killpg(0, {number})
+
+sys.addaudithook(hook)
+"""
+
+
+def stopped(number, clip, folder, command, cwd=ROOT):
+    """(status, stderr) of a command that sends itself a signal, as a terminal would, when it has
+    written half of a clip."""
+    write(folder / "sitecustomize.py", SENDER.format(number=int(number), clip=clip))
+    done = subprocess.run(
+        [sys.executable, *command],
+        env=os.environ | {"PYTHONPATH": str(folder)},
         cwd=cwd,
         start_new_session=True,
+        capture_output=True,
+        text=True,
     )
-    while not list(root.glob("prepared/video/[!.]*/00010.jpg")):
-        assert process.poll() is None
-        time.sleep(0.002)
-    return command, process
+    return done.returncode, done.stderr
 
 
-def test_prepare_continues_after_a_kill(copied, capsys):
+def test_prepare_continues_after_a_kill(copied, tmp_path, capsys):
     """A killed prepare leaves complete clips only; the next one makes the rest and changes none."""
     root, _ = copied("cremad")
-    command, process = preparing(root)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    done = [
-        clip for clip in (root / "prepared/video").iterdir() if not clip.name.startswith(".part-")
-    ]
-    assert 1 <= len(done) <= 6 and all(len(list(clip.iterdir())) == 10 for clip in done)
-    before = {p: t for clip in done for p, t in snapshot(clip).items()}
-    write(root / "prepared/video/.part-1-x/00001.jpg", b"half a picture")
-    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+    command = ["-m", "scripts.prepare", "cremad", "--root", root, "--workers", "1"]
+    status, _ = stopped(signal.SIGKILL, EMOTIONS[1], tmp_path / "site", command)
+    assert status == -signal.SIGKILL
+    (half,) = (root / "prepared/video").glob(".part-*")
+    (clip,) = (root / "prepared/video").glob("[!.]*")
+    assert len(list(half.iterdir())) == 4 and len(list(clip.iterdir())) == 10
+    before = snapshot(clip)
+    subprocess.run([sys.executable, *command], check=True, capture_output=True, cwd=ROOT)
     after, listed = snapshot(root / "prepared"), table(root)
     assert len(after) == 66 and before.items() <= after.items()
     prepared_again("cremad", root)
@@ -441,22 +447,14 @@ def test_prepare_continues_after_a_kill(copied, capsys):
     assert snapshot(root / "prepared") == after and table(root) == listed
 
 
-def test_ctrl_c_stops_prepare_with_one_sentence(copied):
-    """Status 130, no traceback, not of a worker either; the same command continues."""
+def test_ctrl_c_stops_prepare_with_one_sentence(copied, tmp_path):
+    """Status 130, no traceback; the same command continues."""
     root, _ = copied("cremad")
-    for i in range(30):  # so that it is still at work when it is stopped
-        for path in (root / WAV, root / FLV):
-            os.link(path, path.with_name(f"1001_DFA_ANG_{i:02d}{path.suffix}"))
-    write(root / LIST, "".join(f"1001_DFA_ANG_{i:02d},ANG\n" for i in range(30)))
-    command, process = preparing(root)
-    os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate()
-    assert process.returncode == 130 and "Traceback" not in said
-    assert (
-        said.splitlines()[-1]
-        == "prepare: stopped; finished samples are kept, run the same command again to continue"
-    )
-    assert prepare.main([*map(str, command[3:]), "--workers", "1"]) == 0
+    command = ["-m", "scripts.prepare", "cremad", "--root", root, "--workers", "1"]
+    status, said = stopped(signal.SIGINT, EMOTIONS[1], tmp_path / "site", command)
+    sentence = "stopped; finished samples are kept, run the same command again to continue"
+    assert (status, said) == (130, f"prepare: {sentence}\n")
+    prepared_again("cremad", root)
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
@@ -473,12 +471,9 @@ def test_the_literal_command_prepares_and_trains(number, status, copied, tmp_pat
     root.rename(tmp_path / "data/cremad")
     command = ["--dataset", "cremad", "--method", "heuristic"]
     small = ["--encoders", "cnn", "--epochs", "1", "--batch-size", "2", "--workers", "0"]
-    _, process = preparing(
-        tmp_path / "data/cremad", (str(ROOT / "train.py"), *command, *small), tmp_path
-    )
-    os.killpg(process.pid, number)
-    _, said = process.communicate()
-    assert process.returncode == status and "Traceback" not in said
+    train_py = [ROOT / "train.py", *command, *small]
+    found, said = stopped(number, EMOTIONS[1], tmp_path / "site", train_py, tmp_path)
+    assert found == status and "Traceback" not in said
     assert not (tmp_path / "data/cremad/prepared/samples.csv").exists()
     assert status != 130 or said.endswith("stopped; run the same command again to continue\n")
     assert train.main([*command, *small]) == 0

@@ -72,7 +72,7 @@ def torchrun(*arguments, **environment):
     }
     env |= environment
     return subprocess.run(
-        [*command, *arguments], env=env, capture_output=True, text=True, timeout=120
+        [*command, *arguments], env=env, capture_output=True, text=True, timeout=900
     )
 
 

@@ -296,7 +296,7 @@ def test_workers_end_with_a_killed_process():
         try:
             assert [process.stdout.readline() for _ in range(2)] == [b"ready\n"] * 2
             process.kill()
-            assert process.communicate(timeout=20)[0] == b""
+            assert process.communicate(timeout=120)[0] == b""
         finally:
             os.killpg(process.pid, signal.SIGKILL)
 

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -300,17 +299,19 @@ def test_call_gives_one_thread_and_the_last_line():
 
 def test_a_stopped_sweep_stops_its_runs(monkeypatch, tiny_data, capsys):
     """Ctrl-C: status 130, and no process is left."""
-    processes = []
+    processes, waits = [], threading.Event()
 
     class Popen(subprocess.Popen):
         def __init__(self, command, **rest):
             super().__init__([sys.executable, "-c", "import time; time.sleep(60)"], **rest)
             processes.append(self)
 
+        def communicate(self):
+            waits.set()  # the sweep knows of the process now
+            return super().communicate()
+
     def tqdm(finished, *rest):
-        while not processes:
-            time.sleep(0.1)
-        time.sleep(0.5)
+        waits.wait()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(subprocess, "Popen", Popen)

@@ -18,11 +18,11 @@ import torch
 
 import train
 from bilevel import SOLVERS
-from data import load_data, paired
+from data import load_data
 from losses import SCHEDULES, make_schedule
 from model import ENCODERS, FUSIONS, MultimodalModel
 from scripts.benchmarks import NoFolder
-from utils import cli, digits
+from utils import cli
 from utils.loader import eval_loader
 
 ROOT = Path(__file__).parents[1]
@@ -497,70 +497,6 @@ def test_alpha_can_cross_its_range_once_in_all_epochs():
         ) and s.eta_alpha * s.epochs == pytest.approx(20)
 
 
-def six_digits(root="", encoders=None):
-    """A set that nothing was tuned on: keypad's digits 0 to 5 in other noise, 27 batches of 64 an
-    epoch."""
-    rng = np.random.default_rng(1)
-    splits = {}
-    for (split, (images, labels)), n in zip(digits.handwritten_digits(rng).items(), (1728, 300)):
-        i = np.resize(np.flatnonzero(labels < 6), n)
-        image, column = digits.place_on_canvas(images[i] + rng.normal(0, 0.2, images[i].shape), rng)
-        sound = digits.spectrograms(0.7 * digits.dtmf_tones(labels[i], column, rng))
-        splits[split] = [image, sound], labels[i]
-    return paired(["image", "sound"], splits, np.arange(1728)) | {"n_classes": 6}
-
-
-def narrow_resnet(channels, pretrained=False, source=""):
-    """ResNet18's plan, an eighth as wide: residual blocks with batch norm."""
-    from torchvision.models.resnet import BasicBlock
-
-    layers = [
-        torch.nn.Conv2d(channels, 8, 3, stride=2, padding=1, bias=False),
-        torch.nn.BatchNorm2d(8),
-        torch.nn.ReLU(),
-    ]
-    for c_in, c_out in [(8, 8), (8, 16), (16, 32), (32, 64)]:
-        shorter = torch.nn.Sequential(
-            torch.nn.Conv2d(c_in, c_out, 1, 2, bias=False), torch.nn.BatchNorm2d(c_out)
-        )
-        layers += [BasicBlock(c_in, c_out, 2, shorter), BasicBlock(c_out, c_out)]
-    return torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()), 64
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"epochs": 6},
-        {
-            "encoders": "narrow",
-            "lr": 0.01,
-            "batch_size": 32,
-            "epochs": 4,
-            "inner_iters": 20,
-            "alpha_batch": 32,
-        },
-    ],
-)
-def test_alpha_moves_smoothly_on_a_set_that_was_never_tuned_on(settings, monkeypatch, tmp_path):
-    """Over three seeds, with plain convolutions and residual ones: every update has all terms, no
-    move is above .25, the seeds stay together (std at half of T at most .15), and alpha does move.
-    """
-    monkeypatch.setitem(train.DATASETS, "six", six_digits)
-    monkeypatch.setitem(ENCODERS, "narrow", narrow_resnet)
-    monkeypatch.chdir(tmp_path)
-    alphas = []
-    for seed in range(3):
-        _, epochs, _ = run(**{"dataset": "six", "batch_size": 64, "seed": seed} | settings)
-        assert all(
-            r["terms"] == 5 and r["hypergradient"] is not None and r["note"] == "" for r in epochs
-        )
-        alphas.append([r["alpha"] for r in epochs])
-    alphas = np.array(alphas)
-    assert np.abs(np.diff(alphas)).max() <= 0.25
-    assert alphas[:, alphas.shape[1] // 2].std(ddof=1) <= 0.15
-    assert (alphas[:, -1] < 0.92).all()
-
-
 def test_the_optimiser_is_the_one_that_is_asked_for(tiny_data):
     """Adam or SGD with momentum, both with the weight decay; on a plateau the learning rate falls
     to a tenth."""
@@ -697,18 +633,6 @@ def test_a_schedule_that_fails_is_one_sentence(tiny_data, monkeypatch, capsys, o
     assert train.main(arguments_of(**QUICK, method="broken", out="run")) == 2
     assert "schedule 'broken' does not return a number at t = 2 of T = 3 (" in sentence(capsys)
     assert run(method="heuristic", out="next")
-
-
-def test_ctrl_c_during_the_imports_is_no_traceback(tmp_path):
-    """They take seconds; the process ends at once, by the signal, and says nothing."""
-    command = [sys.executable, "-X", "importtime", ROOT / "train.py"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    for line in process.stderr:
-        if "numpy" in line:  # in the middle of them
-            process.send_signal(signal.SIGINT)
-            break
-    said = process.stderr.read()
-    assert process.wait() == -signal.SIGINT and "Traceback" not in said
 
 
 def test_train_py_is_a_program(tmp_path):
