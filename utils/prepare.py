@@ -28,6 +28,7 @@ from tqdm import tqdm
 from utils import distributed
 from utils.annotations import LISTS
 from utils.atomic import remove
+from utils.cli import SettingsError
 from utils.decode import compute_flow, extract_frames, pack_frames, write_spectrogram
 from utils.files import find_samples
 from utils.media import (
@@ -185,7 +186,7 @@ def array_shapes(columns, samples):
                 continue
             if len(shape) not in (1, 3):
                 expected = "expected a vector (d,) or a picture (C, H, W)"
-                raise ValueError(f"{path} is an array {shape}, {expected}")
+                raise SettingsError(f"{path} is an array {shape}, {expected}")
             shapes[name] = shape
             break
     return shapes
@@ -201,7 +202,7 @@ def prepare(name, root, modalities, seconds, workers=None, raw=False, program=No
     workers, into = max(1, workers or os.cpu_count()), Path(root) / PREPARED
     columns = dict(zip(modalities, modalities)) if modalities else own_table(root)[0]
     if raw and "video" not in columns.values():
-        raise ValueError(f"--raw is for data with videos, not for {name}; leave it out")
+        raise SettingsError(f"--raw is for data with videos, not for {name}; leave it out")
     samples = list(find_samples(name, root, modalities) if modalities else read_own(root)[1])
     if "audio" in columns.values():
         load_resample()  # without a folder for its cache it fails here, not for each sample
@@ -251,7 +252,7 @@ def collect(name, root, modalities, seconds, paper=None):
     command = prepare_command(name, root)
     if not is_prepared(name, root):
         if distributed.world_size() > 1:
-            raise ValueError(f"{name} is not prepared; run {command} before several processes")
+            raise SettingsError(f"{name} is not prepared; run {command} before several processes")
         prepare(name, root, modalities, seconds)
     kinds, found = read_prepared(root)
     for split, expected in zip(("train", "val", "test"), paper or [None] * 3):
