@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import Dataset
 
 from utils import digits, distributed, media
-from utils.cli import check_choice
+from utils.cli import SettingsError, check_choice
 from utils.loader import identity, make_loader
 from utils.prepare import collect
 from utils.pretrained import is_text, load_tokenizer
@@ -145,7 +145,7 @@ def make_readers(kinds, encoders, seconds):
         name, _, source = encoder.partition(":")
         fitting = FITTING.get(kind, CONVOLUTIONAL)
         if name not in fitting and (name in BUILT_IN or kind == "text"):
-            raise ValueError(f"encoder {name!r} cannot encode {kind}; choose from {fitting}")
+            raise SettingsError(f"encoder {name!r} cannot encode {kind}; choose from {fitting}")
         options = {"seconds": seconds} if kind == "audio" else {}
         if kind == "text":
             options["tokenizer"] = load_tokenizer(source)
@@ -160,7 +160,7 @@ def load(name, root="", encoders=None):
     """
     known = SETS.get(name, {})
     if root and not known:
-        raise ValueError(f"{name} is a folder of your own data; leave --root out")
+        raise SettingsError(f"{name} is a folder of your own data; leave --root out")
     root, seconds = root or (f"data/{name}" if known else name), known.get("seconds", 10)
     kinds, found = collect(name, root, known.get("modalities"), seconds, known.get("paper"))
     readers = make_readers(kinds.values(), encoders(len(kinds)), seconds)
@@ -189,7 +189,7 @@ def keypad(root="", encoders=None):
     is, the later the key is heard.
     """
     if root:
-        raise ValueError("keypad is built in and takes no --root; spoken-digits has recordings")
+        raise SettingsError("keypad is built in and takes no --root; spoken-digits has recordings")
     rng = np.random.default_rng(0)
     splits, groups = {}, {}
     for split, (images, labels) in digits.handwritten_digits(rng).items():
@@ -223,7 +223,7 @@ def hold_out(dataset, groups, fraction, seed):
     members = np.random.default_rng(seed).permutation(np.unique(groups))
     held_out = np.isin(groups, members[: max(1, round(fraction * len(members)))])
     if held_out.all():
-        raise ValueError(f"--val-fraction {fraction} leaves nothing to train on; give less than 1")
+        raise SettingsError(f"--val-fraction {fraction} leaves nothing to train on; choose less")
     return dataset.subset(np.flatnonzero(~held_out)), dataset.subset(np.flatnonzero(held_out))
 
 
@@ -237,7 +237,7 @@ def load_data(args, encoders, needs_val=False):
     data = DATASETS.get(args.dataset, own)(args.root, encoders)
     fraction = args.val_fraction
     if "val" in data and fraction:
-        raise ValueError(
+        raise SettingsError(
             f"{args.dataset} has a validation part of its own; leave --val-fraction out"
         )
     if (needs_val or args.outer == "held-out") and "val" not in data and not fraction:
@@ -246,10 +246,10 @@ def load_data(args, encoders, needs_val=False):
     if fraction:
         data["train"], data["val"] = hold_out(data["train"], data["groups"], fraction, args.seed)
     if args.eval and args.split not in data:
-        raise ValueError(f"{args.eval} has no validation part; choose --split train or test")
+        raise SettingsError(f"{args.eval} has no validation part; choose --split train or test")
     if len(data["train"]) < 2:
         n = len(data["train"])
-        raise ValueError(f"{args.dataset} has {n} training sample here, expected 2 or more")
+        raise SettingsError(f"{args.dataset} has {n} training sample here, expected 2 or more")
     x = data["train"][0][:-1]
     channels = [0 if is_text(x_j) else x_j.shape[-3:][0] for x_j in x]
     return data | {"channels": channels}

@@ -16,7 +16,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from utils.cli import call_of, line_of
+from utils.cli import SettingsError, call_of, line_of
 
 
 def similarity(z_j, z_l):
@@ -45,7 +45,7 @@ def modality_matching_loss(z, tau):
     z: list of m >= 2 tensors (B, d). Returns a scalar, in nats.
     """
     if len(z) < 2:
-        raise ValueError(f"L_MM pairs modalities: got {len(z)}, expected at least 2")
+        raise SettingsError(f"L_MM pairs modalities: got {len(z)}, expected at least 2")
     match = torch.arange(len(z[0]), device=z[0].device)  # sample i matches sample i
     pairs = []
     for z_j, z_l in itertools.combinations(z, 2):
@@ -106,7 +106,7 @@ def make_schedule(text):
     """
     omega, numbers = call_of("schedule", text, SCHEDULES, "t, T")
     if not 0 <= numbers.get("p", 0) <= 1:
-        raise ValueError(f"schedule {text!r} has p = {numbers['p']:g}, expected 0 to 1")
+        raise SettingsError(f"schedule {text!r} has p = {numbers['p']:g}, expected 0 to 1")
 
     def clipped(t, T):
         try:

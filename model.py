@@ -14,7 +14,7 @@ import functools
 import torch
 from torch import nn
 
-from utils.cli import check_choice
+from utils.cli import SettingsError, check_choice
 from utils.fusions import OTHERS, Add
 from utils.hooks import Hooks
 from utils.media import CLIP, IMAGENET, normalize
@@ -159,13 +159,13 @@ def encoder_names(text, m):
     """
     given = text.split(",")
     if len(given) not in (1, m):
-        raise ValueError(f"--encoders {text} names {len(given)} encoders, expected 1 or {m}")
+        raise SettingsError(f"--encoders {text} names {len(given)} encoders, expected 1 or {m}")
     names = []
     for entry in given:
         name, _, source = entry.partition(":")
         usual = SOURCES.get(check_choice("encoder", name, ENCODERS))
         if source and not usual:
-            raise ValueError(f"encoder {name!r} takes no source, got {source!r}")
+            raise SettingsError(f"encoder {name!r} takes no source, got {source!r}")
         names.append(f"{name}:{source or usual}" if usual else name)
     return names * (m // len(names))
 

@@ -21,8 +21,8 @@ from bilevel import SOLVERS, hypergradient
 from data import DATASETS, Batches, defaults, load_data
 from losses import SCHEDULES, classification_loss, make_schedule, modality_matching_loss, total_loss
 from model import ENCODERS, FUSIONS, MultimodalModel, encoder_names
-from utils import cli, distributed, hooks, media
-from utils.cli import setting
+from utils import cli, distributed, hooks
+from utils.cli import SettingsError, setting
 from utils.loader import eval_loader
 from utils.modes import eval_mode
 from utils.run import Run, check_together, mean_losses, resumed_settings
@@ -247,7 +247,7 @@ def check(args):
         cli.check_choice("method", args.method, METHODS)
     if args.outer != "train" and args.method != "learning-based":
         hint = f"leave it out with {args.method}; --val-fraction holds samples out"
-        raise ValueError(f"--outer {args.outer} is for learning-based; {hint}")
+        raise SettingsError(f"--outer {args.outer} is for learning-based; {hint}")
 
 
 def model_class(method):
@@ -268,7 +268,7 @@ def make_model(args, data):
 
 def main(argv=None):
     """Train or evaluate; returns the exit status: 0, 1 (failed), 2 (wrong input), 130 or 143."""
-    with cli.one_sentence("train.py", media.UnreadableFile) as program:
+    with cli.one_sentence("train.py") as program:
         args = parse(argv)
         check(args)
         distributed.init(distributed.pick_device(args.device))

@@ -54,7 +54,7 @@ def drawn(folder):
     """A run's (first record, epochs) to draw; ValueError if it has no finished epoch."""
     first, epochs, _ = read_log(folder)
     if not epochs:
-        raise ValueError(f"{folder} has no finished epoch to draw")
+        raise cli.SettingsError(f"{folder} has no finished epoch to draw")
     return first, epochs
 
 
@@ -109,11 +109,13 @@ def table(runs, metric="acc"):
     for folder in runs:
         first, _, test = read_log(folder)
         if test is None:
-            raise ValueError(f"{folder} has no test scores; its run did not finish")
+            raise cli.SettingsError(f"{folder} has no test scores; its run did not finish")
         name, seed = label(first["settings"]), first["settings"]["seed"]
         rows = groups.setdefault((first["settings"]["dataset"], *first["modalities"]), {})
         if seed in rows.setdefault(name, {}):
-            raise ValueError(f"{folder} repeats seed {seed} of {name!r}; give each seed once")
+            raise cli.SettingsError(
+                f"{folder} repeats seed {seed} of {name!r}; give each seed once"
+            )
         rows[name][seed] = test
     tables = [score_lines(names, rows, metric) for names, rows in groups.items()]
     return "\n\n".join(map(one_table, tables))
@@ -402,7 +404,7 @@ def grad_cam(model, x, j, k):
     kinds = (nn.AdaptiveAvgPool2d, GridMean)
     pools = [module for module in model.phi[j].modules() if isinstance(module, kinds)]
     if not pools:
-        raise ValueError(
+        raise cli.SettingsError(
             "gradcam needs cnn or a ResNet; this modality's encoder has no maps to look at"
         )
     seen = []
@@ -433,11 +435,11 @@ def looked(folder, modality, sample):
     modality = cli.check_choice("modality", modality or data["modalities"][0], data["modalities"])
     there, device = checkpoint_epochs(folder), next(model.parameters()).device
     if len(there) < 3:
-        raise ValueError(
+        raise cli.SettingsError(
             f"{folder} has checkpoints of epochs {there}, gradcam needs three; train with --keep 9"
         )
     if not 0 <= sample < len(data["test"]):
-        raise ValueError(
+        raise cli.SettingsError(
             f"--sample is {sample}, expected 0 to {len(data['test']) - 1}, one of the test split"
         )
     *x, k = data["test"][sample]

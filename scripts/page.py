@@ -142,12 +142,12 @@ def find(place):
     """(node, its first line, its source) of file.py:name; ValueError where there is none."""
     file, _, name = place.partition(":")
     if not (ROOT / file).is_file():
-        raise ValueError(f"there is no file {file}")
+        raise cli.SettingsError(f"there is no file {file}")
     lines, node = definitions(file)
     for part in name.split("."):
         node = next((n for n in getattr(node, "body", []) if part in names(n)), None)
         if node is None:
-            raise ValueError(f"{file} has no function, class or table {name}")
+            raise cli.SettingsError(f"{file} has no function, class or table {name}")
     first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
     source = lines[first - 1 : node.end_lineno]
     indent = len(source[0]) - len(source[0].lstrip())
@@ -240,7 +240,7 @@ class Page:
                 exec(compile(program, "scripts/page.md", "exec"), self.program)
         except Exception as error:
             what = f"the worked number fails ({type(error).__name__}: {error})"
-            raise ValueError(what) from error
+            raise cli.SettingsError(what) from error
         code = box(highlighted(program, "worked"), "worked number: program")
         output = f"<pre><samp>{html.escape(printed.getvalue())}</samp></pre>"
         output = box(output, "worked number: what it prints", " output")
@@ -272,7 +272,9 @@ class Page:
         for mark, what, text, _ in choices():
             if mark == RELEASE and what.startswith(beginning):
                 return self.note(mark, what, text)
-        raise ValueError(f"docs/CHOICES.md has no row of the release that begins: {beginning}")
+        raise cli.SettingsError(
+            f"docs/CHOICES.md has no row of the release that begins: {beginning}"
+        )
 
     def note(self, mark, what, text):
         what, text = self.md.renderInline(what), self.md.renderInline(text)
@@ -290,9 +292,9 @@ class Page:
             text = self.md.renderer.render(left, self.md.options, {})
             text += "".join(map(self.notes, places))
             proof = self.md.renderer.render(right, self.md.options, {})
-        except ValueError as error:
+        except cli.SettingsError as error:
             title = chunk.splitlines()[0].strip("# ")
-            raise ValueError(f"{error}; see {title!r} in scripts/page.md") from error
+            raise cli.SettingsError(f"{error}; see {title!r} in scripts/page.md") from error
         if not right:
             return f'<div class="text">{text}</div>'
         return f'<section class="row"><div>{text}</div><div>{proof}</div></section>'

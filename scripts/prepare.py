@@ -36,7 +36,7 @@ def main(arguments=None):
         own = args.name not in SETS
         if own and (args.root or not os.path.isdir(args.name)):
             expected = f"expected one of {[*SETS]}, or a folder (not its csv) without --root"
-            raise ValueError(f"unknown data set {args.name!r}; {expected}")
+            raise cli.SettingsError(f"unknown data set {args.name!r}; {expected}")
         root = args.root or (args.name if own else os.path.join("data", args.name))
         settings = {} if own else SETS[args.name]
         modalities, seconds = settings.get("modalities"), settings.get("seconds", 10)

@@ -391,7 +391,7 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     with cli.one_sentence("response") as program:
         if len(args.state) != (3 if args.command == "run" else 0):
-            raise ValueError("run takes NETWORK ALPHA SEED, table takes nothing")
+            raise cli.SettingsError("run takes NETWORK ALPHA SEED, table takes nothing")
         if args.state:
             net, alpha, seed = args.state
             run(cli.check_choice("network", net, NETS), float(alpha), int(seed))

@@ -147,7 +147,7 @@ class Job:
             silent.add("bf16")  # the default is the machine's
         for name, value in dataclasses.asdict(expected).items():
             if done and name not in silent and done[name] != value:
-                raise ValueError(
+                raise cli.SettingsError(
                     f"{self.folder} holds a run with {cli.flag(name)} {done[name]}, expected "
                     f"{value}; give --runs another folder"
                 )
@@ -187,7 +187,7 @@ def jobs_of(dataset, rows, seeds, runs, extra, hold_out=False):
     if hold_out and "--val-fraction" not in given and not has_val(dataset):
         extra = [*extra, "--val-fraction", "0.1"]
     if taken := {"--dataset", "--method", "--seed", "--out", "--resume", "--eval"} & {*given}:
-        raise ValueError(f"{min(taken)} after -- is set by the sweep itself; leave it out")
+        raise cli.SettingsError(f"{min(taken)} after -- is set by the sweep itself; leave it out")
     jobs = []
     for seed in range(seeds):
         for row in rows:
@@ -210,7 +210,7 @@ def fitting(dataset, names, extra):
         try:
             jobs_of(dataset, trials_of(row), 1, "", extra)
             fit[row] = name
-        except ValueError as error:
+        except cli.SettingsError as error:
             refused[row] = error
     if not fit:
         raise next(iter(refused.values()))
@@ -415,7 +415,7 @@ def main(arguments=None):
     with cli.one_sentence("sweep") as program:
         for name in ("seeds", "jobs"):
             if getattr(args, name) < 1:
-                raise ValueError(f"--{name} is {getattr(args, name)}, expected 1 or more")
+                raise cli.SettingsError(f"--{name} is {getattr(args, name)}, expected 1 or more")
         dataset = data_name(args.dataset)
         out = args.out or f"{args.runs}/sweep-{dataset}-{args.preset or 'methods'}"
         names, trials, failed = rows_of(args.methods, args.preset), [], {}

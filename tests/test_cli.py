@@ -15,6 +15,7 @@ from conftest import tiny
 import data
 import train
 from data import Samples
+from model import ENCODERS, FUSIONS
 from utils.cli import line_of, one_sentence
 from utils.loader import eval_loader
 
@@ -111,6 +112,20 @@ def test_a_fault_of_the_code_keeps_its_traceback(error):
     with pytest.raises(type(error)), one_sentence("train.py") as program:
         program.started = True
         raise error
+
+
+@pytest.mark.parametrize("flag", ["--dataset", "--encoders", "--fusion"])
+def test_a_students_own_error_keeps_its_traceback(tiny_data, monkeypatch, flag):
+    """Python's own ValueError names file and line, also before the training starts."""
+
+    def broken(*_):
+        (_, _) = range(3)
+
+    entries = {"--dataset": data.DATASETS, "--encoders": ENCODERS, "--fusion": FUSIONS}
+    monkeypatch.setitem(entries[flag], "mine", broken)
+    with pytest.raises(ValueError, match="too many values to unpack") as raised:
+        train.main([*FLAGS, flag, "mine"])
+    assert raised.traceback[-1].name == "broken"
 
 
 @pytest.mark.parametrize("where", ["inner_step", "hypergradient", "scores", "make_model"])

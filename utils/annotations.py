@@ -11,6 +11,8 @@ import os
 import re
 from pathlib import Path
 
+from utils.cli import SettingsError
+
 CREMAD = ["NEU", "HAP", "SAD", "FEA", "DIS", "ANG"]
 KINETICS_SOUNDS_TEXT = (
     "blowing nose, blowing out candles, bowling, chopping wood, dribbling basketball, laughing, "
@@ -49,7 +51,7 @@ def read_lines(path):
                     yield f"{path}, line {n}", line.rstrip("\r\n")
     except UnicodeDecodeError as error:
         what = f"{error.reason} at byte {error.start}"
-        raise ValueError(f"{path} is not UTF-8 text ({what}); download it again") from error
+        raise SettingsError(f"{path} is not UTF-8 text ({what}); download it again") from error
 
 
 def read_csv(path, *columns):
@@ -63,15 +65,17 @@ def read_csv(path, *columns):
         try:
             fields = [field.strip() for field in next(csv.reader([line], strict=True))]
         except csv.Error as error:
-            raise ValueError(f"{place} is not csv ({error}); download the file again") from error
+            raise SettingsError(f"{place} is not csv ({error}); download the file again") from error
         names = [field.lower() for field in fields]
         if n == 0 and set(names) & set(columns):
             if absent := [c for c in columns if c not in names]:
-                raise ValueError(f"{place} is a header without {absent}, expected {list(columns)}")
+                raise SettingsError(
+                    f"{place} is a header without {absent}, expected {list(columns)}"
+                )
             positions, width = [names.index(c) for c in columns], len(names)
         elif len(fields) != width:
             expected = f"{width}: {', '.join(columns)}"
-            raise ValueError(f"{place} has {len(fields)} columns, expected {expected}")
+            raise SettingsError(f"{place} has {len(fields)} columns, expected {expected}")
         else:
             yield place, *(fields[i] for i in positions)
 
@@ -87,7 +91,7 @@ def class_index(place, label, classes):
         known = list(classes)
         if len(classes) >= 40:
             known = f"{len(classes)} classes, the first is {min(classes)!r}"
-        raise ValueError(f"{place}: unknown label {label!r}, expected one of {known}")
+        raise SettingsError(f"{place}: unknown label {label!r}, expected one of {known}")
     return classes[label]
 
 
@@ -99,7 +103,7 @@ def youtube_names(place, video, start):
     """
     if not (len(video) == 11 and re.fullmatch(r"\d+(\.0*)?", start)):
         expected = "expected a YouTube id and a start in seconds"
-        raise ValueError(f"{place} is {video!r} from {start!r}, {expected}")
+        raise SettingsError(f"{place} is {video!r} from {start!r}, {expected}")
     t, names = int(float(start)), []
     for form in (lambda t: f"{t:06d}", str, lambda t: f"{t}.0", lambda t: f"{t}000"):
         for separator in "_-":
@@ -162,7 +166,7 @@ def list_vggsound(files):
     print(f"vggsound: {len(classes)} classes (309 in the published lists, 310 in the paper)")
     for place, video, start, label, split in rows:
         if split not in ("train", "test"):
-            raise ValueError(f"{place}: unknown split {split!r}, expected train or test")
+            raise SettingsError(f"{place}: unknown split {split!r}, expected train or test")
         names = youtube_names(place, video, start)
         yield split, class_index(place, label, classes), video, names, [names, names]
 
@@ -194,7 +198,7 @@ def list_sarcasm(files):
                     raise ValueError
             except parse_errors:
                 expected = "['tweet id', 'text', label 0 or 1]"
-                raise ValueError(f"{place} is not {expected}; download the file again") from None
+                raise SettingsError(f"{place} is not {expected}; download the file again") from None
             # Half an emoji, which no tokenizer takes, becomes a replacement character.
             sentence = sentence.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             if not SARCASM_HINTS & set(sentence.split()):
@@ -214,7 +218,7 @@ def list_twitter2015(files):
             sentiments = ("0", "1", "2")
             if len(fields) != 5 or not fields[0].isdecimal() or fields[1] not in sentiments:
                 expected = "index, sentiment 0 to 2, image, sentence, target"
-                raise ValueError(f"{place} is not {expected}; download the file again")
+                raise SettingsError(f"{place} is not {expected}; download the file again")
             image = os.path.splitext(fields[2])[0]
             # Paper silent: whether the model sees the target, the only difference between the rows
             # of one image. Here: the target is put back into the sentence.
@@ -235,7 +239,7 @@ def list_nvgesture(files):
             match = re.fullmatch(form, line)
             if not match or not 1 <= int(match[8]) <= 25:
                 expected = "path:.. depth:..:.. color:..:.. label:1 to 25"
-                raise ValueError(f"{place} is not {expected}; download the file again")
+                raise SettingsError(f"{place} is not {expected}; download the file again")
             folder = os.path.join(os.path.dirname(path), match[1])
             name = "-".join(Path(match[1]).parts[-2:])
             depth = os.path.join(folder, match[2]), int(match[3]), int(match[4])

@@ -39,7 +39,14 @@ ADVICE = {
 LARGEST = 2**32 - 1  # of every whole number: torch's seeds and Python's len() allow no larger ones
 
 
-class RunError(ValueError):
+class SettingsError(ValueError):
+    """A setting, a file or a data set of the user's that cannot be used; the message is a sentence.
+
+    Python's own ValueError, of a student's encoder or data set, keeps its traceback.
+    """
+
+
+class RunError(SettingsError):
     """A run that cannot be started, resumed or evaluated; the message is one sentence."""
 
 
@@ -81,7 +88,7 @@ def changeable(settings):
 def check_choice(kind, value, choices):
     """The value, or a ValueError that lists the choices."""
     if value not in choices:
-        raise ValueError(f"unknown {kind} {value!r}; choose from {sorted(choices)}")
+        raise SettingsError(f"unknown {kind} {value!r}; choose from {sorted(choices)}")
     return value
 
 
@@ -105,7 +112,7 @@ def call_of(kind, text, functions, given):
         wanted = " with numbers of at most 1e6" if own else " without a number"
         wanted += f", and a function of ({given}, ...)" if given else ""
         what = f"{kind} {text!r} does not fit {name}{signature}; expected {form}{wanted}"
-        raise ValueError(what) from None
+        raise SettingsError(what) from None
     return function, dict(list(bound.items())[len(before) :])
 
 
@@ -137,9 +144,9 @@ def check(args):
             expected = f"more than {above}" if least is None else f"{least} or more"
             if most < math.inf:
                 expected = f"{least} to {most}"
-            raise ValueError(f"{flag(f.name)} is {value}, expected {expected}")
+            raise SettingsError(f"{flag(f.name)} is {value}, expected {expected}")
         if isinstance(value, int) and value > LARGEST:
-            raise ValueError(f"{flag(f.name)} is {value}, expected at most {LARGEST}")
+            raise SettingsError(f"{flag(f.name)} is {value}, expected at most {LARGEST}")
 
 
 def parse(settings, argv, description):
@@ -167,7 +174,7 @@ def parse(settings, argv, description):
     given = vars(parser.parse_args(argv)).items()
     for name, value in given:
         if value == "":
-            raise ValueError(f"{flag(name)} is empty; give it a value, or leave it out")
+            raise SettingsError(f"{flag(name)} is empty; give it a value, or leave it out")
     return {name: value for name, value in given if value is not None}
 
 
@@ -194,14 +201,13 @@ class one_sentence:
 
     program.status is the exit status: 0; 2 for wrong settings or data, 1 once program.started is
     set, 130 and 143 for the signals. Every other error is our fault and keeps its traceback.
-    errors: further classes of the user's errors; program.hints: {class: what to add to it};
+    program.hints: {class of an error: what to add to its sentence};
     program.stopped: a function that returns the sentence for a signal; program.quiet: True on a
     rank that leaves errors before the start to rank 0.
     """
 
-    def __init__(self, name, *errors):
-        self.name, self.errors = name, (OSError, FloatingPointError, RunError, *errors)
-        self.status, self.started, self.quiet = 0, False, False
+    def __init__(self, name):
+        self.name, self.status, self.started, self.quiet = name, 0, False, False
         self.hints = {}
         self.stopped = lambda: "stopped; run the same command again to continue"
 
@@ -238,7 +244,7 @@ class one_sentence:
         text = str(error).strip()
         if told := advice(error):
             return told
-        if not isinstance(error, self.errors if self.started else (*self.errors, ValueError)):
+        if not isinstance(error, (SettingsError, OSError, FloatingPointError)):
             return None
         last = re.sub(r"^[\w.]+Error: |^[\w.]*UnreadableFile: ", "", text.splitlines()[-1])
         hints = [hint for kind, hint in self.hints.items() if isinstance(error, kind)]

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from utils.cli import SettingsError
+
 
 def pick_device(name):
     """cpu, cuda, mps; auto is cuda if available, else cpu. ValueError for one that is not."""
@@ -23,7 +25,7 @@ def pick_device(name):
         name = "cuda" if available["cuda"] else "cpu"
     if not available.get(name):
         choices = ["auto", *(device for device in available if available[device])]
-        raise ValueError(f"device {name!r} is not available; choose from {choices}")
+        raise SettingsError(f"device {name!r} is not available; choose from {choices}")
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name
 
 
@@ -70,7 +72,7 @@ def check_batch(batch):
     """ValueError for a training batch that the ranks cannot share."""
     n = world_size()
     if n > 1 and (batch % n or batch < 2 * n):
-        raise ValueError(
+        raise SettingsError(
             f"a batch of {batch} training samples cannot be shared by {n} processes; choose a "
             "--batch-size of 2 or more for each, the same for all"
         )

@@ -70,7 +70,7 @@ def numbers_of(text, begin):
             whole = isinstance(defaults[key].default, int)
             if number < whole or (whole and number != int(number)):
                 what = "a whole number from 1 on" if whole else "0 or more"
-                raise ValueError(f"method {text!r} has {key} = {number:g}, expected {what}")
+                raise cli.SettingsError(f"method {text!r} has {key} = {number:g}, expected {what}")
             numbers.append(int(number) if whole else number)
     return numbers
 
@@ -81,16 +81,20 @@ def check(kind, args):
     numbers_of(args.method, kind.begin)
     if kind.fusions and args.fusion not in kind.fusions:
         wanted = " or ".join(f"--fusion {fusion}" for fusion in kind.fusions)
-        raise ValueError(f"--method {name} needs {wanted}, got {args.fusion}; change one of them")
+        raise cli.SettingsError(
+            f"--method {name} needs {wanted}, got {args.fusion}; change one of them"
+        )
     if kind.own_loss and args.smoothing:
-        raise ValueError(f"--smoothing changes nothing in --method {name}; leave it out")
+        raise cli.SettingsError(f"--smoothing changes nothing in --method {name}; leave it out")
 
 
 def begin(model, args, data):
     """Start a method with the numbers of --method; ValueError for data that it cannot use."""
     name = args.method.split(":")[0]
     if model.one_process and distributed.world_size() > 1:
-        raise ValueError(f"--method {name} runs in one process; start train.py with plain python")
+        raise cli.SettingsError(
+            f"--method {name} runs in one process; start train.py with plain python"
+        )
     if model.only_scales and args.optimizer == "adam":
         print(f"--method {name} scales gradients, most of which Adam undoes: exercise 11 shows it")
     model.register_buffer("t", torch.tensor(0))  # finished epochs

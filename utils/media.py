@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
+from utils.cli import SettingsError
 from utils.containers import missing_part
 
 # Mean and std of an image's channels, where white is 1.
@@ -26,7 +27,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
-class UnreadableFile(ValueError):
+class UnreadableFile(SettingsError):
     """A file that is missing or cannot be read. `reason`: in a few words, for counts."""
 
     def __init__(self, message, reason="undecodable"):

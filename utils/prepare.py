@@ -29,6 +29,7 @@ from tqdm import tqdm
 from utils import distributed
 from utils.annotations import LISTS
 from utils.atomic import UnwritableFile, remove
+from utils.cli import SettingsError
 from utils.decode import compute_flow, extract_frames, pack_frames, write_spectrogram
 from utils.files import find_samples, index
 from utils.media import (
@@ -211,7 +212,7 @@ def array_shapes(columns, samples):
         shape, path = found
         if len(shape) not in (1, 3):
             expected = "expected a vector (d,) or a picture (C, H, W)"
-            raise ValueError(f"{path} is an array {shape}, {expected}")
+            raise SettingsError(f"{path} is an array {shape}, {expected}")
         shapes[name] = shape
     return shapes
 
@@ -251,7 +252,7 @@ def prepare(name, root, modalities, seconds, workers=None, raw=False, program=No
     """
     columns = dict(zip(modalities, modalities)) if modalities else own_table(root)[0]
     if raw and "video" not in columns.values():
-        raise ValueError(f"--raw is for data with videos, not for {name}; leave it out")
+        raise SettingsError(f"--raw is for data with videos, not for {name}; leave it out")
     samples, lists = discover(name, root, modalities)
     about = {"format": FORMAT, "seconds": seconds, "usable before": usable_before(root)}
     about["lists"] = {relative(path, root): digest([path]) for path in lists}
@@ -315,14 +316,16 @@ def read_or_prepare(name, root, modalities, seconds):
         why = str(reason)
     if distributed.world_size() > 1:
         command = prepare_command(name, root)
-        raise ValueError(f"{name} is not prepared: {why}; run {command} before several processes")
+        raise SettingsError(
+            f"{name} is not prepared: {why}; run {command} before several processes"
+        )
     print(f"preparing {name}: {why}", flush=True)
     prepare(name, root, modalities, seconds)
     try:
         return read_prepared(root, seconds)
     except Outdated as reason:
         what = f"{reason} while {name} was prepared"
-        raise ValueError(f"{what}; run the same command again") from None
+        raise SettingsError(f"{what}; run the same command again") from None
 
 
 def collect(name, root, modalities, seconds, paper=None):

@@ -2,6 +2,8 @@
 
 import torch
 
+from utils.cli import SettingsError
+
 VOCABULARY = "vocab.txt (BERT), vocab.json and merges.txt (CLIP), or tokenizer.json"
 
 
@@ -61,7 +63,7 @@ def load_model(kind, source, fits=True):
     fits: whether it can encode the data; ValueError if not.
     """
     if not fits:
-        raise ValueError(f"{kind.__name__} cannot encode this data set; choose other --encoders")
+        raise SettingsError(f"{kind.__name__} cannot encode this data set; choose other --encoders")
     # The fused attention kernels have no second derivative, which Eq. 3 needs.
     options = {"attn_implementation": "eager", "output_loading_info": True}
     net, found = load_pretrained(kind, source, f"a {kind.__name__}", **options)

@@ -11,6 +11,8 @@ from torch import nn
 from torch.distributions import Dirichlet, kl_divergence
 from torch.nn.functional import one_hot
 
+from utils.cli import SettingsError
+
 
 class Mean(nn.Module):
     """The mean of all values, (*shape), that it was called with; 0 before the first."""
@@ -66,7 +68,9 @@ class Rates(nn.Module):
     def __init__(self, m, rates):
         super().__init__()
         if len(rates) not in (0, m):
-            raise ValueError(f"--method mslr has {len(rates)} rates, expected {m}: one a modality")
+            raise SettingsError(
+                f"--method mslr has {len(rates)} rates, expected {m}: one a modality"
+            )
         self.rates = rates or (1.0,) * m
         self.register_buffer("factors", torch.ones(m))
         self.register_buffer("past", torch.full((5, m), math.nan))

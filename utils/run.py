@@ -30,7 +30,7 @@ from tqdm import tqdm
 from utils import cli, distributed
 from utils.annotations import LISTS
 from utils.atomic import atomic, remove
-from utils.cli import RunError
+from utils.cli import RunError, SettingsError
 from utils.media import UnreadableFile
 from utils.prepare import prepare_command
 
@@ -167,14 +167,14 @@ def read_log(folder):
     """A run's log: (first record, epochs, test scores or None); ValueError if it is none."""
     path = Path(folder) / "log.jsonl"
     if not path.is_file():
-        raise ValueError(f"{folder} holds no run: {path} is missing; give a folder of train.py")
+        raise SettingsError(f"{folder} holds no run: {path} is missing; give a folder of train.py")
     try:
         first, *rest = [json.loads(line) for line in path.read_text().splitlines()]
         epochs = [r for r in rest if "alpha" in r]
         first["settings"]["seed"], first["modalities"]
         return first, epochs, next((r["test"] for r in rest if "test" in r), None)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise SettingsError(
             f"{path} is not a log of train.py ({error}); it may be truncated"
         ) from error
 
@@ -211,9 +211,9 @@ def check_together(given):
         for other in ("eval", "out", "overwrite"):
             if other in given and other != name:
                 a, b = cli.flag(name), cli.flag(other)
-                raise ValueError(f"{a} and {b} exclude each other; leave one of them out")
+                raise SettingsError(f"{a} and {b} exclude each other; leave one of them out")
     if "split" in given and "eval" not in given:
-        raise ValueError("--split is for --eval; leave it out")
+        raise SettingsError("--split is for --eval; leave it out")
 
 
 def first_settings(folder):
@@ -245,7 +245,7 @@ def resumed_settings(folder, given, settings_class):
         )
     for name, value in given.items():
         if name not in cli.changeable(settings_class) and value != settings.get(name):
-            raise ValueError(
+            raise SettingsError(
                 f"{cli.flag(name)} {value} would make {folder} another run, it has "
                 f"{settings.get(name)}; leave the flag out, or start a new run with --out"
             )

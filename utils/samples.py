@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from utils.atomic import atomic
+from utils.cli import SettingsError
 from utils.origins import FORMAT, PREPARED, digest, stamp
 
 KINDS = ["audio", "video", "image", "text", "array"]
@@ -96,10 +97,12 @@ def read_table(path, errors="strict", comments=0):
                     yield f"{path}, line {comments + rows.line_num}", row
     except UnicodeDecodeError as error:
         what = f"{error.reason} at byte {error.start}"
-        raise ValueError(f"{path} is not UTF-8 text ({what}); save it as CSV UTF-8") from error
+        raise SettingsError(f"{path} is not UTF-8 text ({what}); save it as CSV UTF-8") from error
     except csv.Error as error:
         number = rows.line_num if rows else 1
-        raise ValueError(f"{path}, line {number} is not csv ({error}); check its quotes") from error
+        raise SettingsError(
+            f"{path}, line {number} is not csv ({error}); check its quotes"
+        ) from error
 
 
 def modality_columns(place, header):
@@ -113,11 +116,11 @@ def modality_columns(place, header):
             continue
         if kind not in KINDS:
             expected = f"split, label, group, or a kind: {', '.join(KINDS)} (or kind:name)"
-            raise ValueError(f"{place}: unknown column {column!r}, expected {expected}")
+            raise SettingsError(f"{place}: unknown column {column!r}, expected {expected}")
         if name in [*columns, "fused", "perf_gap"] or not re.fullmatch(r"[\w-]+", name):
             what = "is a bad or repeated name" if name != kind else "occurs twice"
             hint = f"give each its own name, like {kind}:left and {kind}:right"
-            raise ValueError(f"{place}: column {column!r} {what}; {hint}")
+            raise SettingsError(f"{place}: column {column!r} {what}; {hint}")
         columns[name] = kind
     return columns
 
@@ -138,16 +141,16 @@ def own_table(root):
     header = [field.lower() if field.lower() in NO_MODALITY else field for field in header]
     if absent := [column for column in ("split", "label") if column not in header]:
         expected = "expected a first line like split,label,image,audio"
-        raise ValueError(f"{place} is a header without {absent}: {header[:4]}; {expected}")
+        raise SettingsError(f"{place} is a header without {absent}: {header[:4]}; {expected}")
     columns = modality_columns(place, header)
     if len(columns) < 2:
-        raise ValueError(f"{place} names {len(columns)} modality, expected two or more columns")
+        raise SettingsError(f"{place} names {len(columns)} modality, expected two or more columns")
 
     def rows():
         for place, fields in lines:
             if len(fields) < len(header) or any(map(str.strip, fields[len(header) :])):
                 expected = f"{len(header)}: {','.join(header)}; quote a field that has a separator"
-                raise ValueError(f"{place} has {len(fields)} columns, expected {expected}")
+                raise SettingsError(f"{place} has {len(fields)} columns, expected {expected}")
             row = {"group": "", **dict(zip(header, map(str.strip, fields)))}
             yield place, row | {"cells": [row[c] for c in header if c not in NO_MODALITY]}
 
@@ -187,11 +190,11 @@ def read_own(root):
         split, cells = split_of(row), row["cells"]
         if split is None or not row["label"]:
             expected = "expected the split train, val or test, and a label"
-            raise ValueError(f"{place} has {row['split']!r} and {row['label']!r}; {expected}")
+            raise SettingsError(f"{place} has {row['split']!r} and {row['label']!r}; {expected}")
         first, before = seen.setdefault(tuple(cells), (split, place))
         if first != split:
             what = f"{place} repeats a sample of the split {first} ({before})"
-            raise ValueError(f"{what}; a sample can be in one split only")
+            raise SettingsError(f"{what}; a sample can be in one split only")
         found = [own_source(root, kind, cell) for kind, cell in zip(columns.values(), cells)]
         names, sources, originals = ([f[k] for f in found] for k in range(3))
         status, problem, group = "", "", row["group"] or f"sample {n}"
@@ -212,9 +215,9 @@ def check_splits(root, samples):
     path = Path(root) / "samples.csv"
     if absent := {"train", "test"} - splits:
         what = f"{path} has no sample of the split {' and '.join(sorted(absent))}"
-        raise ValueError(f"{what}; name train or test in the column split of each line")
+        raise SettingsError(f"{what}; name train or test in the column split of each line")
     if len(classes) < 2:
-        raise ValueError(f"{path} has one class, {classes.pop()!r}; expected two or more")
+        raise SettingsError(f"{path} has one class, {classes.pop()!r}; expected two or more")
 
 
 def relative(path, root):
@@ -270,7 +273,7 @@ def read_about(root):
         if line.startswith(("# ", "split,label,group,status,")):
             raise Outdated("it was prepared by another version") from error
         what = f"{path} is not a list that prepare wrote, and would be overwritten"
-        raise ValueError(f"{what}; move it to another folder") from error
+        raise SettingsError(f"{what}; move it to another folder") from error
 
 
 class Prepared(NamedTuple):
