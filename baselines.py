@@ -1,43 +1,142 @@
-"""The other methods of Table 1: models that change Algorithm 1 by the hooks of utils/hooks.py.
+"""The other methods of Table 1: models that bring what Algorithm 1 does differently for them.
 
-Their alpha is 0. Their rules are in utils/rebalance.py. Numbers in brackets are the paper's
-references; o_j: the logits of modality j alone; ce, CE: L_CLS of a batch.
+Baseline has the parts that a method can replace; train.py asks for `omega`, `groups`, `inner_step`
+and `end_of_epoch`. Their alpha is 0. Their rules are in utils/rebalance.py. Numbers in brackets are
+the paper's references; o_j: the logits of modality j alone; ce, CE: L_CLS of a batch.
 """
 
 import functools
+import inspect
 
 import torch
 from torch import nn
-from torch.nn.functional import softplus
+from torch.nn.functional import cross_entropy, softplus
 
 from bilevel import grad
-from losses import classification_loss, modality_matching_loss
+from losses import SCHEDULES, classification_loss, modality_matching_loss
 from model import MultimodalModel
-from utils import rebalance
-from utils.hooks import held_out
+from utils import cli, distributed, rebalance
+from utils.cli import SettingsError
 
 
 class Baseline(MultimodalModel):
-    """Trained by CE of the fused logits, as with --method constant:0, where no hook says more."""
+    """Trained by CE of the fused logits, as with --method constant:0, where nothing is replaced."""
 
-    def end_of_epoch(self, optimizer, batches):
-        self.t = self.t + 1
+    fusions = None  # the values of --fusion that fit; None: all
+    own_heads = False  # whether a single modality is scored by a classifier of its own
+    own_loss = False  # whether it has a loss that --smoothing does not change
+    needs_val = False  # whether it needs held-out samples
+    only_scales = False  # whether it only scales gradients, most of which Adam undoes
+    one_process = True  # whether several processes cannot train it
+
+    @classmethod
+    def check(cls, args):
+        """Raise ValueError for settings of a run that the method cannot have."""
+        name = args.method.split(":")[0]
+        numbers_of(args.method, cls.begin)
+        if cls.fusions and args.fusion not in cls.fusions:
+            wanted = " or ".join(f"--fusion {fusion}" for fusion in cls.fusions)
+            got = f"got {args.fusion}; change one of them"
+            raise SettingsError(f"--method {name} needs {wanted}, {got}")
+        if cls.own_loss and args.smoothing:
+            raise SettingsError(f"--smoothing changes nothing in --method {name}; leave it out")
+
+    def start(self, args):
+        """Begin with the numbers of --method; ValueError where several processes cannot train."""
+        name = args.method.split(":")[0]
+        if self.one_process and distributed.world_size() > 1:
+            hint = "start train.py with plain python"
+            raise SettingsError(f"--method {name} runs in one process; {hint}")
+        if self.only_scales and args.optimizer == "adam":
+            what = "scales gradients, most of which Adam undoes"
+            print(f"--method {name} {what}: exercise 11 shows it")
+        self.register_buffer("t", torch.tensor(0))  # finished epochs
+        self.begin(*numbers_of(args.method, type(self).begin))
+
+    def begin(self):
+        """Take the numbers of `--method name:number:...`, and make what checkpoints shall keep.
+
+        A number whose default is a whole one is a whole one from 1 on; others are 0 or more.
+        """
+
+    def omega(self, t, T):
+        """alpha: L_MM is not trained."""
+        return 0.0
+
+    def groups(self, lr):
+        """The optimizer's groups of parameters; lr: the learning rate of theta."""
+        return self.parameters()
+
+    def each(self, z):
+        """o_1, ..., o_m: (m, B, c)."""
+        return torch.stack([self.unimodal_logits(z, j) for j in range(len(z))])
+
+    def loss(self, z, logits, y, ce):
+        """The loss of a batch. z, logits: of the forward pass; ce: logits (B, c) -> L_CLS."""
+        return ce(logits)
+
+    def modulate(self):
+        """Change the gradients, between backward and the optimizer's step."""
+
+    def descend(self, optimizer, loss):
+        """A step of theta along the modulated gradient of a loss."""
+        optimizer.zero_grad()
+        loss.backward()
+        self.modulate()
+        optimizer.step()
+
+    def steps(self, optimizer, z, logits, y, ce):
+        """The steps of theta for a batch, here one; returns the loss to log."""
+        loss = self.loss(z, logits, y, ce)
+        self.descend(optimizer, loss)
+        return loss.detach()
 
     def inner_step(self, model, optimizer, x, y, alpha, args):
-        """train.inner_step with the hooks; model: self, or parallel. L_MM is only logged."""
+        """In place of train.inner_step. model: self, or parallel; L_MM is only logged."""
         with torch.autocast(y.device.type, torch.bfloat16, enabled=args.bf16):
             z, logits = model(x)
         z, logits = [z_j.float() for z_j in z], logits.float()
         ce = functools.partial(classification_loss, y=y, smoothing=args.smoothing)
-        l_cls = 0.0
-        for loss in self.steps(z, logits, y, ce):
-            optimizer.zero_grad()
-            loss.backward()
-            self.modulate()
-            optimizer.step()
-            l_cls += loss.detach()
+        l_cls = self.steps(optimizer, z, logits, y, ce)
         l_mm = modality_matching_loss([z_j.detach() for z_j in z], args.tau)
         return torch.stack([l_cls, l_cls, l_mm])
+
+    def end_of_epoch(self, optimizer, batches):
+        """After an epoch, with the batches of evaluate; returns what to add to its record."""
+        self.t = self.t + 1
+        return {}
+
+
+def numbers_of(text, begin):
+    """The numbers of `name:number:...` that begin takes; ValueError if one does not fit."""
+    name = text.split(":")[0]
+    alone = functools.partial(begin, None)  # without self
+    _, given = cli.call_of("method", text, {name: alone}, "")
+    defaults = inspect.signature(alone).parameters
+    numbers = []
+    for key, value in given.items():
+        for number in value if isinstance(value, tuple) else [value]:  # a tuple is of *rates
+            whole = isinstance(defaults[key].default, int)
+            if number < whole or (whole and number != int(number)):
+                what = "a whole number from 1 on" if whole else "0 or more"
+                raise SettingsError(f"method {text!r} has {key} = {number:g}, expected {what}")
+            numbers.append(int(number) if whole else number)
+    return numbers
+
+
+@torch.no_grad()
+def held_out(model, batches):
+    """CE and ACC / 100 of the fused model and of each modality on held-out batches: (2, 1 + m)."""
+    parts = []
+    model.eval()
+    for *x, y in batches:
+        z = model(x)[0]
+        y = y.to(z[0].device)
+        o = torch.stack([model.logits(z), *model.each(z)])  # (1 + m, B, c)
+        ce = cross_entropy(o.mT, y.expand(len(o), -1), reduction="none")
+        parts.append(torch.stack([ce, (o.argmax(2) == y).float()]))
+    model.train()
+    return torch.cat(parts, dim=2).mean(2)
 
 
 class Unimodal(Baseline):
@@ -46,7 +145,9 @@ class Unimodal(Baseline):
     No parameter is shared, so fitting the sum of the losses trains each modality alone.
     """
 
-    fusions, own_heads, one_process = ["concat"], True, False
+    fusions = ["concat"]
+    own_heads = True
+    one_process = False
 
     def build_head(self, fusion):
         self.classifiers = nn.ModuleList(nn.Linear(self.d, self.n_classes) for _ in self.phi)
@@ -62,15 +163,25 @@ class Unimodal(Baseline):
     def unimodal_logits(self, z, j):
         return self.classifiers[j](z[j])
 
-    def steps(self, z, logits, y, ce):
-        yield sum(ce(o_j) for o_j in logits)
+    def loss(self, z, logits, y, ce):
+        return sum(ce(o_j) for o_j in logits)
+
+    def by_modality(self, lr):
+        """Groups of phi^(j) and its own classifier, for each j; then one of the rest, if any."""
+        pairs = zip(self.phi, self.classifiers)
+        own = [[*phi.parameters(), *classifier.parameters()] for phi, classifier in pairs]
+        used = {id(p) for params in own for p in params}
+        rest = [p for p in self.parameters() if id(p) not in used]
+        return [{"params": params, "lr": lr} for params in [*own, rest] if params]
 
 
 class Heads(Unimodal):
     """A classifier per modality besides the fused one: CE(fused) + sum_j CE(o_j)."""
 
-    fusions, one_process = None, True
-    forward, logits = MultimodalModel.forward, MultimodalModel.logits
+    fusions = None
+    one_process = True
+    forward = MultimodalModel.forward
+    logits = MultimodalModel.logits
 
     def build_head(self, fusion):
         MultimodalModel.build_head(self, fusion)
@@ -80,21 +191,24 @@ class Heads(Unimodal):
         """CE of the fused logits and of each o_j: (1 + m,)."""
         return torch.stack([ce(o) for o in [logits, *self.each(z)]])
 
-    def steps(self, z, logits, y, ce):
-        yield self.losses(z, logits, ce).sum()
+    def loss(self, z, logits, y, ce):
+        return self.losses(z, logits, ce).sum()
 
 
 class MSES(Heads):
     """MSES [15]: Heads; a modality stops (lr = 0) once its held-out CE(o_j) has ceased to fall."""
 
-    needs_val, groups = True, Baseline.by_modality
+    needs_val = True
 
     def begin(self, patience=3):
         self.overfits = rebalance.Patience(len(self.phi), patience)
 
+    def groups(self, lr):
+        return self.by_modality(lr)
+
     def end_of_epoch(self, optimizer, batches):
         # Departs from paper: copies of MSES restore the modality's best epoch. Not here.
-        stopped = self.overfits(held_out(self, batches)[0, 1:])
+        stopped = self.overfits.update(held_out(self, batches)[0, 1:])
         for group, stop in zip(optimizer.param_groups, stopped):
             group["lr"] *= float(~stop)
         return {"stopped": stopped.tolist()}
@@ -103,8 +217,10 @@ class MSES(Heads):
 class MSLR(Unimodal):
     """MSLR [47]: CE(sum_j o_j), each modality at a rate of its own, lr rebalance.Rates(ACC)."""
 
-    needs_val, one_process = True, True
-    forward, steps = MultimodalModel.forward, Baseline.steps
+    needs_val = True
+    one_process = True
+    forward = MultimodalModel.forward
+    loss = Baseline.loss
 
     def begin(self, *rates):
         self.rates = rebalance.Rates(len(self.phi), rates)
@@ -114,7 +230,7 @@ class MSLR(Unimodal):
 
     def end_of_epoch(self, optimizer, batches):
         before = self.rates.factors
-        factors = self.rates(held_out(self, batches)[1, 1:])
+        factors = self.rates.update(held_out(self, batches)[1, 1:])
         for group, change in zip(optimizer.param_groups, factors / before):
             group["lr"] *= float(change)  # as a factor, so that what the plateau did stays
         return {"rates": factors.tolist()}
@@ -128,8 +244,10 @@ class GBlend(Heads):
     def begin(self, every=1):
         self.blend = rebalance.Blend(1 + len(self.phi), every)
 
-    def steps(self, z, logits, y, ce):
-        yield self.blend(self.losses(z, logits, ce))
+    def loss(self, z, logits, y, ce):
+        losses = self.losses(z, logits, ce)
+        self.blend.update(losses)
+        return self.blend.w @ losses
 
     def end_of_epoch(self, optimizer, batches):
         # Departs from paper: [38] trains a copy for each head. Here: the heads of the one model.
@@ -144,9 +262,9 @@ class OGM(Baseline):
     def begin(self, alpha=0.1, noise=1.0):
         self.alpha, self.noise = alpha, noise
 
-    def steps(self, z, logits, y, ce):
+    def loss(self, z, logits, y, ce):
         self.k = rebalance.slowed(rebalance.certainty(self.each(z), y), self.alpha)
-        yield ce(logits)
+        return ce(logits)
 
     def modulate(self):
         for k, phi in zip(self.k, self.phi):
@@ -162,10 +280,10 @@ class AGM(Baseline):
     def begin(self, alpha=1.0):
         self.lead = rebalance.Lead(len(self.phi), alpha)
 
-    def steps(self, z, logits, y, ce):
+    def loss(self, z, logits, y, ce):
         parts = rebalance.parts(self.logits, z)
-        kappa = self.lead(torch.stack([ce(part.detach()) for part in parts]))
-        yield ce(sum(k * part + (1 - k) * part.detach() for k, part in zip(kappa, parts)))
+        kappa = self.lead.update(torch.stack([ce(part.detach()) for part in parts]))
+        return ce(sum(k * part + (1 - k) * part.detach() for k, part in zip(kappa, parts)))
 
 
 class MMPareto(Heads):
@@ -174,11 +292,11 @@ class MMPareto(Heads):
     def begin(self, gamma=1.5):
         self.gamma = gamma
 
-    def steps(self, z, logits, y, ce):
+    def loss(self, z, logits, y, ce):
         losses = self.losses(z, logits, ce)
         pairs = zip(losses[1:], self.phi)
         self.alone = [grad(l_j, [*phi.parameters()], retain_graph=True) for l_j, phi in pairs]
-        yield losses.sum()
+        return losses.sum()
 
     def modulate(self):
         for u, phi in zip(self.alone, self.phi):
@@ -188,7 +306,8 @@ class MMPareto(Heads):
 class MLA(Baseline):
     """MLA [52]: a step on CE(o_j) for each j; one classifier, whose gradient G becomes G P."""
 
-    fusions, own_heads = ["concat"], True
+    fusions = ["concat"]
+    own_heads = True
 
     def begin(self, ridge=0.1):
         self.ridge = ridge
@@ -202,12 +321,16 @@ class MLA(Baseline):
     def logits(self, z):
         return rebalance.by_confidence(self.each(z))
 
-    def steps(self, z, logits, y, ce):
+    def steps(self, optimizer, z, logits, y, ce):
         # Departs from paper: [52]'s P is of all steps and only shrinks. Here: P = I at each batch.
         self.P = torch.eye(self.d).to(z[0])
+        total = 0.0
         for z_j in z:
-            yield ce(self.classifier(z_j))  # with the classifier of the step before
+            loss = ce(self.classifier(z_j))  # with the classifier of the step before
+            self.descend(optimizer, loss)
             self.P = rebalance.without_direction(self.P, z_j.detach().mean(0), self.ridge)
+            total += loss.detach()
+        return total
 
     def modulate(self):
         self.classifier.weight.grad = self.classifier.weight.grad @ self.P
@@ -219,17 +342,18 @@ class ReconBoost(Unimodal):
     Alone: mean_i (weight - p_i) CE(o_ki) / c, p_i = softmax(sum_{j != k} o_ji)_{y_i}.
     """
 
-    one_process, forward = True, MultimodalModel.forward
+    one_process = True
+    forward = MultimodalModel.forward
 
     def begin(self, weight=5.0, stage=1):
         self.weight, self.stage = weight, stage
 
-    def steps(self, z, logits, y, ce):
+    def loss(self, z, logits, y, ce):
         turn, epoch = divmod(int(self.t), 2 * self.stage)
         own = self.unimodal_logits(z, turn % len(z))
         p = (logits - own).detach().softmax(1).gather(1, y[:, None])[:, 0]
         alone = ((self.weight - p) * ce(own, reduction="none")).mean() / self.n_classes
-        yield alone if epoch < self.stage else ce(logits)
+        return alone if epoch < self.stage else ce(logits)
 
 
 class ETMC(Heads):
@@ -253,10 +377,11 @@ class ETMC(Heads):
     def unimodal_logits(self, z, j):
         return softplus(self.classifiers[j](z[j])).log1p()
 
-    def steps(self, z, logits, y, ce):
-        e, weight = self.evidence(z), min(1.0, float(self.t) / self.anneal)
+    def loss(self, z, logits, y, ce):
+        e = self.evidence(z)
         views = [*e, rebalance.dempster(e)]
-        yield sum(rebalance.evidential_loss(e_v, y, weight) for e_v in views)
+        weight = min(1.0, float(self.t) / self.anneal)
+        return sum(rebalance.evidential_loss(e_v, y, weight) for e_v in views)
 
 
 class PMR(Baseline):
@@ -269,14 +394,17 @@ class PMR(Baseline):
         self.alpha = alpha
         self.means = rebalance.ClassMeans(len(self.phi), self.n_classes, self.d)
 
-    def steps(self, z, logits, y, ce):
+    def loss(self, z, logits, y, ce):
         # Departs from paper: [13] also lowers the entropy of the faster modality. Not here.
-        near = self.means(torch.stack(z), y)
+        z = torch.stack(z)
+        near = self.means.near(z)
+        self.means.update(z, y)
         beta = rebalance.weaker(rebalance.certainty(near, y))
-        yield ce(logits) + self.alpha * sum(b * ce(o) for b, o in zip(beta, near))
+        return ce(logits) + self.alpha * sum(b * ce(o) for b, o in zip(beta, near))
 
     def end_of_epoch(self, optimizer, batches):
         self.means.end_of_epoch()
+        return {}
 
 
 class DOMFN(Heads):
@@ -293,12 +421,13 @@ class DOMFN(Heads):
         agree = (rebalance.divergence(o) < self.limit).all(0)[:, None]  # (B, 1)
         return torch.where(agree, super().logits(z), rebalance.surest(o))
 
-    def steps(self, z, logits, y, ce):
-        o, ce = self.each(z), functools.partial(ce, reduction="none")
+    def loss(self, z, logits, y, ce):
+        ce = functools.partial(ce, reduction="none")
+        o = self.each(z)
         own = torch.stack([ce(o_j) for o_j in o])  # (m, B)
         d = rebalance.divergence(o)
         fused = ce(MultimodalModel.logits(self, z)) + (own.square() / 2 - self.eta * d).sum(0)
-        yield (own.sum(0) + (d < self.limit).all(0) * fused).mean()
+        return (own.sum(0) + (d < self.limit).all(0) * fused).mean()
 
 
 class Greedy(Baseline):
@@ -315,11 +444,12 @@ class Greedy(Baseline):
 
     def logits(self, z):
         gates = self.fusion.gates(z)
-        return self.classifier(self.fusion(z, self.speeds(gates) if self.training else gates))
+        return self.classifier(self.fusion(z, self.speeds.hold(gates) if self.training else gates))
 
-    def steps(self, z, logits, y, ce):
-        yield ce(logits)
-        self.speeds.usual(torch.stack(self.fusion.gates(z)).mean(1))
+    def steps(self, optimizer, z, logits, y, ce):
+        loss = super().steps(optimizer, z, logits, y, ce)
+        self.speeds.usual.update(torch.stack(self.fusion.gates(z)).mean(1))
+        return loss
 
     def modulate(self):
         self.speeds.step(self.fusion, self.phi)
@@ -327,3 +457,13 @@ class Greedy(Baseline):
 
 KINDS = [Unimodal, Heads, MSES, OGM, Greedy, DOMFN, MSLR, PMR, AGM, MLA, ReconBoost, MMPareto, ETMC]
 BASELINES = {"g-blend": GBlend, **{kind.__name__.lower(): kind for kind in KINDS}}  # --method
+
+
+def requirements(method):
+    """The class whose attributes say what a --method requires; Baseline requires nothing."""
+    return BASELINES.get(method.split(":")[0], Baseline)
+
+
+def methods():
+    """The names of --method, with entries that were added later."""
+    return ["learning-based", *SCHEDULES, *BASELINES]

@@ -21,73 +21,73 @@ see the same data. Elsewhere Eq. 3 can have either sign. The first K terms of it
 L_CLS responds to alpha within K steps if v, c and H stay as they are (see docs/RESULTS.md).
 """
 
-import functools
 import math
 
 import torch
 
 from losses import total_loss
-from utils.lanczos import curvature, dot, lanczos, step_and_damping
+from utils.lanczos import dot, lanczos, step_and_damping
 
 
-def neumann(product, v, c, terms, step=None, rng=None):
+def factor(hvp, u, step, damping):
+    """(I - step (H + damping I)) u."""
+    return [u_i - step * (h_i + damping * u_i) for u_i, h_i in zip(u, hvp(u))]
+
+
+def neumann(hvp, v, c, terms, step, damping, **_):
     """c^T H^-1 v ~ step * sum_{k=0}^{terms-1} c^T (I - step (H + damping I))^k v.
 
-    This is the mean of randomised over p, for one H. It costs terms - 1 products. A given step is
-    used without damping. If none is given, the products (at least one) first give step and damping.
-    The sum then has lanczos's T (not Alg. 1's T) in place of H and a in place of c, which gives the
-    same value.
+    This is the mean of randomised over p, for one H. It costs terms - 1 products.
     """
-    if step:
-        u, total = v, dot(c, v)
-        for _ in range(terms - 1):
-            u = [torch.sub(u_i, h_i, alpha=step) for u_i, h_i in zip(u, product(u))]
-            total += dot(c, u)
-        return step * total, step_and_damping(step=step) | {"terms": terms}
-    n = max(1, terms - 1)
-    T, a = lanczos(product, v, c, n)
-    report = step_and_damping(T, n)
-    step, damping = report["step"], report["damping"]
-    u, total = torch.eye(len(a), dtype=a.dtype)[0], 0.0  # u starts as e_1, the image of v
-    for _ in range(terms):
-        total += (a @ u).item()
-        u = u - step * (T @ u + damping * u)
-    return step * total, report | {"terms": terms}
+    u, total = v, dot(c, v)
+    for _ in range(terms - 1):
+        u = factor(hvp, u, step, damping)
+        total += dot(c, u)
+    return step * total, {}
 
 
-def randomised(product, v, c, terms, step=None, rng=None):
+def randomised(hvp, v, c, terms, step, damping, fresh_hvp, rng):
     """c^T H^-1 v ~ step * terms * c^T prod_{i=1}^{p} (I - step (H_i + damping I)) v.
 
-    This is [16] as printed: p is uniform in 0..terms-1, each H_i is of a fresh batch. Its mean, for
-    a fixed step and damping, is the series of neumann with the mean H; its spread is several times
-    larger. Unless step is given, terms - 1 products (at least 1) of one more batch choose both.
+    This is [16] as printed: p is uniform in 0..terms-1, each H_i is of a fresh batch. Its mean is
+    the series of neumann with the mean H; its spread is several times larger.
     """
-    n = 0 if step else max(1, terms - 1)
-    T, _ = lanczos(product, [v_i.clone() for v_i in v], c, n)
-    report = step_and_damping(T, n, step)
-    step, damping = report["step"], report["damping"]
     p, u = int(torch.randint(terms, (), generator=rng)), v
     for _ in range(p):
-        h = product(u, fresh=True)
-        u = [u_i - step * (h_i + damping * u_i) for u_i, h_i in zip(u, h)]
-    return step * terms * dot(c, u), report | {"terms": p + 1}
+        u = factor(fresh_hvp(), u, step, damping)
+    return step * terms * dot(c, u), {"terms": p + 1}
 
 
-def conjugate_gradient(product, v, c, terms, step=None, rng=None):
+def conjugate_gradient(hvp, v, c, terms, step, damping, **_):
     """c^T x, x from `terms` iterations of conjugate gradient on H x = v: a check for the others.
 
-    It costs terms products; the k-th value is a_k^T T_k^-1 e_1, see lanczos. It needs H > 0: before
-    a direction of negative or zero curvature it stops, with nan if that is the first direction.
+    It costs terms products and ends at a direction p of curvature <= 0: nan if it is the first.
     """
-    T, a = lanczos(product, v, c, terms)
-    n = min(terms, len(a))
-    k = next((k for k in range(n, 0, -1) if curvature(T, k)[0] > 0), 0)
-    value = (a[:k] @ torch.linalg.inv(T[:k, :k])[:, 0]).item() if k else math.nan
-    return value, {"terms": k, "step": None, "damping": 0.0, "curvature": list(curvature(T, n))}
+    total, used, curvature = 0.0, 0, []
+    r, p, rr = v, v, dot(v, v)
+    while used < terms and rr > 0:
+        h = hvp(p)
+        pHp = dot(p, h)
+        curvature.append(pHp / dot(p, p))
+        if pHp <= 0:
+            break
+        length = rr / pHp
+        total += length * dot(c, p)  # c^T x, for x + length p
+        r = [r_i - length * h_i for r_i, h_i in zip(r, h)]
+        rr, before = dot(r, r), rr
+        beta = rr / before
+        p = [r_i + beta * p_i for r_i, p_i in zip(r, p)]
+        used += 1
+    extremes = [min(curvature, default=math.nan), max(curvature, default=math.nan)]
+    return total if used else math.nan, {"terms": used, "curvature": extremes}
 
 
-# All solvers have one signature and ignore what they do not use; they return (c^T H^-1 v, report).
-SOLVERS = {"neumann": neumann, "randomised": randomised, "cg": conjugate_gradient}
+# A solver is a function (hvp, v, c, terms, step, damping, fresh_hvp, rng) -> (c^T H^-1 v, report).
+# hvp(u) is H u, fresh_hvp() the hvp of a fresh batch, rng a torch.Generator; **_ takes the last two
+# where they are not used. report: what the log gets in place of terms, step, damping as given.
+SOLVERS = {"neumann": neumann, "lanczos": lanczos}
+SOLVERS |= {"randomised": randomised, "cg": conjugate_gradient}
+OWN_STEP = ["lanczos", "cg"]  # solvers that no step is found for
 
 # --- exercise: change below ---
 # SOLVERS["mine"] = mine makes your own solver a --solver name.
@@ -110,19 +110,23 @@ def mean_gradient(loss, params, draws):
     return [total_i / draws for total_i in total]
 
 
-def total_gradient(l_cls, l_mm, alpha, params):
-    """grad_theta L_Total, with the graph that lets it be differentiated again."""
-    return grad(total_loss(l_cls, l_mm, alpha), params, create_graph=True)
+def make_hvp(l_cls, l_mm, alpha, params, decay=0):
+    """hvp: u -> (H + decay I) u = grad_theta <grad_theta L_Total, u> + decay u, of one batch."""
+    g = grad(total_loss(l_cls, l_mm, alpha), params, create_graph=True)
+    used = [i for i, g_i in enumerate(g) if g_i.requires_grad]  # the others are constant
 
+    def hvp(u):
+        outputs, weights = [g[i] for i in used], [u[i] for i in used]
+        h = grad(outputs, params, grad_outputs=weights, retain_graph=True)
+        # In u's memory layout: that of h, of convolutions, slows down the arithmetic.
+        layout = [torch.empty_like(u_i) for u_i in u]
+        return [torch.add(h_i, u_i, alpha=decay, out=o) for h_i, u_i, o in zip(h, u, layout)]
 
-def hvp(g, params, u):
-    """The Hessian-vector product H u = grad_theta <g, u>, for g = total_gradient(...)."""
-    g, u = zip(*(pair for pair in zip(g, u) if pair[0].requires_grad))  # the others are constant
-    return grad(g, params, grad_outputs=u, retain_graph=True)
+    return hvp
 
 
 def hypergradient(
-    outer, inner, params, alpha, solver="neumann", terms=5, step=None, decay=0, draws=1, rng=None
+    outer, inner, params, alpha, solver="lanczos", terms=5, step=None, decay=0, draws=1, rng=None
 ):
     """d L_CLS(theta*(alpha)) / d alpha = - c^T H^-1 v (Eq. 3), and a report of how it was found.
 
@@ -131,13 +135,13 @@ def hypergradient(
     inner: a function that returns (L_CLS, L_MM) of a fresh batch of the inner level; c is the mean
         over `draws` of them, H is that of one more (`randomised`: one more for each product).
     params: theta; tensors that do not require grad are left out. alpha: float in [0, 1].
-    solver, terms, step: a name in SOLVERS and its arguments; step None: chosen by the curvature.
+    solver, terms: a name in SOLVERS and its number of terms. step: that of a series without
+        damping; None: step and damping follow from max(1, terms - 1) products with H.
     decay: the optimizer's weight decay; it belongs to the inner problem, so H means H + decay I.
 
     Returns (value, report): the value is a float, or None where it is not finite; the report has
-    the solver's `terms`, `step`, `damping`, `curvature` (smallest, largest; nan: not estimated) and
-    `note`, empty if all is well. params and their .grad stay as they are; utils.modes.eval_mode
-    protects a model's buffers.
+    the solver's `terms`, `step`, `damping`, `curvature` (smallest, largest; nan: not known) and
+    `note`, empty if all is well. params and their .grad stay; eval_mode protects a model's buffers.
     """
     params = [p for p in params if p.requires_grad]
 
@@ -145,21 +149,17 @@ def hypergradient(
         l_cls, l_mm = inner()
         return l_mm - l_cls  # d L_Total / d alpha
 
+    def fresh_hvp():
+        return make_hvp(*inner(), alpha, params, decay)
+
     v = mean_gradient(outer, params, draws)
     c = mean_gradient(d_alpha, params, draws)
-
-    @functools.cache
-    def g():  # only if a solver asks for a product with the one H
-        return total_gradient(*inner(), alpha, params)
-
-    def product(u, fresh=False):
-        """(H + decay I) u; fresh: with the H of a fresh batch."""
-        h = hvp(total_gradient(*inner(), alpha, params) if fresh else g(), params, u)
-        # In u's layout: convolutions return another one, which slows down the arithmetic on h.
-        layout = [torch.empty_like(u_i) for u_i in u]
-        return [torch.add(h_i, u_i, alpha=decay, out=o) for h_i, u_i, o in zip(h, u, layout)]
-
-    value, report = SOLVERS[solver](product, v, c, terms, step, rng)  # c^T H^-1 v
+    hvp = fresh_hvp()
+    damping, curvature = 0.0, [math.nan, math.nan]
+    if step is None and solver not in OWN_STEP:
+        step, damping, curvature = step_and_damping(hvp, v, max(1, terms - 1))
+    value, own = SOLVERS[solver](hvp, v, c, terms, step, damping, fresh_hvp=fresh_hvp, rng=rng)
+    report = {"terms": terms, "step": step, "damping": damping, "curvature": curvature, **own}
     if not math.isfinite(value):
         return None, report | {"note": f"refused: the {solver} estimate is not finite"}
     return -value, report | {"note": ""}

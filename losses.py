@@ -16,7 +16,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from utils.cli import SettingsError, call_of, line_of
+from utils.cli import SettingsError, call_of, number_of
 
 
 def similarity(z_j, z_l):
@@ -109,14 +109,7 @@ def make_schedule(text):
         raise SettingsError(f"schedule {text!r} has p = {numbers['p']:g}, expected 0 to 1")
 
     def clipped(t, T):
-        try:
-            alpha = float(omega(t, T, **numbers))
-            if math.isnan(alpha):
-                raise ValueError("nan")
-        except Exception as error:  # of whoever wrote the schedule
-            why = " ".join(f"{type(error).__name__}: {error}".split())
-            what = f"schedule {text!r} does not return a number at t = {t} of T = {T} ({why})"
-            raise FloatingPointError(f"{what}; mend {line_of(omega, error)}") from error
-        return min(1.0, max(0.0, alpha))
+        what = f"schedule {text!r} does not return a number at t = {t} of T = {T}"
+        return min(1.0, max(0.0, number_of(what, omega, t, T, **numbers)))
 
     return clipped

@@ -16,9 +16,8 @@ from torch import nn
 
 from utils.cli import SettingsError, check_choice
 from utils.fusions import OTHERS, Add
-from utils.hooks import Hooks
 from utils.media import CLIP, IMAGENET, normalize
-from utils.pooling import GridMean
+from utils.modules import GridMean
 from utils.pretrained import load_model
 
 SOURCES = {"bert": "bert-base-uncased", "clip": "openai/clip-vit-base-patch32"}  # if none is given
@@ -170,7 +169,7 @@ def encoder_names(text, m):
     return names * (m // len(names))
 
 
-class MultimodalModel(Hooks, nn.Module):
+class MultimodalModel(nn.Module):
     """Encoders, fusion and classifier (Sec. 3.1).
 
     channels: the input channels of each modality, 0 for text; encoders: the names of encoder_names;
@@ -197,9 +196,9 @@ class MultimodalModel(Hooks, nn.Module):
         self.build_head(fusion)
 
     def build_head(self, fusion):
-        """Fusion and classifier; a baseline can replace both."""
+        """Fusion f and classifier W, b."""
         self.fusion = fusion(len(self.phi), self.d)
-        classifier = getattr(self.fusion, "classifier", nn.Linear)  # W, b
+        classifier = getattr(self.fusion, "classifier", nn.Linear)
         self.classifier = classifier(self.fusion.D, self.n_classes)
 
     def forward(self, x):

@@ -5,26 +5,21 @@ python train.py --resume runs/RUN                   resume a run; --eval evaluat
 """
 
 import dataclasses
-import functools
-import itertools
 import sys
-from collections import ChainMap
-
-if __name__ == "__main__":  # Ctrl-C during the slow imports below gives no traceback
-    __import__("utils.interrupt")
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 
-from baselines import BASELINES
+from baselines import BASELINES, Baseline, methods, requirements
 from bilevel import SOLVERS, hypergradient
 from data import DATASETS, Batches, defaults, load_data
 from losses import SCHEDULES, classification_loss, make_schedule, modality_matching_loss, total_loss
 from model import ENCODERS, FUSIONS, MultimodalModel, encoder_names
-from utils import cli, distributed, hooks
+from utils import cli, distributed
 from utils.cli import SettingsError, setting
 from utils.loader import eval_loader
-from utils.modes import eval_mode
+from utils.modules import eval_mode
 from utils.run import Run, check_together, mean_losses, resumed_settings
 
 
@@ -50,28 +45,33 @@ def alpha_gradient(model, inner, outer, alpha, t, args):
     """Eq. 3 after epoch t: (hypergradient or None, report), from bilevel.hypergradient."""
     # Paper silent: the batches of Eq. 3. Here: v, c and H have batches of their own, drawn by t.
     inner_batches, outer_batches = inner.draw(t), outer.draw(t)
-    if args.outer == "shared":
-        inner_batches = outer_batches = itertools.repeat(next(inner_batches))
-    # Generators: each __next__() draws a batch and computes its losses.
-    inner_losses = (losses(*model(x), y, args) for x, y in inner_batches)
-    outer_losses = (losses(*model(x), y, args)[0] for x, y in outer_batches)
-    params = model.parameters()
-    how = {"solver": args.solver, "terms": args.terms, "decay": args.weight_decay}
-    how["draws"] = 1 if args.outer == "shared" else args.draws
-    how["rng"] = torch.Generator().manual_seed(args.seed + t * 2**32)
+    shared = next(inner_batches) if args.outer == "shared" else None
+
+    def inner_losses():
+        x, y = shared or next(inner_batches)
+        return losses(*model(x), y, args)
+
+    def outer_loss():
+        x, y = shared or next(outer_batches)
+        return losses(*model(x), y, args)[0]
+
+    options = {"solver": args.solver, "terms": args.terms, "decay": args.weight_decay}
+    draws = 1 if shared else args.draws
+    rng = torch.Generator().manual_seed(args.seed + t * 2**32)
     # Paper silent: batch norm and dropout in Eq. 3. Here: batch norm uses batch statistics, as in
     # training (the running ones lag behind and change gradients and curvature), and no dropout.
     with eval_mode(model, batch_statistics=True):
-        return hypergradient(outer_losses.__next__, inner_losses.__next__, params, alpha, **how)
+        return hypergradient(
+            outer_loss, inner_losses, model.parameters(), alpha, draws=draws, rng=rng, **options
+        )
 
 
-def train(args, data, model, run, inner_step=inner_step):
+def train(args, data, model, run):
     """Algorithm 1. data: from load_data; run: a Run, which logs and saves each epoch."""
     T = args.epochs
-    method = "constant:0" if args.method.split(":")[0] in BASELINES else args.method  # no L_MM
-    omega = None if method == "learning-based" else make_schedule(method)
-    alpha = args.alpha_0 if omega is None else omega(1, T)
-    optimizer, plateau = make_optimizer(args, model.groups(args.lr))
+    method = method_of(args, model)
+    alpha = method.omega(1, T) if method.omega else args.alpha_0
+    optimizer, plateau = make_optimizer(args, method.groups(args.lr))
     batches, inner, outer, eval_batches = make_batches(args, data, next(model.parameters()).device)
     ddp_model = distributed.data_parallel(model)
     start, alpha = run.resume(alpha, model, optimizer, plateau)  # a new run: 1, the same alpha
@@ -81,29 +81,43 @@ def train(args, data, model, run, inner_step=inner_step):
         model.train()
         steps = []
         for x, y in run.progress(batches, t):  # Inner_Iters batches
-            steps.append(inner_step(ddp_model, optimizer, x, y, alpha, args))
+            steps.append(method.inner_step(ddp_model, optimizer, x, y, alpha, args))
         lr = optimizer.param_groups[0]["lr"]
-        record = {"t": t, "alpha": alpha, "lr": lr, **mean_losses(steps, t)}
+        trained = {"t": t, "alpha": alpha, "lr": lr, **mean_losses(steps, t)}
 
         # update the weighting parameter alpha with the chosen method
-        if method == "learning-based":
-            gradient, report = alpha_gradient(model, inner, outer, alpha, t, args)
-            # Departs from paper: one update moves alpha by at most alpha_limit, because the size of
-            # the gradient differs a hundredfold between models and epochs.
-            move = args.eta_alpha * (gradient or 0.0)  # None, a refused gradient: alpha stays
-            move = max(-args.alpha_limit, min(args.alpha_limit, move))
-            alpha = max(0.0, min(1.0, alpha - move))
-            record |= {"hypergradient": gradient, **report}
+        report = {}
+        if method.omega is None:  # learning-based
+            gradient, how = alpha_gradient(model, inner, outer, alpha, t, args)
+            if gradient is not None:
+                # Departs from paper: one update moves alpha by at most alpha_limit, because the
+                # size of the gradient differs a hundredfold between models and epochs.
+                move = max(-args.alpha_limit, min(args.alpha_limit, args.eta_alpha * gradient))
+                alpha = max(0.0, min(1.0, alpha - move))
+            report = {"hypergradient": gradient, **how}
         else:
             # Departs from paper: Alg. 1 has omega(t) here; epoch 1 would then train with an alpha
             # that the paper does not give. By Sec. 3.3, alpha_t = omega(t): this is epoch t + 1's.
-            alpha = omega(min(t + 1, T), T)
+            alpha = method.omega(min(t + 1, T), T)
 
-        plateau.step(record["l_total"])
-        record |= {"split": "val" if "val" in data else "test"}
-        record |= evaluate(model, eval_batches, data["modalities"])
-        record |= model.end_of_epoch(optimizer, eval_batches) or {}  # of baselines
+        plateau.step(trained["l_total"])
+        scores = evaluate(model, eval_batches, data["modalities"])
+        split = "val" if "val" in data else "test"
+        after = method.end_of_epoch(optimizer, eval_batches)
+        record = {**trained, **report, "split": split, **scores, **after}
         run.save(record, alpha, model, optimizer, plateau)
+
+
+def method_of(args, model):
+    """What Algorithm 1 takes from a method: a model of baselines.py brings its own."""
+    if isinstance(model, Baseline):
+        return model
+    return SimpleNamespace(
+        omega=None if args.method == "learning-based" else make_schedule(args.method),
+        groups=lambda lr: model.parameters(),
+        inner_step=inner_step,
+        end_of_epoch=lambda optimizer, batches: {},
+    )
 
 
 def make_optimizer(args, params):
@@ -119,15 +133,15 @@ def make_optimizer(args, params):
 
 def make_batches(args, data, device):
     """Batches for theta's steps, for Eq. 3's inner and outer level, and for the evaluation."""
-    rest = {"device": device, "workers": args.workers}
-    theta = {"inner_iters": args.inner_iters, "shard": distributed.shard}
-    batches = Batches(data["train"], args.batch_size, [args.seed], **rest, **theta)
-    inner = Batches(data["train"], args.alpha_batch, [args.seed + 2**32], **rest)
+    workers, shard = args.workers, distributed.shard
+    theta = Batches(
+        data["train"], args.batch_size, [args.seed], device, workers, args.inner_iters, shard
+    )
+    inner = Batches(data["train"], args.alpha_batch, [args.seed + 2**32], device, workers)
     outer_data = data["val"] if args.outer == "held-out" else data["train"]
-    outer = Batches(outer_data, args.alpha_batch, [args.seed + 2 * 2**32], **rest)
+    outer = Batches(outer_data, args.alpha_batch, [args.seed + 2 * 2**32], device, workers)
     eval_data = data.get("val", data["test"])
-    eval_batches = eval_loader(eval_data, args.batch_size, **rest, shard=distributed.shard)
-    return batches, inner, outer, eval_batches
+    return theta, inner, outer, eval_loader(eval_data, args.batch_size, device, workers, shard)
 
 
 def scores(logits, y):
@@ -171,8 +185,8 @@ def evaluate(model, loader, modalities):
     return result | {"perf_gap": max(accs) - min(accs)}
 
 
-METHODS = ChainMap(SCHEDULES, BASELINES, {"learning-based": None})  # also what is added later
-OUTER, SPLITS = ["train", "held-out", "shared"], ["train", "val", "test"]
+OUTER = ["train", "held-out", "shared"]
+SPLITS = ["train", "val", "test"]
 
 
 @dataclasses.dataclass
@@ -182,9 +196,7 @@ class Settings:
     dataset: str = setting(
         "keypad", "the data set (defaults: keypad's), or your folder", group="run", listed=DATASETS
     )
-    method: str = setting(
-        "learning-based", "how alpha moves, or another method of Table 1, ogm:0.3", listed=METHODS
-    )
+    method: str = setting("learning-based", "how alpha moves, or Table 1's ogm:0.3", listed=methods)
     root: str = setting("", "folder of the data set (default data/DATASET)", changeable=True)
     out: str = setting("", "folder of the run (default runs/DATASET-METHOD-seedN)", changeable=True)
     overwrite: bool = setting(False, "start over in a folder that holds a run", changeable=True)
@@ -214,7 +226,7 @@ class Settings:
     alpha_0: float = setting(0.95, "alpha of epoch 1", group="learning-based", least=0, most=1)
     eta_alpha: float = setting(2.0, "learning rate of alpha", least=0)
     alpha_limit: float = setting(0.1, "the most that one update moves alpha", least=0, most=1)
-    solver: str = setting("neumann", "inverse of the Hessian", choices=SOLVERS)
+    solver: str = setting("lanczos", "inverse of the Hessian", choices=SOLVERS)
     terms: int = setting(5, "terms of the series, or iterations of cg", above=0)
     alpha_batch: int = setting(64, "samples in each batch of Eq. 3", least=2)
     draws: int = setting(4, "batches averaged for v, and for c, in Eq. 3", above=0)
@@ -240,28 +252,24 @@ def check(args):
     name = args.method.split(":")[0]
     if name in SCHEDULES:
         omega = make_schedule(args.method)
-        [omega(t, args.epochs) for t in range(1, args.epochs + 1)]  # an error now, not in epoch T
+        for t in range(1, args.epochs + 1):
+            omega(t, args.epochs)  # an error now, not in epoch t
     elif name in BASELINES:
-        hooks.check(BASELINES[name], args)
+        BASELINES[name].check(args)
     else:
-        cli.check_choice("method", args.method, METHODS)
+        cli.check_choice("method", args.method, methods())
     if args.outer != "train" and args.method != "learning-based":
         hint = f"leave it out with {args.method}; --val-fraction holds samples out"
         raise SettingsError(f"--outer {args.outer} is for learning-based; {hint}")
 
 
-def model_class(method):
-    """The class of the model of a --method, with or without its numbers."""
-    return BASELINES.get(method.split(":")[0], MultimodalModel)
-
-
 def make_model(args, data):
     """The model on its device, with weights from the seed."""
     torch.manual_seed(args.seed)
-    kind = model_class(args.method)
-    model = kind(data["channels"], data["n_classes"], args.encoders, args.fusion, args.pretrained)
-    if kind is not MultimodalModel:
-        hooks.begin(model, args, data)
+    new = BASELINES.get(args.method.split(":")[0], MultimodalModel)
+    model = new(data["channels"], data["n_classes"], args.encoders, args.fusion, args.pretrained)
+    if isinstance(model, Baseline):
+        model.start(args)
     layout = torch.channels_last if args.bf16 else torch.preserve_format
     return model.to(distributed.pick_device(args.device), memory_format=layout)
 
@@ -273,13 +281,13 @@ def main(argv=None):
         check(args)
         distributed.init(distributed.pick_device(args.device))
         run = Run(args, program)
-        encoders = functools.partial(encoder_names, args.encoders)
-        data = load_data(args, encoders, model_class(args.method).needs_val)
+        needs_val = requirements(args.method).needs_val
+        data = load_data(args, lambda m: encoder_names(args.encoders, m), needs_val)
         distributed.check_batch(min(len(data["train"]), args.batch_size))
         model = make_model(args, data)
         with run.started(data, model):
             if not args.eval:
-                train(args, data, model, run, getattr(model, "inner_step", inner_step))
+                train(args, data, model, run)
             t = run.load_best(model)
             part = data[args.split if args.eval else "test"]
             loader = eval_loader(part, args.batch_size, run.device, args.workers, distributed.shard)

@@ -58,11 +58,11 @@ from data import SETS, Batches, Samples, defaults, identity
 from losses import total_loss
 from model import ENCODERS, MultimodalModel, Pretrained
 from scripts import prepare, sweep
-from utils import cli, decode, markdown, media, pooling
+from utils import cli, decode, markdown, media, modules
 from utils.annotations import CREMAD
 from utils.files import find_samples
 from utils.loader import collate, make_loader
-from utils.modes import eval_mode
+from utils.modules import eval_mode
 
 ROOT = Path(__file__).parents[1]
 ALPHA, STEP = 0.6, 1e-4
@@ -465,7 +465,7 @@ class NoFolder:
 
 def epoch_of(s, data, model):
     """The epochs of train.py for settings and a model, as train.main calls them."""
-    train.train(s, data, model, NoFolder(), getattr(model, "inner_step", train.inner_step))
+    train.train(s, data, model, NoFolder())
 
 
 def compiled(rounds=7, size=(8, (113, 131), (96, 96))):
@@ -747,7 +747,7 @@ def needed(name, way, n):
         return torch.cuda.max_memory_allocated() / 2**30
     # autocast wants a device, Eq. 3 its numbers: fake tensors for the one, meta for the other
     fake = FakeTensorMode() if "step" in way else contextlib.nullcontext()
-    caches = media.per_channel.cache_clear, pooling.grid_matrix.cache_clear
+    caches = media.per_channel.cache_clear, modules.grid_matrix.cache_clear
     for clear in caches:
         clear()
     with fake, Live() as live:

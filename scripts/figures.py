@@ -39,8 +39,7 @@ from model import encoder_names
 from scripts.landscape import draw
 from utils import cli, markdown
 from utils.loader import eval_loader
-from utils.modes import eval_mode
-from utils.pooling import GridMean
+from utils.modules import GridMean, eval_mode
 from utils.run import checkpoint_epochs, load_best, load_checkpoint, load_state, read_log
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.

@@ -27,13 +27,13 @@ from torch import nn
 
 import model as models
 import train
-from bilevel import grad, hvp, hypergradient, total_gradient
+from bilevel import grad, hypergradient, make_hvp
 from data import DATASETS
 from losses import total_loss
 from model import MultimodalModel
 from utils import cli, markdown
 from utils.lanczos import dot
-from utils.modes import eval_mode
+from utils.modules import eval_mode
 
 OUT = Path("runs/response")
 E = 0.05  # alpha is moved by it in both directions
@@ -185,8 +185,8 @@ class State:
             with eval_mode(self.model, batch_statistics=True):
                 l_cls, l_mm = self.losses(next(batches))
                 c = grad(l_mm - l_cls, self.params, retain_graph=True)
-                g = total_gradient(l_cls, l_mm, self.alpha, self.params)
-                h = hvp(g, self.params, w)
+                g = grad(total_loss(l_cls, l_mm, self.alpha), self.params, retain_graph=True)
+                h = make_hvp(l_cls, l_mm, self.alpha, self.params)(w)
             velocity = [
                 MOMENTUM * v + h_i + self.decay * w_i + c_i
                 for v, h_i, w_i, c_i in zip(velocity, h, w, c)

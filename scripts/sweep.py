@@ -33,6 +33,7 @@ from scipy import stats
 from tqdm import tqdm
 
 import train
+from baselines import requirements
 from scripts.figures import (
     COLOURS,
     METRICS,
@@ -99,8 +100,8 @@ PRESETS = presets()
 
 
 def kind_of(row):
-    """The class of the model of a row's method."""
-    return train.model_class(row.split()[0])
+    """The class that says what a row's method requires."""
+    return requirements(row.split()[0])
 
 
 def rows_of(methods, preset):

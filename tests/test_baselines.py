@@ -14,10 +14,10 @@ from torch import nn
 
 import data
 import train
-from baselines import BASELINES, Unimodal
+from baselines import BASELINES, Unimodal, held_out
 from losses import classification_loss, modality_matching_loss
 from model import ENCODERS, FUSIONS, MultimodalModel
-from utils import hooks, rebalance
+from utils import distributed, rebalance
 from utils.run import load_checkpoint, read_log
 
 TINY = ["--dataset", "tiny", "--batch-size", "16"]
@@ -36,16 +36,16 @@ def made(name, *numbers, m=2, fusion="concat"):
     model = kind(list(range(1, m + 1)), 3, fusion=fusion).double()
     if name in BASELINES:
         args = train.Settings(method=":".join([name, *map(str, numbers)]), dataset="tiny")
-        hooks.begin(model, args, {"val": None})
+        model.start(args)
         model.double()
     x = [torch.randn(6, c, 16, 16, dtype=torch.float64) for c in range(1, m + 1)]
     return model, x, torch.arange(6) % 3
 
 
-def losses_of(model, x, y):
-    """What the model's `steps` yields for a batch, after its forward."""
+def loss_of(model, x, y):
+    """The loss that a method has for a batch."""
     z, logits = model(x)
-    return model.steps(z, logits, y, functools.partial(classification_loss, y=y))
+    return model.loss(z, logits, y, functools.partial(classification_loss, y=y))
 
 
 def gradients(model, loss):
@@ -170,7 +170,7 @@ def test_ogm_says_what_adam_does_to_it(tiny_data, capsys):
 
 def test_several_processes_are_refused(monkeypatch):
     """By each method whose hooks see one shard of a batch; unimodal is trained by any number."""
-    monkeypatch.setattr(hooks.distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     assert not Unimodal.one_process
     with pytest.raises(ValueError, match="--method ogm runs in one process"):
         made("ogm")
@@ -179,7 +179,7 @@ def test_several_processes_are_refused(monkeypatch):
 def test_unimodal_trains_each_modality_alone():
     """The gradient of its loss is, for each encoder and classifier, that of its own loss."""
     model, x, y = made("unimodal")
-    (loss,) = losses_of(model, x, y)
+    loss = loss_of(model, x, y)
     found = gradients(model, loss)
     for j in (0, 1):
         own = {f"phi.{j}.{n}": p for n, p in model.phi[j].named_parameters()}
@@ -198,7 +198,7 @@ def test_a_step_logs_l_mm_and_does_not_train_it():
     model, x = model.float(), [x_j.float() for x_j in x]
     args = SimpleNamespace(bf16=False, smoothing=0.0, tau=0.1)
     l_mm = modality_matching_loss([z_j.float() for z_j in model(x)[0]], 0.1)
-    (loss,) = losses_of(model, x, y)
+    loss = loss_of(model, x, y)
     found = gradients(model, loss)
     expected = {n: p.detach() - 0.1 * found[n] for n, p in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -239,7 +239,7 @@ def moved(model, optimizer):
 
 
 def held_out_of(monkeypatch, *epochs):
-    """Epochs of ([CE], [ACC]) of (fused, modality 0, modality 1), instead of hooks.held_out's."""
+    """Epochs of ([CE], [ACC]) of (fused, modality 0, modality 1), for held_out."""
     values = iter([tensor(ce, acc) for ce, acc in epochs])
     monkeypatch.setattr("baselines.held_out", lambda model, batches: next(values))
 
@@ -248,7 +248,7 @@ def test_held_out_scores_are_those_of_the_model():
     """CE and ACC of the fused logits and of each modality, over all batches, in eval mode."""
     model, x, y = made("heads")
     batches = [(*(x_j[part] for x_j in x), y[part]) for part in (slice(0, 4), slice(4, 6))]
-    found = hooks.held_out(model, batches)
+    found = held_out(model, batches)
     assert model.training
     z = model.eval()(x)[0]
     for column, o in zip(
@@ -320,13 +320,13 @@ def test_blend_weighs_by_generalisation_and_overfitting():
 def test_gblend_starts_as_heads_and_then_blends(monkeypatch):
     """Before any weights: Heads / (m + 1); then the heads' losses of an epoch are L^T."""
     model, x, y = made("g-blend")
-    (blended,) = losses_of(model, x, y)
+    blended = loss_of(model, x, y)
     own = model.losses(*model(x), functools.partial(classification_loss, y=y))
     assert torch.allclose(blended, own.mean())
     held_out_of(monkeypatch, ([2, 2, 2], [0] * 3), ([1.9, 1.8, 2.1], [0] * 3))
     assert model.end_of_epoch(None, [])["weights"] == pytest.approx([1 / 3] * 3)
     for scale in (1, 3):  # the mean of two steps
-        model.blend(scale * own / 2 - 0.5)
+        model.blend.update(scale * own / 2 - 0.5)
     G, O = tensor(0.1, 0.2, -0.1), tensor(0.4, 0.3, 0.6)
     expected = G.clamp(min=0) / O.square()
     found = model.end_of_epoch(None, [])["weights"]
@@ -337,7 +337,7 @@ def test_blend_waits_for_every_so_many_epochs():
     """With 2: after epochs 2 and 3 the first weights, after epoch 4 those of epochs 2 and 4."""
     model, losses, seen = rebalance.Blend(2, 2), [1.0, 2.0, 1.0, 0.5], []
     for t, (loss, gain) in enumerate(zip(losses, [0, 0, 5, 1])):
-        model(torch.tensor([loss, loss]))
+        model.update(torch.tensor([loss, loss]))
         seen.append(model.end_of_epoch(torch.tensor([3.0 - gain, 3.0 - gain * t])).tolist())
     assert seen[:3] == [[0.5, 0.5]] * 3
     G, O = torch.tensor([1.0, 3.0]), torch.tensor([0.5, -1.5])
@@ -364,7 +364,7 @@ def test_ogm_slows_the_encoder_that_is_ahead():
     """k_j scales the weights' gradients of phi^(j) alone; with k = 1 and no noise it is joint."""
     model, x, y = made("ogm", 0.3, 0)
     joint = joint_gradients(model, x, y)
-    (loss,) = losses_of(model, x, y)
+    loss = loss_of(model, x, y)
     gradients(model, loss)
     model.k = tensor(1, 1)
     model.modulate()
@@ -414,8 +414,8 @@ def test_shapley_is_the_mean_over_all_orders():
 def test_agm_scales_by_the_lead_over_the_usual_one():
     """Usual (1, 1), now (0.5, 1.5): kappa = (0.17937, 1.88160); the mean takes the step in."""
     kappa = rebalance.Lead(2, 1.0)
-    kappa.usual(tensor(1, 1))
-    assert kappa(tensor(0.5, 1.5)).tolist() == pytest.approx([0.17937, 1.88160], abs=1e-5)
+    kappa.usual.update(tensor(1, 1))
+    assert kappa.update(tensor(0.5, 1.5)).tolist() == pytest.approx([0.17937, 1.88160], abs=1e-5)
     assert kappa.usual.value.tolist() == pytest.approx([0.75, 1.25])
 
 
@@ -424,8 +424,8 @@ def test_agm_keeps_the_loss_and_scales_the_gradients():
     model, x, y = made("agm")
     joint = joint_gradients(model, x, y)
     for factors in ((1.0, 1.0), (0.25, 3.0)):
-        model.lead.forward = lambda s, factors=factors: tensor(*factors)
-        (loss,) = losses_of(model, x, y)
+        model.lead.update = lambda s, factors=factors: tensor(*factors)
+        loss = loss_of(model, x, y)
         assert torch.allclose(loss, classification_loss(model(x)[1], y))
         found = gradients(model, loss)
         for name, g in found.items():
@@ -468,7 +468,7 @@ def test_mmpareto_changes_the_encoders_alone():
     ce = functools.partial(classification_loss, y=y)
     uniform = gradients(model, model.losses(*model(x), ce).sum())
     parts = [gradients(model, model.losses(*model(x), ce)[k]) for k in range(3)]
-    (loss,) = losses_of(model, x, y)
+    loss = loss_of(model, x, y)
     gradients(model, loss)
     model.modulate()
     for name, p in model.named_parameters():
@@ -505,36 +505,41 @@ def test_mla_takes_one_modality_a_step():
     """Of a step phi^(j) and the classifier alone have gradients; the next sees the new classifier,
     and its gradient has no part along the first one's mean feature."""
     model, x, y = made("mla", 0)
-    steps = losses_of(model, x, y)
-    for j in (0, 1):
-        loss = next(steps)
-        assert torch.allclose(loss, classification_loss(model.classifier(model.phi[j](x[j])), y))
+    ce = functools.partial(classification_loss, y=y)
+    z, logits = model(x)
+    first, seen = z[0].detach().mean(0), []
+
+    def descend(optimizer, loss):
         found = gradients(model, loss)
-        assert all((g is None) == name.startswith(f"phi.{1 - j}.") for name, g in found.items())
+        other = f"phi.{1 - len(seen)}."
+        assert all((g is None) == name.startswith(other) for name, g in found.items())
         before = model.classifier.weight.grad.clone()
         model.modulate()
-        first = model(x)[0][0].mean(0)
-        if j == 0:
-            assert torch.equal(model.classifier.weight.grad, before)
-            with torch.no_grad():
-                model.classifier.weight += 1
-        else:
-            left = (model.classifier.weight.grad @ first).norm()
-            assert left < 1e-9 * (before @ first).norm()
+        seen.append((before, model.classifier.weight.grad.clone()))
+        with torch.no_grad():
+            model.classifier.weight += 1  # in place of the optimizer's step
+
+    model.descend = descend
+    W, b = model.classifier.weight.detach().clone(), model.classifier.bias
+    total = model.steps(None, z, logits, y, ce)
+    assert torch.allclose(total, ce(z[0] @ W.T + b) + ce(z[1] @ (W + 1).T + b))
+    (G, same_G), (second, projected) = seen
+    assert torch.equal(G, same_G)
+    assert (projected @ first).norm() < 1e-9 * (second @ first).norm()
 
 
 def test_reconboost_fits_one_modality_to_what_the_others_lack():
     """Epoch 1: phi^(0) and its classifier alone; mean((w - p) CE) / c; 0 where the others are
     sure. Epoch 2: all, by the joint gradient. Epoch 3: phi^(1)."""
     model, x, y = made("reconboost", 1)
-    (loss,) = losses_of(model, x, y)
+    loss = loss_of(model, x, y)
     z = model(x)[0]
     p = model.classifiers[1](z[1]).softmax(1)[range(6), y]
     ce = classification_loss(model.classifiers[0](z[0]), y, reduction="none")
     assert torch.allclose(loss, ((1 - p) * ce).mean() / 3)
     for epoch, alone in enumerate(["0", "", "1"]):
         assert int(model.t) == epoch
-        found = gradients(model, *losses_of(model, x, y))
+        found = gradients(model, loss_of(model, x, y))
         if alone:
             named = {n for n, g in found.items() if g is not None}
             assert {n.split(".")[1] for n in named} == {alone}
@@ -545,7 +550,7 @@ def test_reconboost_fits_one_modality_to_what_the_others_lack():
     with torch.no_grad():
         model.classifiers[0].weight.zero_()
         model.classifiers[0].bias.copy_(tensor(1e3, 0, 0))
-    assert next(losses_of(model, x, torch.zeros(6, dtype=torch.long))).item() == 0
+    assert loss_of(model, x, torch.zeros(6, dtype=torch.long)).item() == 0
 
 
 def test_weaker_is_pmrs_beta():
@@ -561,13 +566,13 @@ def test_pmr_pulls_to_the_class_means():
     classifier's gradient is always that of joint training."""
     model, x, y = made("pmr", 2)
     joint = joint_gradients(model, x, y)
-    (loss,) = losses_of(model, x, y)
+    loss = loss_of(model, x, y)
     assert torch.allclose(loss, classification_loss(model(x)[1], y))
     z = torch.stack(model(x)[0])
     model.end_of_epoch(None, [])
     means = torch.stack([z[:, y == k].mean(1) for k in range(3)], dim=1)
     assert torch.allclose(model.means.means, means)
-    (loss,) = losses_of(model, x, y)
+    loss = loss_of(model, x, y)
     near = -(z[:, :, None] - means[:, None]).norm(dim=3)
     beta = rebalance.weaker(rebalance.certainty(near, y))
     extra = sum(b * classification_loss(o, y) for b, o in zip(beta, near))
@@ -577,14 +582,14 @@ def test_pmr_pulls_to_the_class_means():
     for name in ("classifier.weight", "classifier.bias"):
         assert torch.equal(found[name], joint[name])
     equal = rebalance.ClassMeans(2, 3, z.shape[2]).double()
-    assert torch.allclose(classification_loss(equal(z, y)[0], y), tensor(math.log(3)))
+    assert torch.allclose(classification_loss(equal.near(z)[0], y), tensor(math.log(3)))
 
 
 def test_class_means_are_of_the_last_epoch():
     """Each epoch's own; a class without a sample has 0."""
     means, y = rebalance.ClassMeans(1, 3, 1), torch.tensor([0, 1, 1])
     for z, expected in [([1.0, 2, 4], [[[1], [3], [0]]]), ([5.0, 7, 7], [[[5], [7], [0]]])]:
-        means(torch.tensor(z).view(1, 3, 1), y)
+        means.update(torch.tensor(z).view(1, 3, 1), y)
         means.end_of_epoch()
         assert means.means.tolist() == expected
 
@@ -601,20 +606,20 @@ def test_divergence_has_its_bound():
 def test_domfn_fuses_where_the_modalities_agree():
     """Nowhere: the fused head has no gradient. Everywhere, with eta 0: the sum of all losses."""
     model, x, y = made("domfn", 0, 0)
-    found = gradients(model, *losses_of(model, x, y))
+    found = gradients(model, loss_of(model, x, y))
     assert float(found["classifier.weight"].abs().max()) == 0
     assert float(found["classifiers.1.weight"].abs().max()) > 0
     z = model(x)[0]
     assert torch.equal(model.logits(z), rebalance.surest(model.each(z)))
     model, x, y = made("domfn", 1e6, 0)
-    (loss,) = losses_of(model, x, y)
+    loss = loss_of(model, x, y)
     ce = functools.partial(classification_loss, y=y, reduction="none")
     fused, *own = [ce(o) for o in [MultimodalModel.logits(model, z), *model.each(z)]]
     assert torch.allclose(loss, (fused + sum(l + l.square() / 2 for l in own)).mean())
     assert torch.equal(model.logits(z), MultimodalModel.logits(model, z))
     with_eta, *_ = made("domfn", 1e6, 0.5)
     d = rebalance.divergence(model.each(z)).sum(0).mean()
-    assert torch.allclose(next(losses_of(with_eta, x, y)), loss - 0.5 * d)
+    assert torch.allclose(loss_of(with_eta, x, y), loss - 0.5 * d)
 
 
 def test_surest_takes_each_samples_own():
@@ -627,7 +632,7 @@ def test_greedy_without_a_difference_is_joint_training():
     """eps never reached: CE of --fusion channel, and no gate is held."""
     model, x, y = made("greedy", 1e6, fusion="channel")
     joint = joint_gradients(model, x, y)
-    (loss,) = losses_of(model, x, y)
+    loss = loss_of(model, x, y)
     assert same(gradients(model, loss), joint)
     model.modulate()
     assert model.speeds.left == 0 and model.speeds.mu.min() > 0
@@ -637,17 +642,16 @@ def test_greedy_holds_the_fastest_gate():
     """For `window` steps it is its mean so far, without a gradient, and the speeds stand still."""
     model, x, y = made("greedy", 0.01, 2, fusion="channel")
     model.speeds.mu = tensor([1, 100], [1, 1])
-    for _ in losses_of(model, x, y):
-        gradients(model, _)
-    model.modulate()
+    ce, stay = functools.partial(classification_loss, y=y), torch.optim.SGD(model.parameters(), 0.0)
+    model.steps(stay, *model(x), y, ce)
     assert model.speeds.left == 2 and model.speeds.held == 1
     usual, mu = model.speeds.usual.value, model.speeds.mu
     gates = model.fusion.gates(model(x)[0])
     assert torch.allclose(usual, torch.stack(gates).mean(1))
-    assert torch.equal(model.speeds(gates)[1], usual[1].expand(6, -1))
-    assert model.speeds(gates)[0] is gates[0]
+    assert torch.equal(model.speeds.hold(gates)[1], usual[1].expand(6, -1))
+    assert model.speeds.hold(gates)[0] is gates[0]
     for left in (1, 0):
-        found = gradients(model, next(losses_of(model, x, y)))
+        found = gradients(model, loss_of(model, x, y))
         assert {n for n, g in found.items() if g is None} == {
             "fusion.excite.1.weight",
             "fusion.excite.1.bias",
@@ -721,7 +725,7 @@ def test_etmc_fits_every_view_and_scores_by_the_dirichlet():
     views = [*e, rebalance.dempster(e)]
     for weight in (0, 0.5, 1, 1):
         expected = sum(rebalance.evidential_loss(view, y, weight) for view in views)
-        assert torch.allclose(next(losses_of(model, x, y)), expected)
+        assert torch.allclose(loss_of(model, x, y), expected)
         model.end_of_epoch(None, [])
     alpha = views[-1] + 1
     assert len(e) == 3 and torch.allclose(model.logits(z).softmax(1), alpha / alpha.sum(1, True))

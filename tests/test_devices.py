@@ -13,11 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import train
+from baselines import held_out
 from bilevel import SOLVERS
 from data import Batches, Samples, identity
 from model import MultimodalModel
 from scripts.figures import grad_cam
-from utils.hooks import held_out
 from utils.loader import eval_loader
 
 ENCODERS = ["cnn", "resnet18", "bert", "clip"]

@@ -5,12 +5,12 @@ import torch
 import torchvision
 
 import data
-from bilevel import grad, hvp, hypergradient, total_gradient
+from bilevel import grad, hypergradient, make_hvp
 from losses import classification_loss, modality_matching_loss, total_loss
 from model import CLIP, ENCODERS, FUSIONS, IMAGENET, MultimodalModel, encoder_names
 from utils.loader import collate
 from utils.media import normalize
-from utils.modes import eval_mode
+from utils.modules import eval_mode
 from utils.pretrained import load_tokenizer
 
 
@@ -143,7 +143,7 @@ def test_attention_can_be_differentiated_twice(text_model):
     for u_i, p in zip(u, params):
         if any(p is q for q in model.phi[0].parameters()) and encoders.startswith("cnn"):
             u_i.zero_()  # no difference across the kinks of the image encoder's ReLU
-    product = hvp(total_gradient(*losses(), 0.5, params), params, u)
+    product = make_hvp(*losses(), 0.5, params)(u)
     sides = []
     for sign in (1, -1):
         with torch.no_grad():

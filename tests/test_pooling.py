@@ -1,11 +1,11 @@
-"""utils/pooling.py: the mean over a grid."""
+"""utils/modules.py: the mean over a grid."""
 
 import pytest
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
 from model import ENCODERS
-from utils.pooling import GridMean
+from utils.modules import GridMean
 
 
 @pytest.mark.parametrize("size", [(3, 3), (9, 3), (33, 38), (4, 4), (1, 1), (2, 5)])

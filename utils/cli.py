@@ -65,8 +65,9 @@ def setting(
     """A field of a settings class.
 
     text, group: its help, and the title under which --help shows it and the fields after it.
-    choices: its possible values, a list or a dict; listed: those that --help shows, where the value
-    can be more than one of them. least, above, most: its range, above excluding the number itself.
+    choices: its possible values, a list or a dict; listed: those that --help shows, or a function
+    that returns them, where the value can be more than one of them. least, above, most: its range,
+    above excluding the number itself.
     changeable: whether it may change on resume. off: of a bool, whether it also has a --no- flag.
     """
     rules = {"help": text, "group": group, "choices": choices, "least": least, "above": above}
@@ -130,6 +131,18 @@ def line_of(function, error):
     return f"{function.__name__}, line {n} of {file}: {source}"
 
 
+def number_of(what, function, *arguments, **numbers):
+    """A user's function's value, as a float; FloatingPointError with `what` if it returns none."""
+    try:
+        value = float(function(*arguments, **numbers))
+        if math.isnan(value):
+            raise ValueError("nan")
+    except Exception as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise FloatingPointError(f"{what} ({why}); fix {line_of(function, error)}") from error
+    return value
+
+
 def check(args):
     """Raise ValueError for a field outside its choices or its range."""
     for f in dataclasses.fields(args):
@@ -165,8 +178,9 @@ def parse(settings, argv, description):
             action = argparse.BooleanOptionalAction if rules["off"] else "store_true"
             group.add_argument(flag(f.name), action=action, default=None, help=text)
             continue
-        if rules["listed"] is not None:
-            text += "; one of " + ", ".join(rules["listed"])
+        listed = rules["listed"]() if callable(rules["listed"]) else rules["listed"]
+        if listed is not None:
+            text += "; one of " + ", ".join(listed)
         if f.default != "":
             text += f" (default {f.default})"
         metavar = {str: "NAME", int: "N", float: "X"}[type(f.default)]
@@ -215,8 +229,6 @@ class one_sentence:
         self.main_thread = threading.current_thread() is threading.main_thread()
         if self.main_thread:
             self.before = signal.signal(signal.SIGTERM, self.stop)
-            if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see utils.interrupt
-                signal.signal(signal.SIGINT, signal.default_int_handler)
         return self
 
     @staticmethod

@@ -1,9 +1,9 @@
-"""Lanczos: n products with a symmetric matrix H give a small tridiagonal T that replaces H.
+"""Lanczos: n products with a symmetric matrix H give a small tridiagonal matrix that replaces H.
 
-Starting from a vector v, T gives the same numbers as H where only v, H v, ..., H^n v matter: the
-terms of a series, an iterate of conjugate gradient. Its eigenvalues (Ritz values) estimate the
-extreme ones of H, from inside. Vectors are lists of tensors; product(u) returns H u in new tensors.
-To hold one vector less, lanczos overwrites these and v; c must be in memory of its own.
+It finds the step of the solvers in bilevel.py, and is a quick solver itself. Starting from a vector
+v, the small matrix gives the same numbers as H where only v, H v, ..., H^n v matter: the terms of a
+series. Its eigenvalues (Ritz values) estimate the extreme ones of H, from inside. Vectors are lists
+of tensors; hvp(u) returns H u in new tensors.
 """
 
 import math
@@ -16,7 +16,7 @@ def dot(a, b):
     return sum(torch.dot(x.flatten(), y.flatten()) for x, y in zip(a, b)).item()
 
 
-def lanczos(product, v, c, n):
+def tridiagonal(hvp, v, c, n):
     """(T, a) with c^T p(H) v = a^T p(T) e_1 for every polynomial p up to degree n, from n products.
 
     T (n + 1, n + 1) is tridiagonal, a (n + 1,); both are float64. T[n, n] would cost one more
@@ -29,38 +29,62 @@ def lanczos(product, v, c, n):
     before, q = v, [v_i / (size or 1.0) for v_i in v]
     a[0] = dot(c, q) * size
     for k in range(n):
-        h = product(q)
+        h = hvp(q)
         T[k, k] = dot(h, q)
         for h_i, q_i, b_i in zip(h, q, before):
             h_i.sub_(q_i, alpha=T[k, k].item()).sub_(b_i, alpha=beta)
         beta = math.sqrt(dot(h, h))
         if beta <= 1e-12 * T.abs().max():
             return T[: k + 1, : k + 1], a[: k + 1]
-        before, q = q, [torch.div(h_i, beta, out=b_i) for h_i, b_i in zip(h, before)]
-        del h  # before the next product, which takes the most memory
+        before, q = q, [h_i / beta for h_i in h]
         T[k, k + 1] = T[k + 1, k] = beta
         a[k + 1] = dot(c, q) * size
     return T, a
 
 
 def curvature(T, n):
-    """Smallest and largest eigenvalue of T[:n, :n], inside the spectrum of H; nan for n = 0."""
-    if n == 0 or not T.isfinite().all():
-        return math.nan, math.nan
+    """[smallest, largest] eigenvalue of T[:n, :n], within the spectrum of H; nan if T is nan."""
+    if not T.isfinite().all():
+        return [math.nan, math.nan]
     ritz = torch.linalg.eigvalsh(T[:n, :n]).tolist()
-    return ritz[0], ritz[-1]
+    return [ritz[0], ritz[-1]]
 
 
-def step_and_damping(T=None, n=0, step=None):
-    """A report: the step and damping that put I - step (T_n + damping I) between 0 and I.
+def stable(smallest, largest):
+    """(step, damping) that put I - step (H + damping I) between 0 and I, for this curvature of H.
 
-    T_n is T[:n, :n]. H itself can have eigenvalues outside those of T_n, so that for a small n a
-    series in I - step (H + damping I) can still grow. The damping cancels the negative curvature of
-    T_n: Eq. 3 is then that of the inner problem with the proximal term
-    damping / 2 |theta - theta_t|^2. A given step is used as it is, without damping; it needs no T.
+    damping = max(0, -smallest), step = 1 / (largest + damping). The damping cancels the negative
+    curvature: Eq. 3 is then that of the inner problem with the proximal term
+    damping / 2 |theta - theta_t|^2.
     """
-    smallest, largest = curvature(T, n)
-    damping = 0.0 if step else max(0.0, -smallest)
+    damping = max(0.0, -smallest)
     scale = max(0.0, largest) + damping
-    step = step or (1 / scale if scale else math.nan)
-    return {"step": step, "damping": damping, "curvature": [smallest, largest]}
+    return (1 / scale if scale else math.nan), damping
+
+
+def step_and_damping(hvp, v, n):
+    """(step, damping, curvature) for a series in I - step (H + damping I) that starts from v.
+
+    They follow from the curvature that n products show. H can have eigenvalues outside of it, so
+    that for a small n the series can still grow.
+    """
+    T, _ = tridiagonal(hvp, v, v, n)
+    found = curvature(T, n)
+    return *stable(*found), found
+
+
+def lanczos(hvp, v, c, terms, step=None, damping=0.0, **_):
+    """A solver of bilevel.py: neumann's value, from the products that step_and_damping takes alone.
+
+    The sum is over powers of T in place of H, with a in place of c, and e_1 in place of v.
+    """
+    n = max(1, terms - 1)
+    T, a = tridiagonal(hvp, v, c, n)
+    found = curvature(T, n)
+    if step is None:
+        step, damping = stable(*found)
+    u, total = torch.eye(len(a), dtype=a.dtype)[0], 0.0
+    for _ in range(terms):
+        total += (a @ u).item()
+        u = u - step * (T @ u + damping * u)
+    return step * total, {"step": step, "damping": damping, "curvature": found}

@@ -15,14 +15,14 @@ from utils.cli import SettingsError
 
 
 class Mean(nn.Module):
-    """The mean of all values, (*shape), that it was called with; 0 before the first."""
+    """The mean of all values, (*shape), of its updates; 0 before the first."""
 
     def __init__(self, *shape):
         super().__init__()
         self.register_buffer("value", torch.zeros(shape))
         self.register_buffer("n", torch.zeros(()))
 
-    def forward(self, value):
+    def update(self, value):
         # New tensors: a step's graph may still hold the old ones.
         self.n = self.n + 1
         self.value = self.value + (value.detach() - self.value) / self.n
@@ -51,7 +51,7 @@ class Patience(nn.Module):
         self.register_buffer("waited", torch.zeros(m))
         self.register_buffer("stopped", torch.zeros(m, dtype=torch.bool))
 
-    def forward(self, loss):
+    def update(self, loss):
         self.waited = torch.where(loss < self.best, 0.0, self.waited + 1)
         self.best = torch.minimum(loss, self.best)
         self.stopped = self.stopped | (self.waited >= self.patience)
@@ -75,7 +75,7 @@ class Rates(nn.Module):
         self.register_buffer("factors", torch.ones(m))
         self.register_buffer("past", torch.full((5, m), math.nan))
 
-    def forward(self, acc):
+    def update(self, acc):
         if not self.past.isnan().any():
             # Paper silent: an ACC of 0 would stop a modality for good. Here: 0.1 to 10.
             self.factors = (acc / self.past.mean(0)).nan_to_num(1.0).clamp(0.1, 10)
@@ -105,17 +105,18 @@ class Blend(nn.Module):
         self.register_buffer("before", torch.full((2, n), math.nan))
         self.register_buffer("t", torch.tensor(0))
 
-    def forward(self, losses):
-        """The blended loss of a step's losses (n,)."""
-        self.fit(losses)
-        return self.w @ losses
+    def update(self, losses):
+        """Count a step's losses (n,)."""
+        self.fit.update(losses)
 
     def end_of_epoch(self, held_out):
         """held_out: L^V (n,); L^T is the mean of the epoch's losses. Returns w."""
-        now, self.t = torch.stack([self.fit.value, held_out]), self.t + 1
+        now = torch.stack([self.fit.value, held_out])
         self.fit.reset()
+        self.t = self.t + 1
         if self.t % self.every == 0:
-            self.w, self.before = blend(self.before, now, self.w), now
+            self.w = blend(self.before, now, self.w)
+            self.before = now
         return self.w
 
 
@@ -179,9 +180,9 @@ class Lead(nn.Module):
         super().__init__()
         self.alpha, self.usual = alpha, Mean(m)
 
-    def forward(self, s):
+    def update(self, s):
         behind = lead(self.usual.value) - lead(s)
-        self.usual(s)
+        self.usual.update(s)
         return torch.exp(self.alpha * behind.clamp(max=10))
 
 
@@ -264,11 +265,14 @@ class ClassMeans(nn.Module):
         self.register_buffer("sums", torch.zeros(m, n_classes, d))
         self.register_buffer("n", torch.zeros(n_classes))
 
-    def forward(self, z, y):
-        """z (m, B, d); it also counts for the means of the next epoch."""
+    def near(self, z):
+        """z (m, B, d)."""
+        return -torch.cdist(z, self.means)
+
+    def update(self, z, y):
+        """Count features z (m, B, d) for the means of the next epoch."""
         members = one_hot(y, len(self.n)).to(z)  # (B, c)
         self.sums, self.n = self.sums + members.T @ z.detach(), self.n + members.sum(0)
-        return -torch.cdist(z, self.means)
 
     def end_of_epoch(self):
         self.means = self.sums / self.n.clamp(min=1)[:, None]
@@ -295,7 +299,7 @@ class Speeds(nn.Module):
         self.register_buffer("held", torch.tensor(0))
         self.register_buffer("left", torch.tensor(0))
 
-    def forward(self, gates):
+    def hold(self, gates):
         """[g_1, ..., g_m], (B, d) each, one of them held."""
         usual = self.usual.value.expand(len(gates[0]), -1, -1).unbind(1)
         holds = self.left > 0
