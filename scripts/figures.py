@@ -37,7 +37,7 @@ from data import DATASETS, defaults, load_data
 from losses import make_schedule
 from model import encoder_names
 from scripts.landscape import draw
-from utils import cli, markdown
+from utils import cli
 from utils.loader import eval_loader
 from utils.modules import GridMean, eval_mode
 from utils.run import checkpoint_epochs, load_best, load_checkpoint, load_state, read_log
@@ -49,17 +49,17 @@ COLUMNS = 7  # runs that `curves` draws side by side
 METRICS = {"acc": "ACC", "map": "MAP", "f1": "macro-F1"}
 
 
-def drawn(folder):
-    """A run's (first record, epochs) to draw; ValueError if it has no finished epoch."""
+def read_epochs(folder):
+    """(first record, epochs) of a run's log; ValueError if it has no finished epoch."""
     first, epochs, _ = read_log(folder)
     if not epochs:
         raise cli.SettingsError(f"{folder} has no finished epoch to draw")
     return first, epochs
 
 
-def opened(folder):
-    """A run's (data, model without its weights, title); ValueError if it has no checkpoint."""
-    first, _ = drawn(folder)
+def load_run(folder):
+    """(data, model without its weights, title) of a run; ValueError if it has no checkpoint."""
+    first, _ = read_epochs(folder)
     args = train.parse(["--eval", folder])
     data = load_data(args, functools.partial(encoder_names, args.encoders))
     return data, train.make_model(args, data), titled(folder, first["settings"])
@@ -82,7 +82,7 @@ def save(figure, out):
 def label(settings):
     """The run's method and each setting that differs from the data set's default, as flags.
 
-    The defaults are those without a GPU; of your own data that are no longer there, train.py's.
+    The defaults are the ones without a GPU; train.py's if your own data are no longer there.
     """
     usual, name = dataclasses.asdict(train.Settings()), settings["dataset"]
     usual |= defaults(name, "cpu") if name in DATASETS or Path(name).is_dir() else {}
@@ -93,7 +93,7 @@ def label(settings):
 
 
 def titled(folder, settings):
-    """The label; after the folder's name if --out gave one, because only the code may differ."""
+    """The label; if --out gave the folder a name, with it, because only the code may differ."""
     name = Path(folder).name
     return label(settings) if name.startswith(settings["dataset"]) else f"{name}: {label(settings)}"
 
@@ -122,7 +122,8 @@ def table(runs, metric="acc"):
 
 def one_table(lines):
     """Lines of cells, the head first, as a Markdown table."""
-    return markdown.table(*lines).replace("| --- ", "|---")
+    head, *rows = ["| " + " | ".join(map(str, line)) + " |" for line in lines]
+    return "\n".join([head, "|---" * len(lines[0]) + "|", *rows])
 
 
 def score_lines(names, rows, metric):
@@ -132,12 +133,8 @@ def score_lines(names, rows, metric):
     """
     dataset, *modalities = names
     pair = ["acc", "f1" if metric == "f1" else "map"]  # the two of Table 1
-    head = [
-        dataset,
-        "seeds",
-        *(METRICS[k] for k in pair),
-        *(f"{m} {METRICS[metric]}" for m in modalities),
-    ]
+    head = [dataset, "seeds", *(METRICS[k] for k in pair)]
+    head += [f"{m} {METRICS[metric]}" for m in modalities]
     lines = [[*head, "perf_gap" if metric == "acc" else f"perf_gap of {METRICS[metric]}"]]
     for name, tests in rows.items():
         single = [[test[m][metric] for m in modalities] for test in tests.values()]
@@ -157,41 +154,41 @@ def cell(values):
     return f"{np.mean(values):.1f}{std}"
 
 
+def panels(rows, columns, width, height, **how):
+    """(figure, axes): rows x columns panels, `width` x `height` inches in total."""
+    how |= {"squeeze": False, "layout": "constrained"}
+    return pyplot().subplots(rows, columns, figsize=(width, height), **how)
+
+
 def plain(axis):
     """A faint grid, and no frame at the top and the right."""
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def plot(axis, epochs, lines):
-    """Draw lines over t; returns (axis, the ends of the lines) for name_ends.
+def legend(figure, axis, place="lower", **how):
+    """One legend for the figure, outside its panels, with the names of one axis."""
+    handles = axis.get_legend_handles_labels()
+    figure.legend(*handles, loc=f"outside {place} center", frameon=False, **how)
 
-    lines: {name: (function of an epoch's record, colour, style)}.
-    """
-    t, ends = [r["t"] for r in epochs], []
-    for name, (value, colour, style) in lines.items():
-        values = [value(r) for r in epochs]
-        axis.plot(t, values, style, color=colour, lw=2.5 if name == "fused" else 1.5)
-        ends.append((values[-1], t[-1], name, colour))
+
+def plot(axis, lines):
+    """Draw lines over t = 1, 2, ...; lines: {name: (values, colour, style)}."""
+    for name, (values, colour, style) in lines.items():
+        width = 2.5 if name == "fused" else 1.5
+        axis.plot(range(1, 1 + len(values)), values, style, color=colour, lw=width)
     plain(axis)
-    return axis, ends
 
 
-def name_ends(axis, ends):
+def name_ends(axis, lines):
     """Write each line's name at its right end; names do not overlap and stay inside the axis."""
     low, high = axis.get_ylim()
-    height, place, names = (high - low) / 12, -np.inf, sorted(ends)
-    for left, (value, t, name, colour) in zip(range(len(names), 0, -1), names):
-        place = min(max(value, place + height), high + height - left * height)
-        axis.annotate(
-            name,
-            (t, place),
-            (4, 0),
-            textcoords="offset points",
-            color=colour,
-            va="center",
-            fontsize=9,
-        )
+    height, place = (high - low) / 12, -np.inf
+    ends = sorted((line[-1], len(line), name, colour) for name, (line, colour, _) in lines.items())
+    how = {"textcoords": "offset points", "va": "center", "fontsize": 9}
+    for above, (value, t, name, colour) in zip(range(len(ends), 0, -1), ends):
+        place = min(max(value, place + height), high + height - above * height)
+        axis.annotate(name, (t, place), (4, 0), color=colour, **how)
 
 
 def curves(runs, out="curves.png", metric="acc"):
@@ -200,44 +197,32 @@ def curves(runs, out="curves.png", metric="acc"):
     metric: acc, map or f1. Eight runs or more have one small panel each, without the losses.
     """
     cli.check_choice("metric", metric, METRICS)
-    logs = [drawn(folder) for folder in runs]
+    logs = [read_epochs(folder) for folder in runs]
     if len(runs) > COLUMNS:
         return small_multiples(runs, logs, out, metric)
-    figure, axes = pyplot().subplots(
-        3,
-        len(runs),
-        figsize=(4.5 * len(runs), 7),
-        sharex="col",
-        sharey="row",
-        squeeze=False,
-        height_ratios=[3, 2, 1],
-        layout="constrained",
-    )
+    how = {"sharex": "col", "sharey": "row", "height_ratios": [3, 2, 1]}
+    figure, axes = panels(3, len(runs), 4.5 * len(runs), 7, **how)
     axes[0, 0].set(ylabel=f"{METRICS[metric]}, %; its perf_gap, points", ylim=(0, 100))
     axes[1, 0].set_ylabel("losses of training, nats")
     axes[2, 0].set(ylabel=r"$\alpha$", ylim=(-0.05, 1.05))
-    ends = []
+    named = []
     for (above, middle, below), folder, (first, epochs) in zip(axes.T, runs, logs):
-        modalities = first["modalities"]
-        lines = {
-            name: (lambda r, name=name: r[name][metric], colour, "-")
-            for name, colour in zip(["fused", *modalities], COLOURS)
-        }
-        lines["perf_gap"] = (lambda r, names=modalities: spread(r, names, metric), "#777777", "--")
-        losses = {
-            "L_CLS": (lambda r: r["l_cls"], ORANGE, "-"),
-            "L_MM": (lambda r: r["l_mm"], SKY, "-"),
-            "L_Total": (lambda r: r["l_total"], BLACK, ":"),
-        }
-        ends.append(plot(above, epochs, lines))
-        ends.append(plot(middle, epochs, losses))
-        plot(below, epochs, {"alpha": (lambda r: r["alpha"], PINK, "-")})
+        scores, losses = {}, {}
+        for name, colour in zip(["fused", *first["modalities"]], COLOURS):
+            scores[name] = [r[name][metric] for r in epochs], colour, "-"
+        scores["perf_gap"] = perf_gaps(first, epochs, metric), "#777777", "--"
+        for name, colour, style in (("CLS", ORANGE, "-"), ("MM", SKY, "-"), ("Total", BLACK, ":")):
+            losses[f"L_{name}"] = [r[f"l_{name.lower()}"] for r in epochs], colour, style
+        plot(above, scores)
+        plot(middle, losses)
+        plot(below, {"alpha": ([r["alpha"] for r in epochs], PINK, "-")})
+        named += [(above, scores), (middle, losses)]
         below.set_xlabel("epoch t")
         settings = first["settings"]
         title = f"{titled(folder, settings)}\n{settings['dataset']}, {epochs[0]['split']} split"
         above.set_title(title, fontsize=10)
-    for axis, named in ends:
-        name_ends(axis, named)
+    for axis, lines in named:  # once all runs are drawn: they share their limits
+        name_ends(axis, lines)
     save(figure, out)
 
 
@@ -247,6 +232,11 @@ def spread(record, modalities, metric):
     return max(single) - min(single)
 
 
+def perf_gaps(first, epochs, metric):
+    """perf_gap of any metric, for each epoch of a run."""
+    return [spread(r, first["modalities"], metric) for r in epochs]
+
+
 def small_multiples(runs, logs, out, metric):
     """curves of many runs: a panel each, with the run's fused score, perf_gap and alpha.
 
@@ -254,78 +244,46 @@ def small_multiples(runs, logs, out, metric):
     """
     columns, T = 6, max(len(epochs) for _, epochs in logs)
     rows = -(-len(runs) // columns)
-    figure, axes = pyplot().subplots(
-        rows,
-        columns,
-        figsize=(2.6 * columns, 2.2 * rows + 0.6),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    lines = []  # for each run {name: values over t}
-    for first, epochs in logs:
-        gaps = [spread(r, first["modalities"], metric) for r in epochs]
-        values = {"fused": [r["fused"][metric] for r in epochs], "perf_gap": gaps}
-        lines.append(values | {"100 α": [100 * r["alpha"] for r in epochs]})
-    at = [[v["fused"][t] for v in lines if t < len(v["fused"])] for t in range(T)]
-    median = [np.median(values) for values in at]
-    styles = {"fused": (BLACK, "-"), "perf_gap": ("#D55E00", "--"), "100 α": (PINK, "-")}
-    for axis, folder, own in zip(axes.flat, runs, lines):
-        for other in lines:
-            t = range(1, 1 + len(other["fused"]))
-            axis.plot(t, other["fused"], color="#dddddd", lw=0.6)
+    figure, axes = panels(rows, columns, 2.6 * columns, 2.2 * rows + 0.6, sharex=True, sharey=True)
+    fused = [[r["fused"][metric] for r in epochs] for _, epochs in logs]
+    median = [np.median([v[t] for v in fused if t < len(v)]) for t in range(T)]
+    for axis, folder, own, (first, epochs) in zip(axes.flat, runs, fused, logs):
+        for values in fused:
+            axis.plot(range(1, 1 + len(values)), values, color="#dddddd", lw=0.6)
         axis.plot(range(1, 1 + T), median, ":", color=BLACK, lw=1, label="median of fused")
-        for name, (colour, style) in styles.items():
-            t = range(1, 1 + len(own[name]))
-            axis.plot(t, own[name], style, color=colour, lw=1.8, label=name)
-        name = Path(folder).resolve().name
-        axis.set_title(f"{name}: fused {own['fused'][-1]:.1f}", fontsize=8)
+        t, gaps = range(1, 1 + len(own)), perf_gaps(first, epochs, metric)
+        axis.plot(t, own, color=BLACK, lw=1.8, label="fused")
+        axis.plot(t, gaps, "--", color=COLOURS[2], lw=1.8, label="perf_gap")
+        axis.plot(t, [100 * r["alpha"] for r in epochs], color=PINK, lw=1.8, label="100 α")
+        axis.set_title(f"{Path(folder).resolve().name}: fused {own[-1]:.1f}", fontsize=8)
         plain(axis)
     for axis in axes.flat[len(runs) :]:
         axis.set_visible(False)
     axes[0, 0].set(ylim=(0, 102))
     figure.supylabel(f"{METRICS[metric]}, %; its perf_gap, points; 100 α", fontsize=9)
     figure.supxlabel("epoch t", fontsize=9)
-    handles = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside upper center", ncols=4, frameon=False)
+    legend(figure, axes[0, 0], "upper", ncols=4)
     save(figure, out)
 
 
 def alpha(runs, out="alpha.png"):
     """alpha over t/T of any runs, and omega(t) for comparison (Fig. 3)."""
-    logs = [drawn(folder) for folder in runs]
-    figure, axis = pyplot().subplots(figsize=(6, 5), layout="constrained")
+    logs = [read_epochs(folder) for folder in runs]
+    figure, ((axis,),) = panels(1, 1, 6, 5)
     for folder, (first, epochs), colour in zip(runs, logs, itertools.cycle(COLOURS[1:])):
         settings = first["settings"]
-        T = settings["epochs"]
         name = f"{settings['dataset']}, {titled(folder, settings)}, seed {settings['seed']}"
-        axis.plot(
-            [r["t"] / T for r in epochs],
-            [r["alpha"] for r in epochs],
-            color=colour,
-            lw=2,
-            label=name,
-        )
-    longest = max(first["settings"]["epochs"] for first, _ in logs)
-    t = range(1, longest + 1)
+        progress = [r["t"] / settings["epochs"] for r in epochs]
+        axis.plot(progress, [r["alpha"] for r in epochs], color=colour, lw=2, label=name)
     omega = make_schedule("heuristic")
-    axis.plot(
-        [i / longest for i in t],
-        [omega(i, longest) for i in t],
-        "k--",
-        lw=1.5,
-        label=f"ω(t), T = {longest}",
-    )
-    axis.set(
-        xlabel="t / T",
-        ylabel=r"$\alpha$",
-        xlim=(0, 1),
-        ylim=(-0.02, 1.02),
-        title="α over the course of training",
-    )
+    T = max(first["settings"]["epochs"] for first, _ in logs)
+    epochs = range(1, T + 1)
+    values = [omega(t, T) for t in epochs]
+    axis.plot([t / T for t in epochs], values, "k--", lw=1.5, label=f"ω(t), T = {T}")
+    axis.set(xlabel="t / T", ylabel=r"$\alpha$", xlim=(0, 1), ylim=(-0.02, 1.02))
+    axis.set_title("α over the course of training")
     plain(axis)
-    figure.legend(loc="outside lower center", fontsize=8, frameon=False)
+    legend(figure, axis, fontsize=8)
     save(figure, out)
 
 
@@ -357,40 +315,23 @@ def principal_plane(z):
 
 def gap(runs, out="gap.png"):
     """The modalities' features and the modality gap (Fig. 2) on the test split, a panel per run."""
-    panels = []
+    drawn = []  # only after all runs are read: a run that cannot be read leaves no picture
     for folder in runs:
-        data, model, name = opened(folder)
+        data, model, name = load_run(folder)
         title = f"{name}, epoch {load_best(folder, model)}"
-        panels.append((title, data["modalities"], features(data, model)))
-    figure, axes = pyplot().subplots(
-        1,
-        len(runs),
-        figsize=(4.5 * len(runs), 5.3),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    for axis, (title, modalities, z) in zip(axes[0], panels):
-        for modality, points, colour, marker in zip(
-            modalities, principal_plane(z), COLOURS[1:], "o^sDv"
-        ):
+        drawn.append((title, data["modalities"], features(data, model)))
+    figure, axes = panels(1, len(runs), 4.5 * len(runs), 5.3, sharex=True, sharey=True)
+    for axis, (title, modalities, z) in zip(axes[0], drawn):
+        styles = zip(modalities, principal_plane(z), COLOURS[1:], "o^sDv")
+        for modality, points, colour, marker in styles:
             axis.scatter(*points[:1000].T, s=8, color=colour, marker=marker, alpha=0.4, lw=0)
-            axis.plot(
-                *points.mean(0),
-                marker,
-                color=colour,
-                ms=11,
-                mec="black",
-                label=f"{modality}; large: its mean",
-            )
+            how = {"ms": 11, "mec": "black", "label": f"{modality}; large: its mean"}
+            axis.plot(*points.mean(0), marker, color=colour, **how)
         axis.set_xlabel("first principal component")
         axis.set_title(f"{title}\nmodality gap {modality_gap(z):.2f}", fontsize=10)
         plain(axis)
     axes[0, 0].set_ylabel("second principal component")
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False
-    )
+    legend(figure, axes[0, 0], ncols=5)
     save(figure, out)
 
 
@@ -404,7 +345,7 @@ def grad_cam(model, x, j, k):
     pools = [module for module in model.phi[j].modules() if isinstance(module, kinds)]
     if not pools:
         raise cli.SettingsError(
-            "gradcam needs cnn or a ResNet; this modality's encoder has no maps to look at"
+            "gradcam needs cnn or a ResNet; this modality's encoder has no maps"
         )
     seen = []
     hook = pools[-1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
@@ -413,9 +354,8 @@ def grad_cam(model, x, j, k):
     hook.remove()
     A = seen[0]  # (F, C, h, w), a frame a row
     w = torch.autograd.grad(logit, A)[0].mean((2, 3), keepdim=True)
-    cam = nn.functional.interpolate(
-        (w * A).sum(1, keepdim=True).relu(), x[j].shape[-2:], mode="bilinear"
-    )
+    cam = (w * A).sum(1, keepdim=True).relu()  # (F, 1, h, w)
+    cam = nn.functional.interpolate(cam, x[j].shape[-2:], mode="bilinear")
     cam = cam[len(cam) // 2, 0].detach()  # (H, W)
     return cam / cam.max().clamp(min=1e-12)
 
@@ -428,26 +368,25 @@ def shown(x_j):
     return x_j.permute(1, 2, 0).squeeze(2).numpy()
 
 
-def looked(folder, modality, sample):
+def grad_cams(folder, modality, sample):
     """What gradcam draws of a run: (label, modality, input, class, [(t, Grad-CAM), ...])."""
-    data, model, name = opened(folder)
+    data, model, name = load_run(folder)
     modality = cli.check_choice("modality", modality or data["modalities"][0], data["modalities"])
-    there, device = checkpoint_epochs(folder), next(model.parameters()).device
-    if len(there) < 3:
+    epochs, device = checkpoint_epochs(folder), next(model.parameters()).device
+    if len(epochs) < 3:
+        problem = f"{folder} has checkpoints of epochs {epochs}, gradcam needs three"
+        raise cli.SettingsError(f"{problem}; train with --keep 9")
+    last = len(data["test"]) - 1
+    if not 0 <= sample <= last:
         raise cli.SettingsError(
-            f"{folder} has checkpoints of epochs {there}, gradcam needs three; train with --keep 9"
-        )
-    if not 0 <= sample < len(data["test"]):
-        raise cli.SettingsError(
-            f"--sample is {sample}, expected 0 to {len(data['test']) - 1}, one of the test split"
+            f"--sample is {sample}, expected 0 to {last}, one of the test split"
         )
     *x, k = data["test"][sample]
     j, maps = data["modalities"].index(modality), []
-    for t in [there[0], there[len(there) // 2], there[-1]]:
+    for t in [epochs[0], epochs[len(epochs) // 2], epochs[-1]]:
         load_state(load_checkpoint(folder, t), model=model)
-        maps.append(
-            (t, grad_cam(model, [x_j[None].to(device) for x_j in x], j, int(k)).cpu().numpy())
-        )
+        heat = grad_cam(model, [x_j[None].to(device) for x_j in x], j, int(k))
+        maps.append((t, heat.cpu().numpy()))
     return name, modality, shown(x[j]), int(k), maps
 
 
@@ -456,14 +395,12 @@ def gradcam(runs, out="gradcam.png", modality="", sample=0):
 
     A row per run, each with three checkpoints or more; modality: the first one without a name.
     """
-    looks = [looked(folder, modality, sample) for folder in runs]
-    _, modality, picture, k, _ = looks[0]
+    rows = [grad_cams(folder, modality, sample) for folder in runs]
+    _, modality, picture, k, _ = rows[0]
     origin = "lower" if modality in ("audio", "sound") else "upper"  # low pitch below
-    size = 2 + 10 * min(picture.shape[1] / picture.shape[0], 1.5), 3 * len(runs)
-    figure, axes = pyplot().subplots(
-        len(runs), 4, figsize=size, squeeze=False, layout="constrained"
-    )
-    for row, (name, _, picture, _, maps) in zip(axes, looks):
+    width = 2 + 10 * min(picture.shape[1] / picture.shape[0], 1.5)
+    figure, axes = panels(len(runs), 4, width, 3 * len(runs))
+    for row, (name, _, picture, _, maps) in zip(axes, rows):
         for axis in row:
             axis.imshow(picture, "gray", origin=origin)
             axis.set(xticks=[], yticks=[])
@@ -472,22 +409,18 @@ def gradcam(runs, out="gradcam.png", modality="", sample=0):
             axis.set_title(f"epoch {t}", fontsize=10)
         row[0].set_ylabel(name)
     figure.colorbar(heat, ax=axes, label="Grad-CAM, of its maximum")
-    figure.suptitle(
-        f"where the encoder of {modality} looks: test sample {sample}, class {k}", fontsize=10
-    )
+    title = f"where the encoder of {modality} looks: test sample {sample}, class {k}"
+    figure.suptitle(title, fontsize=10)
     save(figure, out)
 
 
 def landscape(out="landscape.png", seed=0):
     """The outer loss L_CLS(theta*(alpha)) of a small problem, with Eq. 3 as tangents (Eq. 2, 3)."""
-    figure, axes = pyplot().subplots(
-        2, 2, figsize=(10, 8), sharex="row", height_ratios=[3, 2], layout="constrained"
-    )
+    figure, axes = panels(2, 2, 10, 8, sharex="row", height_ratios=[3, 2])
     draw(axes, seed, [SKY, ORANGE, BLACK])
     for axis in axes.flat:
         plain(axis)
-    handles = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False)
+    legend(figure, axes[0, 0], ncols=4)
     save(figure, out)
 
 
