@@ -157,7 +157,8 @@ class Folder:
 
     def full_disk(self):
         """No file may become larger than some size: writing fails as on a full disk."""
-        size = self.rng.choice([100, 1000, 100_000])
+        self.replace()
+        size = self.rng.choice([100, 100_000])
         limit = (size, resource.RLIM_INFINITY)
         os.waitpid(self.in_child(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit)), 0)
 
