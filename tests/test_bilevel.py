@@ -588,7 +588,7 @@ def test_alpha_ends_at_0_or_at_the_held_out_optimum():
             value, _ = eq_3(q, alpha, outer, solver="cg", terms=9)
             alpha = max(0.0, min(1.0, alpha - 0.1 * value))
         if outer is None:
-            assert alpha == 0
+            assert alpha == pytest.approx(0, abs=1e-9)  # it falls by a fraction of itself
     grid = torch.linspace(0, 1, 1001).tolist()
     best = min(grid, key=lambda a: q.put(q.solve(a)).outer().item())
     assert 0 < best < 1 and alpha == pytest.approx(best, abs=0.01)
