@@ -22,7 +22,6 @@ from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from utils import distributed
@@ -33,11 +32,13 @@ from utils.files import find_samples
 from utils.media import (
     UnreadableFile,
     frame_paths,
-    load_resample,
+    is_silent,
+    load_librosa,
     read_array,
     read_flow,
     read_frames,
     read_image,
+    read_numbers,
     read_spectrogram,
 )
 from utils.samples import (
@@ -62,8 +63,7 @@ def read_all(kind, source, window, seconds, shape):
     elif kind == "image":
         read_image(source)
     elif kind == "array":
-        if not np.isfinite(read_array(source, *shape)).all():
-            raise UnreadableFile(f"{source} has values that are not finite", "not finite")
+        read_numbers(source, *shape)
     elif kind == "flow":
         read_flow(source, read_array(source, "H", "W", 2, "T").shape[3])
     elif str(source).endswith(".npy"):
@@ -90,7 +90,7 @@ def make(kind, sample, j, target, sources, seconds):
 
 def prepare_sample(columns, seconds, raw, into, shapes, sample):
     """Make what is missing of a sample, and read all of it; returns (status, problem, sources)."""
-    sources = list(sample.sources)
+    sources, notes = list(sample.sources), []
     for j, (name, kind) in enumerate(columns.items()):
         if kind == "text":
             continue
@@ -113,6 +113,8 @@ def prepare_sample(columns, seconds, raw, into, shapes, sample):
             if raw and kind == "video" and Path(sources[j]) == target:
                 sources[j] = pack_frames(target)
                 remove(target)
+            if kind == "audio" and is_silent(sources[j]):
+                notes.append(f"{sample.originals[j] or sources[j]} is silent")
         except UnreadableFile as error:
             return error.reason, str(error), sources
         except Exception as error:  # of any library, for any file: the other samples go on
@@ -121,7 +123,7 @@ def prepare_sample(columns, seconds, raw, into, shapes, sample):
             path = sample.originals[j] or sources[j] or target
             problem = f"{path} cannot be read ({type(error).__name__}: {error})"
             return "undecodable", " ".join(problem.split()), sources
-    return USABLE, "", sources
+    return USABLE, "; ".join(notes), sources
 
 
 # The disk is full, read-only, or forbidden: no other sample could be written either.
@@ -204,7 +206,7 @@ def prepare(name, root, modalities, seconds, workers=None, raw=False, program=No
         raise ValueError(f"--raw is for data with videos, not for {name}; leave it out")
     samples = list(find_samples(name, root, modalities) if modalities else read_own(root)[1])
     if "audio" in columns.values():
-        load_resample()  # without a folder for its cache it fails here, not for each sample
+        load_librosa()  # without a folder for its cache it fails here, not for each sample
     for part in [*into.glob(".part-*"), *into.glob("*/.part-*")]:  # of a prepare that was killed
         remove(part)
     if program:
@@ -225,6 +227,8 @@ def prepare(name, root, modalities, seconds, workers=None, raw=False, program=No
     path = write_prepared(root, columns, rows)
     for status, n in sorted(Counter(status for _, status, *_ in rows).items()):
         print(f"{status}: {n}")
+    if silent := sum(status == USABLE and problem != "" for _, status, problem, _ in rows):
+        print(f"usable, but silent: {silent}")
     print(f"every sample is listed in {path}")
 
 

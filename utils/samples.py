@@ -15,10 +15,10 @@ from collections import Counter, defaultdict
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from utils.atomic import atomic
+from utils.media import array_shape
 
 PREPARED = "prepared"  # the folder, below the root, of everything that prepare writes
 KINDS = ["audio", "video", "image", "text", "array"]
@@ -279,14 +279,6 @@ def read_prepared(root):
         if kind == "array":
             kinds[name] = array_kind(source)
     return kinds, Prepared(splits, counts, labels, problems)
-
-
-def array_shape(path):
-    """The shape of a .npy file; None for a file that is none."""
-    try:
-        return np.load(path, mmap_mode="r").shape
-    except (OSError, ValueError, EOFError):
-        return None
 
 
 def array_kind(paths):
