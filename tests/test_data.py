@@ -940,7 +940,7 @@ MEDIA = [  # damage to media: prepare counts it by this reason, training leaves 
         "nvgesture",
         FLOW,
         lambda p: floats(p, np.full((4, 4, 2, 9), np.inf)),
-        "undecodable",
+        "not finite",
         "not finite",
     ),
     (

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import made, make_jpg, make_video, make_wav
 
@@ -185,6 +186,42 @@ def test_a_table_in_another_encoding_is_one_sentence(tmp_path, capsys):
         write_table(tmp_path, "split,label,image,audio", ["train,caf\xe9,1,2"], encoding)
         assert train.main(["--dataset", str(tmp_path), *SMALL]) == 2
         assert "is not UTF-8 text" in capsys.readouterr().err
+
+
+def test_a_silent_recording_is_said(tmp_path, capsys):
+    """It is usable, its line names it, and prepare counts it; also where nothing is made anew."""
+    pictures_and_sounds(tmp_path, 12)
+    for name in (4, 5):
+        soundfile.write(tmp_path / f"sounds/{name}.wav", np.zeros(3200), 16000)
+    for _ in range(2):
+        assert prepare.main([str(tmp_path), "--workers", "1"]) == 0
+        assert "usable: 12\nusable, but silent: 2\n" in capsys.readouterr().out
+        text = (tmp_path / "prepared/samples.csv").read_text()
+        assert text.count(" is silent") == 2 and "4.wav is silent" in text
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_bytes_of_any_number_of_channels_train(channels, tmp_path):
+    """(C, H, W) uint8, as docs/DATA.md promises."""
+    vectors(tmp_path)
+    for path in tmp_path.glob("a*.npy"):
+        np.save(path, np.full((channels, 9, 9), 7, np.uint8))
+    assert train.main(["--dataset", str(tmp_path), "--out", str(tmp_path / "run"), *SMALL]) == 0
+
+
+def test_an_array_that_is_none_is_counted(tmp_path, capsys):
+    """An archive under the name of an array, in the first line; a number beyond float32."""
+    vectors(tmp_path)
+    np.savez(tmp_path / "a.npz", np.zeros(4))
+    (tmp_path / "a.npz").rename(tmp_path / "a0.npy")
+    np.save(tmp_path / "b1.npy", np.full(6, 1e300))
+    np.save(tmp_path / "c2.npy", np.array([{}] * 8))
+    assert prepare.main([str(tmp_path), "--workers", "1"]) == 0
+    assert "not finite: 1\nundecodable: 2\nusable: 27\n" in capsys.readouterr().out
+    text = (tmp_path / "prepared/samples.csv").read_text()
+    for told in ("a0.npy cannot be read (it is an .npz", "b1.npy has values that are not finite"):
+        assert told in text
+    assert "c2.npy cannot be read (it holds Python objects" in text
 
 
 def test_what_is_wrong_with_a_sample_is_listed(tmp_path, capsys):

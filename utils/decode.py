@@ -41,7 +41,7 @@ def layout(frame):
     return [max(1, round(scale * side)) for side in sides], matrix
 
 
-def picture(frame, size, matrix):
+def frame_to_image(frame, size, matrix):
     """A video's frame as an upright PIL image; see layout."""
     from av.video.reformatter import VideoReformatter
     from PIL.Image import Transpose
@@ -71,14 +71,14 @@ def shown_at(path, wanted, least, by_number=False):
                 return None
             form = form or layout(frame)
             while len(pictures) < len(wanted) and time > wanted[len(pictures)]:
-                pictures.append(picture(shown or frame, *form))
+                pictures.append(frame_to_image(shown or frame, *form))
             if len(pictures) == len(wanted):
                 return pictures
             shown, since = frame, time
         left = len(wanted) - len(pictures)
         if not shown or since < least:
             raise unreadable(path, f"{left} of its frames cannot be decoded")
-        return pictures + [picture(shown, *form)] * left
+        return pictures + [frame_to_image(shown, *form)] * left
 
 
 def even_pictures(path, packets, k):
@@ -141,7 +141,7 @@ def write_spectrogram(path, seconds, target):
 
     (257, T) float16. Returns its path.
     """
-    wave = read_audio(path, 16000)
+    wave = read_audio(path, 16000, seconds)
     return save_array(target, spectrogram(wave, seconds).astype(np.float16))
 
 

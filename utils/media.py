@@ -12,6 +12,7 @@ import math
 import os
 import random
 import re
+import struct
 import tempfile
 from contextlib import contextmanager, suppress
 
@@ -20,11 +21,13 @@ import torch
 from torch.nn.functional import interpolate
 
 from utils.cli import SettingsError
-from utils.containers import missing_part
 
 # Mean and std of an image's channels, where white is 1.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+RIFF = {b"RIFF": "<4sI", b"RF64": "<4sI", b"RIFX": ">4sI", b"FORM": ">4sI"}  # wav, avi; aiff
+EDGE = 5  # s; a resampled sound does not depend on samples that come so much later
+SILENCE = -6  # in a log-spectrogram; rounding to 16 bits gives at most -7
 
 
 class UnreadableFile(SettingsError):
@@ -42,10 +45,18 @@ def is_pointer(path):
         return file.read(30).startswith(b"version https://git-lfs")
 
 
+def is_heic(path):
+    """Whether the file is a picture as iPhones store it, whatever its name ends with."""
+    with open(path, "rb") as file:
+        head = file.read(30)
+    return head[4:8] == b"ftyp" and b"hei" in head[8:]
+
+
 def unreadable(path, error):
     """The UnreadableFile that says why `path` could not be read; error: an exception or a text."""
-    what = getattr(error, "strerror", None) or getattr(error, "error_string", None) or str(error)
-    what = " ".join(what.split()) or type(error).__name__
+    text = getattr(error, "strerror", None) or getattr(error, "error_string", None) or str(error)
+    text = " ".join(text.split()) or type(error).__name__
+    text = text.removesuffix(f" {os.fspath(path)!r}")  # Pillow repeats the path
     try:
         if os.path.isdir(path):
             return UnreadableFile(f"{path} is a folder, expected a file; download the file again")
@@ -53,16 +64,17 @@ def unreadable(path, error):
             message = f"{path} is a git-lfs pointer, not media; run `git lfs pull` in its folder"
             return UnreadableFile(message, "git-lfs pointer")
         if os.path.getsize(path) == 0:
-            what = "the file is empty"
+            text = "the file is empty"
+        if is_heic(path):
+            text = "it is a HEIC picture, expected JPEG or PNG; convert it to JPEG"
     except FileNotFoundError:
         return UnreadableFile(f"{path} is missing; download it again", "missing")
     except PermissionError as denied:
-        what = f"{denied.strerror}; change the permissions of the file or of its folder"
-        return UnreadableFile(f"{path} cannot be read: {what}", "no permission")
+        text = f"{denied.strerror}; change the permissions of the file or of its folder"
+        return UnreadableFile(f"{path} cannot be read: {text}", "no permission")
     except OSError as other:
-        what = other.strerror
-    what = what.replace(repr(os.fspath(path)), "the file")  # Pillow names it, too
-    message = f"{path} cannot be read ({what}); replace it, or delete it to train without it"
+        text = other.strerror
+    message = f"{path} cannot be read ({text}); replace it, or delete it to train without it"
     return UnreadableFile(message)
 
 
@@ -80,6 +92,45 @@ def reading(path):
         if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):  # too many open files
             raise
         raise unreadable(path, error) from error
+
+
+def missing_part(path):
+    """The part of its samples or frames that a wav, aiff or avi lacks, 0 to 1; 0 for other files.
+
+    Headers often state a wrong size of the whole file. Samples are missing only if their own chunk
+    ends after the file does; 64 bytes do not count, because a careless header counts itself.
+    """
+    size, position, long_size, missing = os.path.getsize(path), 12, 0, 0
+    with open(path, "rb") as file:
+        form = RIFF.get(file.read(4))
+        while form and position + 8 <= size:
+            file.seek(position)
+            head = file.read(28).ljust(28, b"\0")
+            name, length = struct.unpack(form, head[:8])
+            if name == bytes(4):
+                break  # zeros after the end
+            if name in RIFF:  # a large avi has several
+                position += 12
+                continue
+            if name == b"ds64":  # RF64: sizes of 64 bits
+                (long_size,) = struct.unpack("<Q", head[16:24])
+            if name in (b"data", b"SSND") or head[8:12] == b"movi":
+                if length == 0 or length >= 0x7FFFF000:  # written before the end was known
+                    length = long_size
+                if not length:
+                    break
+                excess = position + 8 + length - size
+                missing = max(missing, excess / length if excess > 64 else 0)
+            position += 8 + length + length % 2
+    return missing
+
+
+def ends_with_whole_tag(path):
+    """Whether the last 4 bytes of an flv count its last tag, as they do unless it is cut off."""
+    content = np.memmap(path, np.uint8, "r")
+    length = int.from_bytes(content[-4:], "big")  # of the tag: 11 bytes and its data
+    start = len(content) - 4 - length
+    return start >= 0 and int.from_bytes(content[start + 1 : start + 4], "big") + 11 == length
 
 
 @contextmanager
@@ -107,10 +158,10 @@ def find_track(path, media, kind):
         if not track.disposition & Disposition.attached_pic
     ]
     if not tracks:
-        where = "" if kind == "video" else ", and there is no wav of its name"
-        then = "" if kind == "video" else "add the wav, or "
-        message = f"{path} has no {kind} track{where}; {then}download it again"
-        raise UnreadableFile(message, f"no {kind} track")
+        other = ", and there is no wav of its name; add the wav, or" if kind == "audio" else ";"
+        raise UnreadableFile(
+            f"{path} has no {kind} track{other} download it again", f"no {kind} track"
+        )
     track = max(tracks, key=lambda track: bool(track.disposition & Disposition.default))
     if track.codec_context is None:
         raise unreadable(path, f"its {kind} is in a format that is not known")
@@ -139,12 +190,15 @@ def read_packets(path, kind):
             if packet.pts is not None:
                 after = packet.pts + (packet.duration or 0)
                 end = max(end, float(after * packet.time_base))
+        form, duration = media.format.name, (media.duration or 0) / 1e6
+        too_early = 1 - (end - (media.start_time or 0) / 1e6) / duration if duration else 0
         missing = missing_part(path)
-        if missing is None and media.duration:
-            missing = 1 - (end - (media.start_time or 0) / 1e6) / (media.duration / 1e6)
-        if track.frames:  # an mp4 counts the packets of each track
-            missing = min(missing or 0, 1 - n / track.frames)
-    if (missing or 0) > 0.05:
+        if form.startswith("mov") and track.frames:
+            # An mp4 also counts its packets; an edit list can drop some, and shortens the duration.
+            missing = min(too_early, 1 - n / track.frames)
+        elif form == "flv" and not ends_with_whole_tag(path):
+            missing = too_early
+    if missing > 0.05:
         raise unreadable(path, "truncated: shorter than its header says")
     return shown
 
@@ -169,24 +223,33 @@ def decoded(media, track):
         yield from frames
 
 
-def decode_audio(path, rate):
-    """The sound of a video, or of a recording in any format: (samples,) float32, mono, `rate` Hz.
-
-    UnreadableFile without an audio track, or if it is truncated.
-    """
+def resampled(frames, rate):
+    """Yield the sound of decoded frames, mono at `rate` Hz, in parts (n,) int16."""
     import av
 
     def settings(frame):
         return frame.format.name, frame.layout.name, frame.sample_rate
 
+    for _, alike in itertools.groupby(frames, settings):  # they can change within the file
+        resampler = av.AudioResampler("s16", "mono", rate)
+        for frame in itertools.chain(alike, [None]):  # None flushes the resampler
+            for part in resampler.resample(frame):
+                yield part.to_ndarray()[0]
+
+
+def decode_audio(path, rate, seconds=math.inf):
+    """The sound of a video, or of a recording in any format: (samples,) float32, mono, `rate` Hz.
+
+    Decoding stops after `seconds`. UnreadableFile without an audio track, or if it is truncated.
+    """
     read_packets(path, "audio")
-    parts = []
+    parts, n = [], 0
     with open_media(path) as media:
-        frames = decoded(media, find_track(path, media, "audio"))
-        for _, alike in itertools.groupby(frames, settings):  # they can change within the file
-            resampler = av.AudioResampler("s16", "mono", rate)
-            for frame in itertools.chain(alike, [None]):  # None flushes the resampler
-                parts += [part.to_ndarray()[0] for part in resampler.resample(frame)]
+        for part in resampled(decoded(media, find_track(path, media, "audio")), rate):
+            parts.append(part)
+            n += len(part)
+            if n >= rate * seconds:
+                break
     if not parts:
         message = f"{path} has an empty audio track; download it again"
         raise UnreadableFile(message, "no audio track")
@@ -194,12 +257,12 @@ def decode_audio(path, rate):
 
 
 @functools.cache
-def load_resample():
-    """librosa.resample; where librosa finds no folder for compiled functions, a temporary one."""
+def load_librosa():
+    """librosa; where numba, which it uses, finds no folder for its cache, a temporary one."""
     import librosa
 
     try:
-        return librosa.resample
+        assert librosa.resample and librosa.stft  # they are imported at their first use
     except RuntimeError:  # numba: no locator available
         import numba
 
@@ -207,54 +270,52 @@ def load_resample():
         os.makedirs(folder, mode=0o700, exist_ok=True)
         if os.stat(folder).st_uid == os.getuid():  # nobody else's code
             numba.config.CACHE_DIR = folder
-        return librosa.resample
+    return librosa
 
 
-def read_audio(path, rate):
-    """The sound of any file as mono at `rate` Hz: (samples,) float32.
+def read_audio(path, rate, seconds=math.inf):
+    """The sound of any file as mono at `rate` Hz: (samples,) float32, at most `seconds` of it.
 
     UnreadableFile if it has none or is truncated.
     """
     import soundfile
 
-    resample = load_resample()
+    librosa = load_librosa()
     with reading(path):
         try:
             with (
                 open(path, "rb") as file,
                 soundfile.SoundFile(file.fileno(), closefd=False) as sound,
             ):
-                wave = sound.read(dtype="float32", always_2d=True)  # (n, channels)
-                file_rate, n = sound.samplerate, sound.frames
+                file_rate = sound.samplerate
+                n = min(sound.frames, (seconds + EDGE) * file_rate)
+                wave = sound.read(n, dtype="float32", always_2d=True)  # (n, channels)
         except soundfile.LibsndfileError as error:
             # PyAV knows more formats, but reads damaged files without a word.
             with open(path, "rb") as file:
-                if error.code == 3 or file.read(4) == b"fLaC":  # 3: malformed
-                    raise
-            return decode_audio(path, rate)
+                head = file.read(4)
+            if head == b"fLaC" or (error.code == 3 and head != b"OggS"):  # 3: malformed
+                raise
+            return decode_audio(path, rate, seconds)
         if not wave.size:
             with suppress(UnreadableFile):  # a wav whose sizes were left at 0
-                return decode_audio(path, rate)
+                return decode_audio(path, rate, seconds)
         if not (wave.size and np.isfinite(wave).all()):
             raise unreadable(path, "it holds no samples, or samples that are not finite")
         if missing_part(path) or len(wave) < 0.95 * n:  # an mp3 states n roughly
             raise unreadable(path, "truncated: shorter than its header says")
         if not 100 <= file_rate <= 10**6:
             raise unreadable(path, f"its header says {file_rate} Hz")
-    return resample(wave.mean(1), orig_sr=file_rate, target_sr=rate)
+        if (peak := np.abs(wave).max()) > 8:  # decimals on the scale of integers
+            text = f"its samples reach {peak:.0f}, expected -1 to 1; divide 16-bit values by 32768"
+            raise unreadable(path, text)
+    wave = librosa.resample(wave.mean(1), orig_sr=file_rate, target_sr=rate)
+    return wave[: min(len(wave), rate * seconds)]
 
 
 def log_spectrogram(wave, window, hop):
-    """log(|STFT| + 1e-7), not centred: (..., samples) -> (..., 1 + window / 2, frames).
-
-    With a periodic Hann window. As librosa.stft to the last bit, without the time of its import.
-    """
-    hann = 0.5 + 0.5 * np.cos(np.linspace(-np.pi, np.pi, window + 1)[:-1])
-    n = 1 + (wave.shape[-1] - window) // hop
-    # In Fortran's order, as librosa has it: means over the data set are summed in this order.
-    stft = np.empty((*wave.shape[:-1], 1 + window // 2, n), np.result_type(wave, "F"), "F")
-    for k in range(n):
-        stft[..., k] = np.fft.rfft(hann * wave[..., k * hop : k * hop + window])
+    """log(|STFT| + 1e-7), periodic Hann window, not centred: (..., n) -> (..., bins, frames)."""
+    stft = load_librosa().stft(wave, n_fft=window, hop_length=hop, center=False)
     return np.log(np.abs(stft) + 1e-7)
 
 
@@ -273,11 +334,24 @@ def npy_header(head):
 
 
 def map_array(path):
-    """np.load(path, mmap_mode="r"), which parses a header that many files share only once."""
-    with suppress(Exception), open(path, "rb") as file:
-        shape, fortran_order, dtype = npy_header(file.read(128))
-        return np.memmap(file, dtype, "r", 128, shape, "F" if fortran_order else "C")
+    """np.load(path, mmap_mode="r") of one array; a header that many files share is parsed once."""
+    with open(path, "rb") as file:
+        head = file.read(128)
+        if head[:6] != b"\x93NUMPY":
+            kind = "an .npz archive" if head[:2] == b"PK" else "no .npy file"
+            raise ValueError(f"it is {kind}; save one array of numbers with numpy.save")
+        if b"|O" in head:
+            raise ValueError("it holds Python objects; save one array of numbers with numpy.save")
+        with suppress(Exception):
+            shape, fortran_order, dtype = npy_header(head)
+            return np.memmap(file, dtype, "r", 128, shape, "F" if fortran_order else "C")
     return np.load(path, mmap_mode="r")
+
+
+def array_shape(path):
+    """The shape of the array in a .npy file; None for any other file."""
+    with suppress(UnreadableFile), reading(path):
+        return map_array(path).shape
 
 
 def read_array(path, *shape):
@@ -288,7 +362,8 @@ def read_array(path, *shape):
     with reading(path):
         values = map_array(path)
         fits = len(values.shape) == len(shape) and all(
-            expected in (size, str(expected)) for size, expected in zip(values.shape, shape)
+            isinstance(expected, str) or size == expected
+            for size, expected in zip(values.shape, shape)
         )
         if not (fits and values.size and values.dtype.kind in "fiu"):
             expected = ", ".join(map(str, shape))
@@ -307,15 +382,40 @@ def read_spectrogram(path, seconds):
     return read_array(path, *spectrogram_shape(seconds))
 
 
+def is_silent(path):
+    """Whether nothing is heard in a prepared spectrogram; also if two channels cancel out."""
+    return all((row < SILENCE).all() for row in read_array(path, "bins", "frames"))
+
+
+def to_float32(path, values):
+    """The values of the file `path` as a float32 tensor; UnreadableFile if one is not finite."""
+    with np.errstate(over="ignore"):
+        values = np.array(values, np.float32)
+    if not np.isfinite(values).all():
+        message = f"{path} has values that are not finite in float32; save finite numbers"
+        raise UnreadableFile(message, "not finite")
+    return torch.from_numpy(values)
+
+
+def read_numbers(path, *shape):
+    """A .npy file as training reads it: pixels if it is uint8 (C, H, W), else float32.
+
+    shape: see read_array. UnreadableFile also if a value is not finite in float32.
+    """
+    values = read_array(path, *shape)
+    if values.dtype == np.uint8 and values.ndim == 3:
+        return torch.from_numpy(np.array(values))
+    return to_float32(path, values)
+
+
 def vector(path, seed=None):
     """A .npy of numbers: (d,) float32."""
-    return torch.from_numpy(np.array(read_array(path, "d"), np.float32))
+    return read_numbers(path, "d")
 
 
 def grid(path, seed=None):
     """A .npy: (C, H, W), pixels if they are uint8, else float32."""
-    values = torch.from_numpy(np.array(read_array(path, "C", "H", "W")))
-    return values if values.dtype == torch.uint8 else values.float()
+    return read_numbers(path, "C", "H", "W")
 
 
 def eight_bits(values, depth=False):
@@ -457,12 +557,16 @@ def sample_positions(n, k, seed=None):
 
 
 def frame_paths(folder):
-    """The images in a folder, sorted by the number at the end of their names."""
+    """The images in a folder, sorted by the number at the end of their names.
+
+    Names with a dot in front are passed over: macOS writes `._1.jpg` beside each 1.jpg.
+    """
     pattern = re.compile(r"(\d+)\.(?:jpe?g|png)$", re.I)
     try:
-        matches = [(pattern.search(entry.name), entry.path) for entry in os.scandir(folder)]
+        shown = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
     except OSError as error:
         raise unreadable(folder, error) from error
+    matches = [(pattern.search(entry.name), entry.path) for entry in shown]
     paths = sorted((int(match[1]), path) for match, path in matches if match)
     if not paths:
         message = f"{folder} holds no numbered pictures; extract the frames of the clip again"
@@ -516,10 +620,8 @@ def read_frames(source, n, seed=None, mode="RGB", cropped=False):
 def read_flow(path, n, seed=None):
     """n fields of optical flow, in pixels, from a .npy of (H, W, 2, T): (n, 2, H, W) float32."""
     values = read_array(path, "H", "W", 2, "T")
-    fields = np.asarray(values[..., sample_positions(values.shape[3], n, seed)], np.float32)
-    if not np.isfinite(fields).all():
-        raise unreadable(path, "it has values that are not finite")
-    return torch.from_numpy(fields).permute(3, 2, 0, 1)
+    fields = to_float32(path, values[..., sample_positions(values.shape[3], n, seed)])
+    return fields.permute(3, 2, 0, 1)
 
 
 @functools.lru_cache(maxsize=16)
@@ -529,13 +631,13 @@ def per_channel(values, device):
 
 
 def normalize(x, statistics):
-    """Pixels (..., C, H, W) uint8 -> float, by each channel's mean and std; a single one to 0..1.
+    """Pixels (..., C, H, W) uint8 -> float, by each channel's mean and std; 0..1 if C is not 3.
 
     Numbers that are no pixels stay as they are; float16 becomes float32.
     """
     if x.dtype != torch.uint8:
         return x.float() if x.dtype == torch.float16 else x
-    if x.shape[-3] == 1:
+    if x.shape[-3] != len(statistics[0]):
         return x / 255
     mean, std = (per_channel(values, x.device) for values in statistics)
     return (x / 255 - mean) / std

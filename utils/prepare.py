@@ -23,7 +23,6 @@ from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from utils import distributed
@@ -35,11 +34,13 @@ from utils.files import find_samples, index
 from utils.media import (
     UnreadableFile,
     frame_paths,
-    load_resample,
+    is_silent,
+    load_librosa,
     read_array,
     read_flow,
     read_frames,
     read_image,
+    read_numbers,
     read_spectrogram,
     reading,
 )
@@ -68,8 +69,7 @@ def read_all(kind, source, window, seconds, shape):
     elif kind == "image":
         read_image(source)
     elif kind == "array":
-        if not np.isfinite(read_array(source, *shape)).all():
-            raise UnreadableFile(f"{source} has values that are not finite", "not finite")
+        read_numbers(source, *shape)
     elif kind == "flow":
         read_flow(source, read_array(source, "H", "W", 2, "T").shape[3])
     elif str(source).endswith(".npy"):
@@ -109,7 +109,7 @@ def made(kind, stem, original, window, folder, seconds, check):
 
 def prepare_sample(columns, seconds, raw, into, shapes, sample):
     """Make what is missing of a sample, and read all of it; returns (status, problem, sources)."""
-    sources = list(sample.sources)
+    sources, notes = list(sample.sources), []
     for j, (name, kind) in enumerate(columns.items()):
         if kind == "text":
             continue
@@ -128,6 +128,8 @@ def prepare_sample(columns, seconds, raw, into, shapes, sample):
             if raw and kind == "video" and sources[j].is_dir():
                 frames, sources[j] = sources[j], pack_frames(sources[j])
                 remove(frames)
+            if kind == "audio" and is_silent(sources[j]):
+                notes.append(f"{original} is silent")
         except UnreadableFile as error:
             return error.reason, str(error), sources
         except UnwritableFile:
@@ -137,7 +139,7 @@ def prepare_sample(columns, seconds, raw, into, shapes, sample):
                 raise
             problem = f"{original or sources[j]} cannot be read ({type(error).__name__}: {error})"
             return "undecodable", " ".join(problem.split()), sources
-    return USABLE, "", sources
+    return USABLE, "; ".join(notes), sources
 
 
 def worker_signals():
@@ -257,7 +259,7 @@ def prepare(name, root, modalities, seconds, workers=None, raw=False, program=No
     about = {"format": FORMAT, "seconds": seconds, "usable before": usable_before(root)}
     about["lists"] = {relative(path, root): digest([path]) for path in lists}
     if "audio" in columns.values():
-        load_resample()  # without a folder for its cache it fails here, not for each sample
+        load_librosa()  # without a folder for its cache it fails here, not for each sample
     shapes = array_shapes(columns, samples)
     work = functools.partial(prepare_sample, columns, seconds, raw, Path(root) / PREPARED, shapes)
     if program:
@@ -273,6 +275,8 @@ def prepare(name, root, modalities, seconds, workers=None, raw=False, program=No
         path = write_prepared(root, columns, rows, about | {"usable": counts})
     for status, n in sorted(Counter(status for status, *_ in results).items()):
         print(f"{status}: {n}")
+    if silent := sum(status == USABLE and problem != "" for status, problem, _ in results):
+        print(f"usable, but silent: {silent}")
     print(f"every sample is listed in {path}")
 
 

@@ -19,11 +19,11 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from utils.atomic import atomic
 from utils.cli import SettingsError
+from utils.media import array_shape
 from utils.origins import FORMAT, PREPARED, digest, stamp
 
 KINDS = ["audio", "video", "image", "text", "array"]
@@ -340,14 +340,6 @@ def read_prepared(root, seconds=10):
         if kind == "array":
             kinds[name] = array_kind(source)
     return kinds, Prepared(splits, counts, labels, problems, about["usable before"])
-
-
-def array_shape(path):
-    """The shape of a .npy file; None if the file is not a .npy file."""
-    try:
-        return np.load(path, mmap_mode="r").shape
-    except (OSError, ValueError, EOFError, AttributeError):
-        return None
 
 
 def usual_shape(paths):
