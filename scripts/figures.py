@@ -62,7 +62,8 @@ def opened(folder):
     """A run's (data, model without its weights, title); ValueError if it has no checkpoint."""
     first, _ = drawn(folder)
     args = train.parse(["--eval", folder])
-    data = load_data(args, functools.partial(encoder_names, args.encoders))
+    encoders = functools.partial(encoder_names, args.encoders)
+    data = load_data(args, encoders, trained=load_checkpoint(folder)["data"])
     return data, train.make_model(args, data), titled(folder, first["settings"])
 
 
@@ -76,7 +77,10 @@ def pyplot():
 
 def save(figure, out):
     """Write the picture in the format of its file ending, and close it."""
-    figure.savefig(out, dpi=150)
+    try:
+        figure.savefig(out, dpi=150)
+    except ValueError as error:  # a format that matplotlib does not know
+        raise cli.SettingsError(f"{out} cannot be drawn: {error}") from error
     pyplot().close(figure)
 
 
