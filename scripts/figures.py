@@ -136,20 +136,19 @@ def score_lines(names, rows, metric):
     names: the data set and its modalities; rows: {label: {seed: test scores}}.
     """
     dataset, *modalities = names
-    pair = ["acc", "f1" if metric == "f1" else "map"]  # the two of Table 1
     head = [
         dataset,
         "seeds",
-        *(METRICS[k] for k in pair),
+        *METRICS.values(),
         *(f"{m} {METRICS[metric]}" for m in modalities),
     ]
     lines = [[*head, "perf_gap" if metric == "acc" else f"perf_gap of {METRICS[metric]}"]]
     for name, tests in rows.items():
         single = [[test[m][metric] for m in modalities] for test in tests.values()]
-        fused = [cell([test["fused"][key] for test in tests.values()]) for key in pair]
+        fused = [cell([test["fused"][key] for test in tests.values()]) for key in METRICS]
         single = [*map(cell, zip(*single)), cell([max(scores) - min(scores) for scores in single])]
         if name.split()[0] == "unimodal":  # nothing is fused: a row for the summed logits
-            lines.append([name, len(tests), "", "", *single])
+            lines.append([name, len(tests), "", "", "", *single])
             lines.append([f"{name}, logits summed", len(tests), *fused, *[""] * len(single)])
         else:
             lines.append([name, len(tests), *fused, *single])
