@@ -25,6 +25,7 @@ from utils.loader import identity, make_loader
 from utils.prepare import collect
 from utils.pretrained import is_text, load_tokenizer
 from utils.samples import Strings, class_index, own_settings
+from utils.trained import as_trained, in_order
 
 AUDIO_VIDEO, IMAGE_TEXT = ["audio", "video"], ["image", "text"]
 SETS = {  # paper: the paper's train, val and test sample counts; seconds: of sound, default 10
@@ -153,7 +154,7 @@ def make_readers(kinds, encoders, seconds):
     return readers
 
 
-def load(name, root="", encoders=None):
+def load(name, root="", encoders=None, trained=None):
     """A set of SETS, or your own folder `name`; prepared first if it is not yet.
 
     FileNotFoundError if the training or the test split has no usable sample.
@@ -163,13 +164,15 @@ def load(name, root="", encoders=None):
         raise SettingsError(f"{name} is a folder of your own data; leave --root out")
     root, seconds = root or (f"data/{name}" if known else name), known.get("seconds", 10)
     kinds, found = collect(name, root, known.get("modalities"), seconds, known.get("paper"))
+    kinds, found = in_order(kinds, found, trained)
     readers = make_readers(kinds.values(), encoders(len(kinds)), seconds)
     index, splits = class_index(found.labels, known.get("n_classes")), {}
     for split, (sources, labels, _) in found.splits.items():
         y = torch.tensor([index[label] for label in labels])
         splits[split] = Samples([Strings(source) for source in sources], y, readers)
     groups = np.array(found.splits["train"][2])
-    return {"modalities": [*kinds], "n_classes": len(index), "groups": groups, **splits}
+    more = {"kinds": kinds, "classes": [*index], "folder": root}
+    return {"modalities": [*kinds], "n_classes": len(index), "groups": groups, **splits, **more}
 
 
 def paired(modalities, splits, groups):
@@ -210,8 +213,9 @@ def spoken_digits(root="", encoders=None):
     Both are divided into ten folds, and a pair is of one fold: a validation split of whole folds
     has no image and no recording in common with the rest.
     """
-    splits, groups = digits.spoken_pairs(root or "data/spoken-digits", np.random.default_rng(0))
-    return paired(["image", "sound"], splits, groups)
+    root = root or "data/spoken-digits"
+    splits, groups = digits.spoken_pairs(root, np.random.default_rng(0))
+    return paired(["image", "sound"], splits, groups) | {"folder": root}
 
 
 DATASETS = {"keypad": keypad, "spoken-digits": spoken_digits}
@@ -227,13 +231,14 @@ def hold_out(dataset, groups, fraction, seed):
     return dataset.subset(np.flatnonzero(~held_out)), dataset.subset(np.flatnonzero(held_out))
 
 
-def load_data(args, encoders, needs_val=False):
+def load_data(args, encoders, needs_val=False, trained=None):
     """The data set of a run: its entry of DATASETS, and `channels` of each modality (0: text;
-    of a vector its length).
+    of a vector its length), `kinds` {modality: kind}, `classes` (names), `folder`.
 
     args: train.Settings; where a validation part is needed and there is none, val_fraction is 0.1.
+    trained: of a run to resume or evaluate, utils.trained.describe's dict; sets the order by name.
     """
-    own = functools.partial(load, args.dataset)
+    own = functools.partial(load, args.dataset, trained=trained)
     data = DATASETS.get(args.dataset, own)(args.root, encoders)
     fraction = args.val_fraction
     if "val" in data and fraction:
@@ -252,7 +257,7 @@ def load_data(args, encoders, needs_val=False):
         raise SettingsError(f"{args.dataset} has {n} training sample here, expected 2 or more")
     x = data["train"][0][:-1]
     channels = [0 if is_text(x_j) else x_j.shape[-3:][0] for x_j in x]
-    return data | {"channels": channels}
+    return as_trained(data | {"channels": channels}, trained, args.root)
 
 
 class Batches:

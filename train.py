@@ -242,7 +242,7 @@ def parse(argv=None):
     given = cli.parse(Settings, argv, __doc__)
     check_together(given)
     if folder := given.get("resume") or given.get("eval"):
-        return Settings(**resumed_settings(folder, given, Settings))
+        return Settings(**resumed_settings(folder, given, Settings, DATASETS))
     return Settings(**defaults(given.get("dataset"), given.get("device", "auto")) | given)
 
 
@@ -282,7 +282,7 @@ def main(argv=None):
         distributed.init(distributed.pick_device(args.device))
         run = Run(args, program)
         needs_val = requirements(args.method).needs_val
-        data = load_data(args, lambda m: encoder_names(args.encoders, m), needs_val)
+        data = load_data(args, lambda m: encoder_names(args.encoders, m), needs_val, run.trained)
         distributed.check_batch(min(len(data["train"]), args.batch_size))
         model = make_model(args, data)
         with run.started(data, model):

@@ -61,7 +61,8 @@ def load_run(folder):
     """(data, model without its weights, title) of a run; ValueError if it has no checkpoint."""
     first, _ = read_epochs(folder)
     args = train.parse(["--eval", folder])
-    data = load_data(args, functools.partial(encoder_names, args.encoders))
+    encoders = functools.partial(encoder_names, args.encoders)
+    data = load_data(args, encoders, trained=load_checkpoint(folder)["data"])
     return data, train.make_model(args, data), titled(folder, first["settings"])
 
 
@@ -75,7 +76,10 @@ def pyplot():
 
 def save(figure, out):
     """Write the picture in the format of its file ending, and close it."""
-    figure.savefig(out, dpi=150)
+    try:
+        figure.savefig(out, dpi=150)
+    except ValueError as error:  # a format that matplotlib does not know
+        raise cli.SettingsError(f"{out} cannot be drawn: {error}") from error
     pyplot().close(figure)
 
 
@@ -132,16 +136,15 @@ def score_lines(names, rows, metric):
     names: the data set and its modalities; rows: {label: {seed: test scores}}.
     """
     dataset, *modalities = names
-    pair = ["acc", "f1" if metric == "f1" else "map"]  # the two of Table 1
-    head = [dataset, "seeds", *(METRICS[k] for k in pair)]
+    head = [dataset, "seeds", *METRICS.values()]
     head += [f"{m} {METRICS[metric]}" for m in modalities]
     lines = [[*head, "perf_gap" if metric == "acc" else f"perf_gap of {METRICS[metric]}"]]
     for name, tests in rows.items():
         single = [[test[m][metric] for m in modalities] for test in tests.values()]
-        fused = [cell([test["fused"][key] for test in tests.values()]) for key in pair]
+        fused = [cell([test["fused"][key] for test in tests.values()]) for key in METRICS]
         single = [*map(cell, zip(*single)), cell([max(scores) - min(scores) for scores in single])]
         if name.split()[0] == "unimodal":  # nothing is fused: a row for the summed logits
-            lines.append([name, len(tests), "", "", *single])
+            lines.append([name, len(tests), "", "", "", *single])
             lines.append([f"{name}, logits summed", len(tests), *fused, *[""] * len(single)])
         else:
             lines.append([name, len(tests), *fused, *single])

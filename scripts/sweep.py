@@ -10,7 +10,8 @@ Each run is train.py in a process with one thread, in a folder of its own below 
 run is left alone, an interrupted one is resumed. A run that fails is named, and the others go on.
 Flags after -- are for every train.py. With --tune, or if a method needs held-out samples, all runs
 hold out a tenth of the training split (unless the set has a validation part), so that they train on
-the same samples. At the end come a table and a picture, OUT.md and OUT.png.
+the same samples. At the end come a table and a picture, OUT.md and OUT.png, of the runs that have
+the same data; a run on other data is named and left out.
 
 --tune first gives every method in TRIALS the same budget: its default and two other values of its
 main number (heuristic: of tau), seeds 0 and 1. The other methods have nothing to choose. The value
@@ -22,10 +23,12 @@ import argparse
 import concurrent.futures
 import csv
 import dataclasses
-import functools
+import json
 import os
 import subprocess
 import sys
+import textwrap
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -34,20 +37,10 @@ from tqdm import tqdm
 
 import train
 from baselines import requirements
-from scripts.figures import (
-    COLOURS,
-    METRICS,
-    cell,
-    one_table,
-    plain,
-    pyplot,
-    save,
-    score_lines,
-    spread,
-)
+from scripts import figures
 from utils import cli
 from utils.atomic import atomic
-from utils.run import best_epoch, checkpoint_epochs, first_settings, read_log
+from utils.run import best_epoch, checkpoint_epochs, read_log
 from utils.samples import own_table, split_of
 
 HERE = Path(__file__).parent
@@ -136,25 +129,24 @@ class Job:
     def command(self):
         """train.py that starts or resumes the run, or None for one that is complete.
 
-        ValueError if the folder holds a run with other settings.
+        SettingsError if the folder holds a run with other settings.
         """
-        done = first_settings(self.folder)
-        if done is None and not checkpoint_epochs(self.folder):
-            return self.train("--out")
+        mode = "--resume" if checkpoint_epochs(self.folder) else "--out"
+        if not (self.folder / "log.jsonl").is_file():
+            return self.train(mode)
+        log = read_log(self.folder)
         expected, silent = train.parse(self.flags), cli.changeable(train.Settings)
         if expected.outer == "held-out":
             silent.add("val_fraction")  # load_data may set it
         if not {"--bf16", "--no-bf16"} & {*self.flags}:
             silent.add("bf16")  # the default is the machine's
         for name, value in dataclasses.asdict(expected).items():
-            if done and name not in silent and done[name] != value:
+            if name not in silent and log.first["settings"][name] != value:
                 raise cli.SettingsError(
-                    f"{self.folder} holds a run with {cli.flag(name)} {done[name]}, expected "
-                    f"{value}; give --runs another folder"
+                    f"{self.folder} holds a run with {cli.flag(name)} "
+                    f"{log.first['settings'][name]}, expected {value}; give --runs another folder"
                 )
-        if done and read_log(self.folder)[2] is not None:
-            return None
-        return self.train("--resume" if checkpoint_epochs(self.folder) else "--out")
+        return None if log.test else self.train(mode)
 
     def train(self, mode):
         return [sys.executable, str(HERE.parent / "train.py"), *self.flags, mode, str(self.folder)]
@@ -255,22 +247,37 @@ def run_all(jobs, workers):
     return failed
 
 
-def scores_of(jobs):
-    """({row: {seed: test scores}}, [first line of the log]) of the complete runs."""
-    rows, firsts = {}, []
-    for job in jobs:
-        if (job.folder / "log.jsonl").is_file():
-            first, _, test = read_log(job.folder)
-            if test is not None:
-                rows.setdefault(job.row, {})[job.seed] = test
-                firsts.append(first)
-    return rows, firsts
+def data_of(first):
+    """{fact: value} that the runs of one table have in common, from a log's first record."""
+    known = {"kinds": first["modalities"], "classes": None, "class_counts": {}}
+    known |= first.get("data", {})  # the log of an earlier version does not name its data
+    counts = known["class_counts"]
+    # Which samples are held out depends on the seed: counted with the training split.
+    parts = [counts[split] for split in ("train", "val") if split in counts]
+    return {
+        "modalities": known["kinds"],
+        "classes": known["classes"],
+        "training samples of each class": [sum(n) for n in zip(*parts)],
+        "test samples of each class": counts.get("test"),
+    }
+
+
+def on_other_data(firsts):
+    """{folder: why} of the runs on other data than most. firsts: {folder: first record}."""
+    facts = {folder: data_of(first) for folder, first in firsts.items()}
+    usual = json.loads(Counter(map(json.dumps, facts.values())).most_common(1)[0][0])
+    others = {}
+    for folder, fact in facts.items():
+        if apart := [name for name in usual if fact[name] != usual[name]]:
+            own, most = (textwrap.shorten(json.dumps(x[apart[0]]), 100) for x in (fact, usual))
+            others[folder] = f"it has other {apart[0]}, {own}, most runs have {most}"
+    return others
 
 
 def validation_acc(folder):
     """The fused ACC on the validation part, of the epoch that is tested."""
-    records = read_log(folder)[1]
-    return records[best_epoch(records) - 1]["fused"]["acc"]
+    epochs = read_log(folder).epochs
+    return epochs[best_epoch(epochs) - 1]["fused"]["acc"]
 
 
 def tuned(names, accs):
@@ -286,12 +293,12 @@ def tuned(names, accs):
         best = max(known, key=lambda trial: np.mean(accs[trial]), default=row)
         rows[best] = name
         if len(trials) > 1:
-            cells = [f"`{trial}` {cell(accs[trial])}" for trial in known]
+            cells = [f"`{trial}` {figures.cell(accs[trial])}" for trial in known]
             cells = [f"**{c}**" if trial == best else c for trial, c in zip(known, cells)]
             lines.append([row, ", ".join(cells)])
     seeds = " and ".join(map(str, range(TRIAL_SEEDS)))
     note = f"ACC on held-out samples, mean ± std over seeds {seeds}; the chosen value is bold."
-    return rows, f"{one_table(lines)}\n\n{note}"
+    return rows, f"{figures.one_table(lines)}\n\n{note}"
 
 
 def compared(tests, joint):
@@ -322,7 +329,7 @@ def printed(preset, name, dataset):
 def table(dataset, modalities, rows, names, preset, metric):
     """The table in Markdown, with what it compares in words; rows: {row: {seed: test scores}}."""
     joint = next(iter(names))
-    head, *lines = score_lines([dataset, *modalities], rows, metric)
+    head, *lines = figures.score_lines([dataset, *modalities], rows, metric)
     head = [*head, f"ACC - ACC of {joint}"]
     paper = {row: printed(preset, name, dataset) for row, name in names.items()}
     if any(paper.values()):
@@ -330,64 +337,79 @@ def table(dataset, modalities, rows, names, preset, metric):
     for line in lines:
         row = line[0].removesuffix(", logits summed")
         fused = line[2] != ""
-        known = fused and row != joint
-        line.append(compared(rows[row], rows.get(joint, {})) if known else "")
+        line.append(compared(rows[row], rows.get(joint, {})) if fused and row != joint else "")
         if any(paper.values()):
             line += [names[row], paper[row]] if row == line[0] else ["", ""]
         if kind_of(row).own_heads:
             line[0] += " †"
-    spread_of, mean, p = "", "", ""
-    if max(len(tests) for tests in rows.values()) > 1:
-        spread_of, mean = ", mean ± std over the seeds", ", the mean over the seeds"
-        p = (
+    several = max(map(len, rows.values())) > 1
+    text = (
+        f"Scores of the test split{', mean ± std over the seeds' if several else ''}. "
+        f"ACC - ACC of {joint}: the difference in fused ACC between two runs with the same seed, "
+        f"in points{', the mean over the seeds' if several else ''}."
+    )
+    if several:
+        text += (
             " p: a two-sided paired t-test over these seeds (scipy's ttest_rel), not corrected for "
             "the number of rows."
         )
-    text = [
-        one_table([head, *lines]),
-        f"Scores of the test split{spread_of}. ACC - ACC of {joint}: the difference in fused ACC "
-        f"between two runs with the same seed, in points{mean}.{p}",
-    ]
+    notes = [figures.one_table([head, *lines]), text]
     if any(kind_of(row).own_heads for row in rows):
-        text.append(
+        notes.append(
             "†: a modality is scored by a classifier of its own; in all other rows, by the fused "
             "classifier with zeros for the other features. Do not compare the two kinds."
         )
-    return "\n\n".join(text)
+    return "\n\n".join(notes)
+
+
+def notes_of(firsts, others):
+    """What the runs of a table have in common or not, in sentences. others: of on_other_data."""
+    first, notes = firsts[0], []
+    counts = first.get("data", {}).get("class_counts", {}).get("test", [])
+    if len({*counts}) > 1:
+        k = int(np.argmax(counts))
+        acc = 100 * counts[k] / sum(counts)
+        name = first["data"]["classes"][k]
+        notes.append(f"Always saying the most frequent class, {name}, would have ACC {acc:.1f}.")
+    if part := first["settings"]["val_fraction"]:
+        notes.append(f"All runs hold out {part:.0%} of the training split.")
+    if len({first["settings"]["bf16"] for first in firsts}) > 1:
+        notes.append("Some runs trained in bfloat16 (--bf16), others in float32.")
+    return notes + [f"{folder} is left out: {why}." for folder, why in others.items()]
 
 
 def write(path, text):
     """Write a text, in a folder that may not be there yet."""
     with atomic(Path(path)) as part:
-        part.write_text(text + "\n")
+        part.write_text(text + "\n", encoding="utf-8")
 
 
-def picture(dataset, modalities, rows, joint, out):
+def plot(dataset, modalities, rows, joint, out):
     """Fused ACC and perf_gap of each row, sorted by ACC: mean and std over seeds.
 
     Joint training is a dashed line; rows with classifiers of their own (†) have open marks.
     """
     values = {
         "fused ACC, %": lambda test: test["fused"]["acc"],
-        "perf_gap, points": lambda test: spread(test, modalities, "acc"),
+        "perf_gap, points": lambda test: figures.spread(test, modalities, "acc"),
     }
     order = sorted(rows, key=lambda row: np.mean([t["fused"]["acc"] for t in rows[row].values()]))
     size = (9, 1 + 0.3 * len(order))
-    figure, axes = pyplot().subplots(1, 2, figsize=size, sharey=True, layout="constrained")
+    figure, axes = figures.pyplot().subplots(1, 2, figsize=size, sharey=True, layout="constrained")
     for axis, (name, value) in zip(axes, values.items()):
         for n, row in enumerate(order):
             of_seeds = [value(test) for test in rows[row].values()]
             std = np.std(of_seeds, ddof=1) if len(of_seeds) > 1 else 0
-            colour = COLOURS[2] if row.split()[0] in OURS.values() else COLOURS[1]
+            colour = figures.COLOURS[2] if row.split()[0] in OURS.values() else figures.COLOURS[1]
             style = {"color": colour, "mfc": "white" if kind_of(row).own_heads else colour}
             axis.errorbar(np.mean(of_seeds), n, xerr=std, fmt="o", capsize=3, **style)
             if row == joint:
                 axis.axvline(np.mean(of_seeds), color="#777777", ls="--", lw=1)
         axis.set_xlabel(f"{name}: mean and std over seeds")
-        plain(axis)
+        figures.plain(axis)
     axes[0].set_yticks(range(len(order)), [f"{r} †" if kind_of(r).own_heads else r for r in order])
     figure.suptitle(dataset)
-    save(figure, out)
+    figures.save(figure, out)
 
 
 def parser():
@@ -402,10 +424,45 @@ def parser():
     flags.add_argument("--seeds", type=int, default=5, help="how many, from 0 on (default 5)")
     flags.add_argument("--jobs", type=int, default=1, help="runs at the same time (default 1)")
     flags.add_argument("--tune", action="store_true", help="first choose each method's number")
-    flags.add_argument("--metric", choices=METRICS, default="acc", help="of the modalities")
+    flags.add_argument("--metric", choices=figures.METRICS, default="acc", help="of the modalities")
     flags.add_argument("--runs", default="runs", help="folder of the runs' folders (default runs)")
     flags.add_argument("--out", default="", help="of the table and picture, without ending")
     return flags
+
+
+def tune(args, names):
+    """Run all trials and write OUT-tune.md; returns (the chosen rows, {folder: why it failed})."""
+    rows = [trial for row in names for trial in trials_of(row)]
+    trials = jobs_of(args.dataset, rows, TRIAL_SEEDS, args.runs, args.extra, hold_out=True)
+    failed, accs = run_all(trials, args.jobs), {}
+    for job in trials:
+        if job.folder not in failed:
+            accs.setdefault(job.row, []).append(validation_acc(job.folder))
+    names, text = tuned(names, accs)
+    write(f"{args.out}-tune.md", text)
+    print(text, f"wrote {args.out}-tune.md", sep="\n\n")
+    return names, failed
+
+
+def report(args, jobs, names):
+    """Write OUT.md and OUT.png of the complete runs; returns {folder: why it is left out}."""
+    logs = {job: read_log(job.folder) for job in jobs if (job.folder / "log.jsonl").is_file()}
+    firsts = {job.folder: log.first for job, log in logs.items() if log.test}
+    if not firsts:
+        return {}
+    others = on_other_data(firsts)
+    rows, dataset = {}, data_name(args.dataset)
+    for job, log in logs.items():
+        if log.test and job.folder not in others:
+            rows.setdefault(job.row, {})[job.seed] = log.test
+    compared_firsts = [first for folder, first in firsts.items() if folder not in others]
+    modalities = compared_firsts[0]["modalities"]
+    text = [table(dataset, modalities, rows, names, args.preset, args.metric)]
+    text = "\n\n".join(text + notes_of(compared_firsts, others))
+    write(f"{args.out}.md", text)
+    plot(dataset, modalities, rows, next(iter(names)), f"{args.out}.png")
+    print(text, f"wrote {args.out}.md and {args.out}.png", sep="\n\n")
+    return others
 
 
 def main(arguments=None):
@@ -413,45 +470,25 @@ def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     split = arguments.index("--") if "--" in arguments else len(arguments)
     args = parser().parse_args(arguments[:split])
+    args.extra = arguments[split + 1 :]
     with cli.one_sentence("sweep") as program:
         for name in ("seeds", "jobs"):
             if getattr(args, name) < 1:
                 raise cli.SettingsError(f"--{name} is {getattr(args, name)}, expected 1 or more")
-        dataset = data_name(args.dataset)
-        out = args.out or f"{args.runs}/sweep-{dataset}-{args.preset or 'methods'}"
-        names, trials, failed = rows_of(args.methods, args.preset), [], {}
-        prepare = functools.partial(
-            jobs_of, args.dataset, runs=args.runs, extra=arguments[split + 1 :], hold_out=args.tune
-        )
+        what = args.preset or "methods"
+        args.out = args.out or f"{args.runs}/sweep-{data_name(args.dataset)}-{what}"
+        names, failed = rows_of(args.methods, args.preset), {}
         if args.preset or args.methods == "all":
-            names = fitting(args.dataset, names, arguments[split + 1 :])
+            names = fitting(args.dataset, names, args.extra)
         if args.tune:
-            trials = prepare([trial for row in names for trial in trials_of(row)], TRIAL_SEEDS)
-            failed, accs = run_all(trials, args.jobs), {}
-            for job in trials:
-                if job.folder not in failed:
-                    accs.setdefault(job.row, []).append(validation_acc(job.folder))
-            names, text = tuned(names, accs)
-            write(f"{out}-tune.md", text)
-            print(text, f"wrote {out}-tune.md", sep="\n\n")
-        jobs = prepare(names, args.seeds)
+            names, failed = tune(args, names)
+        jobs = jobs_of(args.dataset, names, args.seeds, args.runs, args.extra, args.tune)
         failed |= run_all(jobs, args.jobs)
-        rows, firsts = scores_of(jobs)
-        if rows:
-            modalities = firsts[0]["modalities"]
-            text = table(dataset, modalities, rows, names, args.preset, args.metric)
-            if part := train.parse(jobs[0].flags).val_fraction:
-                text += f"\n\nAll runs hold out {part:.0%} of the training split."
-            if len({first["settings"]["bf16"] for first in firsts}) > 1:
-                text += "\n\nSome runs trained in bfloat16 (--bf16), others in float32."
-            write(f"{out}.md", text)
-            picture(dataset, modalities, rows, next(iter(names)), f"{out}.png")
-            print(text, f"wrote {out}.md and {out}.png", sep="\n\n")
+        failed |= report(args, jobs, names)
         program.started = True  # what follows is a failed run, not a wrong flag
         if failed:
             folder, why = next(iter(failed.items()))
-            n = len({job.folder for job in [*trials, *jobs]})
-            raise cli.RunError(f"{len(failed)} of {n} runs failed; the first is {folder}: {why}")
+            raise cli.RunError(f"{len(failed)} runs are left out; the first is {folder}: {why}")
     return program.status
 
 

@@ -16,7 +16,7 @@ import data
 import train
 from data import Samples
 from model import ENCODERS, FUSIONS
-from utils.cli import line_of, one_sentence
+from utils.cli import SettingsError, line_of, one_sentence
 from utils.loader import eval_loader
 
 FLAGS = ["--dataset", "tiny", "--epochs", "2", "--batch-size", "16", "--out", "run"]
@@ -36,6 +36,27 @@ def test_ctrl_c_during_the_imports_says_nothing(program, tmp_path):
     command = [sys.executable, *program, "--help"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | paths, capture_output=True)
     assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_name_that_the_terminal_cannot_show_is_escaped(encoding):
+    """Redirected output on Windows, LC_ALL=C: it ended the run with "can't encode character"."""
+    text = "with one_sentence('x') as program: class_index(['cafe\\u0301', 'dog'])\n"
+    text = f"from utils.cli import one_sentence; from utils.samples import class_index\n{text}"
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    command = [sys.executable, "-c", text + "sys = __import__('sys'); sys.exit(program.status)"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True)
+    expected = (0, b"2 classes: cafe\\u0301, dog", b"")
+    assert (done.returncode, done.stdout.strip(), done.stderr) == expected
+
+
+@pytest.mark.parametrize("rank, lines", [("0", 1), ("1", 0)])
+def test_rank_0_alone_speaks_before_the_start(monkeypatch, capsys, rank, lines):
+    """A wrong flag under torchrun is one sentence, not one for each process."""
+    monkeypatch.setenv("RANK", rank)
+    with one_sentence("train.py") as program:
+        raise SettingsError("--lr is 0")
+    assert program.status == 2 and capsys.readouterr().err.count("--lr is 0") == lines
 
 
 def of_a_worker(kind, last):

@@ -1,7 +1,9 @@
 """scripts/sweep.py: which runs are made, resumed or left alone, and what the table says of them."""
 
+import copy
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import tiny
 from scipy import stats
 
+import data
 import train
 from scripts import sweep
 
@@ -109,6 +113,7 @@ def test_a_sweep_trains_compares_and_draws(calls, capsys):
     table = Path("runs/sweep-tiny-methods.md").read_text()
     assert table in capsys.readouterr().out
     head, _, *rows = table.split("\n\n")[0].splitlines()
+    assert "| ACC | MAP | macro-F1 | " in head
     assert head.endswith("| perf_gap | ACC - ACC of constant:0 |")
     assert [row.split(" | ")[0] for row in rows] == [
         "| constant:0",
@@ -174,7 +179,7 @@ def test_the_validation_acc_is_of_the_tested_epoch(tmp_path):
     """The first best one; on a test split, nothing is best, and it would be the last."""
     record = {"alpha": 0, "split": "val"}
     epochs = [record | {"t": t, "fused": {"acc": acc}} for t, acc in enumerate((5, 9, 9, 7), 1)]
-    lines = [{"settings": {"seed": 0}, "modalities": []}, *epochs]
+    lines = [{"settings": {}, "modalities": [], "samples": {}}, *epochs]
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert sweep.validation_acc(tmp_path) == 9
 
@@ -220,7 +225,7 @@ def test_a_failed_run_is_named_and_the_others_go_on(calls, monkeypatch, capsys):
     monkeypatch.setattr(train, "evaluate", evaluate)
     assert sweep.main([*TINY, "--methods", "heuristic", *QUICK]) == 1
     out, err = capsys.readouterr()
-    assert "sweep: 2 of 4 runs failed; the first is runs/tiny-" in err
+    assert "sweep: 2 runs are left out; the first is runs/tiny-" in err
     assert "| heuristic | 1 |" in out and "runs/tiny-heuristic-seed1 failed: train.py" in out + err
 
 
@@ -264,6 +269,60 @@ def test_runs_of_a_machine_with_another_precision_count(calls, capsys):
     assert out.read_text().endswith(note)
 
 
+def test_a_run_on_other_data_is_named_and_left_out(calls, monkeypatch, capsys):
+    """One of four has a sample of class 0 in class 1: it is in no row, and the status is 1."""
+    flags = [*TINY, "--methods", "heuristic", *QUICK]
+    assert sweep.main(flags) == 0
+    usual = Path("runs/sweep-tiny-methods.md").read_text(encoding="utf-8")
+    assert "left out" not in usual and "most frequent class" not in usual
+    folder = Path("runs/tiny-heuristic-seed1")
+    shutil.rmtree(folder)
+
+    def relabelled(*_):
+        full = tiny()
+        full["train"].y[0] = 1
+        return full
+
+    with monkeypatch.context() as changed:
+        changed.setitem(data.DATASETS, "tiny", relabelled)
+        assert sweep.main(flags) == 1
+    why = "it has other training samples of each class, [15, 17, 16], most runs have [16, 16, 16]"
+    text = Path("runs/sweep-tiny-methods.md").read_text(encoding="utf-8")
+    assert text.endswith(f"{folder} is left out: {why}.\n") and "| heuristic | 1 |" in text
+    assert f"1 runs are left out; the first is {folder}: {why}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["classes", "kinds", "test", "data"])
+def test_runs_are_compared_by_their_data(change):
+    """Classes, modalities, counts; where one log names no data; not a held-out part of another
+    seed."""
+    counts = {"train": [4, 5], "val": [2, 1], "test": [3, 3]}
+    first = {"modalities": ["a"], "data": {"kinds": {"a": "image"}, "classes": ["x", "y"]}}
+    first["data"]["class_counts"] = counts
+    seed = copy.deepcopy(first)
+    seed["data"]["class_counts"] |= {"train": [5, 4], "val": [1, 2]}
+    firsts = {"one": first, "two": seed, "three": copy.deepcopy(first)}
+    assert sweep.on_other_data(firsts) == {}
+    changes = {"classes": ["x", "z"], "kinds": {"b": "image"}}
+    if change == "data":
+        del firsts["three"]["data"]
+    elif change == "test":
+        firsts["three"]["data"]["class_counts"]["test"] = [2, 4]
+    else:
+        firsts["three"]["data"][change] = changes[change]
+    assert list(sweep.on_other_data(firsts)) == ["three"]
+
+
+def test_the_most_frequent_class_is_a_baseline_where_classes_are_unequal():
+    """6 of 8 test samples are dogs: 75 %; nothing is said of equal classes."""
+    first = {"settings": {"val_fraction": 0, "bf16": False}}
+    first["data"] = {"classes": ["cat", "dog"], "class_counts": {"test": [2, 6]}}
+    sentence = "Always saying the most frequent class, dog, would have ACC 75.0."
+    assert sweep.notes_of([first], {}) == [sentence]
+    first["data"]["class_counts"]["test"] = [4, 4]
+    assert sweep.notes_of([first], {}) == []
+
+
 def test_compared_is_the_paired_test():
     """Mean difference over common seeds; t = mean / (std / sqrt(n)), two-sided, n - 1 degrees."""
     accs = {0: 51.0, 1: 53.0, 2: 57.0, 9: 0.0}, {0: 50.0, 1: 50.0, 2: 55.0, 3: 99.0}
@@ -284,8 +343,8 @@ def test_unimodal_has_two_rows_and_the_papers_numbers():
     text = sweep.table("cremad", ["audio", "video"], rows, names, "table1", "acc")
     _, _, joint, alone, summed = text.split("\n\n")[0].splitlines()
     assert joint.endswith("|  | Concat | 63.31 / 68.41 |")
-    assert alone == "| unimodal † | 1 |  |  | 55.0 | 55.0 | 0.0 |  | Unimodal | 63.17, 45.83 |"
-    assert summed == "| unimodal, logits summed † | 1 | 55.0 | 65.0 |  |  |  | +5.0 |  |  |"
+    assert alone == "| unimodal † | 1 |  |  |  | 55.0 | 55.0 | 0.0 |  | Unimodal | 63.17, 45.83 |"
+    assert summed == "| unimodal, logits summed † | 1 | 55.0 | 65.0 | 55.0 |  |  |  | +5.0 |  |  |"
 
 
 def test_call_gives_one_thread_and_the_last_line():

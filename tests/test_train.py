@@ -527,7 +527,7 @@ def test_ctrl_c_is_one_sentence(tiny_data, monkeypatch, capsys):
         train, "hypergradient", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     assert train.main(["--dataset", "tiny"]) == 130
-    assert "stopped before an epoch ended" in sentence(capsys)
+    assert "stopped before epoch 1 ended" in sentence(capsys)
 
 
 def test_a_fault_of_the_code_is_not_dressed_up_as_bad_input(tiny_data, monkeypatch):

@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 import linecache
 import math
+import os
 import re
 import signal
 import sys
@@ -22,8 +23,7 @@ ADVICE = {
     r"too many open files|received \d+ items of ancdata": "too many open files; choose --workers "
     "0, or raise the limit: ulimit -n 4096",
     r"shared memory|bus error|</torch_.*No space left on device": "the readers have no room in "
-    "shared memory; choose --workers 0, or start the container with a larger one (docker: "
-    "--shm-size 8g)",
+    "shared memory; choose --workers 0 (docker: or --shm-size 8g)",
     r"out of memory|not enough memory|allocate|ALLOC_FAILED|MemoryError": "out of memory; choose a "
     "smaller --batch-size or --alpha-batch, or --bf16 on a GPU",
     r"(DataLoader worker|Pin memory thread) .*(killed|exited)|^ConnectionResetError|^EOFError": "a "
@@ -34,8 +34,6 @@ ADVICE = {
     r"cannot cache function|no locator available": "librosa found no folder for its cache; set "
     "NUMBA_CACHE_DIR to a folder that you may write to",
 }
-
-
 LARGEST = 2**32 - 1  # of every whole number: torch's seeds and Python's len() allow no larger ones
 
 
@@ -87,7 +85,7 @@ def changeable(settings):
 
 
 def check_choice(kind, value, choices):
-    """The value, or a ValueError that lists the choices."""
+    """The value, or a SettingsError that lists the choices."""
     if value not in choices:
         raise SettingsError(f"unknown {kind} {value!r}; choose from {sorted(choices)}")
     return value
@@ -96,25 +94,24 @@ def check_choice(kind, value, choices):
 def call_of(kind, text, functions, given):
     """`name` or `name:number:...` -> (functions[name], {parameter: number}).
 
-    given: the names of the parameters before the numbers, "t, T", or "". Raises ValueError for an
-    unknown name, or for numbers that do not fit the function's parameters.
+    given: the names of the parameters before the numbers, "t, T", or "". Raises SettingsError for
+    an unknown name, or for numbers that do not fit the function's parameters.
     """
-    name, *arguments = text.split(":")
+    name, *numbers = text.split(":")
     function = functions[check_choice(kind, name, functions)]
     signature, before = inspect.signature(function), given.split(", ") if given else []
+    own = list(signature.parameters)[len(before) :]
     try:
-        numbers = [float(argument) for argument in arguments]
-        if not all(abs(x) <= 1e6 for x in numbers):
-            raise ValueError
-        bound = signature.bind(*before, *numbers).arguments
+        bound = signature.bind(*before, *map(float, numbers)).arguments
+        fits = all(abs(float(number)) <= 1e6 for number in numbers)  # neither nan nor inf
     except (ValueError, TypeError):
-        own = list(signature.parameters)[len(before) :]
+        fits = False
+    if not fits:
         form = ":".join([name, *own])
-        wanted = " with numbers of at most 1e6" if own else " without a number"
-        wanted += f", and a function of ({given}, ...)" if given else ""
-        what = f"{kind} {text!r} does not fit {name}{signature}; expected {form}{wanted}"
-        raise SettingsError(what) from None
-    return function, dict(list(bound.items())[len(before) :])
+        form += " with numbers of at most 1e6" if own else " without a number"
+        form += f", and a function of ({given}, ...)" if given else ""
+        raise SettingsError(f"{kind} {text!r} does not fit {name}{signature}; expected {form}")
+    return function, {key: value for key, value in bound.items() if key in own}
 
 
 def line_of(function, error):
@@ -144,7 +141,7 @@ def number_of(what, function, *arguments, **numbers):
 
 
 def check(args):
-    """Raise ValueError for a field outside its choices or its range."""
+    """Raise SettingsError for a field outside its choices or its range."""
     for f in dataclasses.fields(args):
         value, rules = getattr(args, f.name), f.metadata
         if rules["choices"] is not None:
@@ -165,7 +162,7 @@ def check(args):
 def parse(settings, argv, description):
     """{name: value} of the given flags; argparse exits with status 2 for a wrong flag.
 
-    ValueError for an empty value: of `--resume "$RUN"` with an unset RUN it would make a new run.
+    SettingsError for an empty value: with RUN unset, `--resume "$RUN"` would start a new run.
     """
     group = parser = argparse.ArgumentParser(
         description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
@@ -192,40 +189,39 @@ def parse(settings, argv, description):
     return {name: value for name, value in given if value is not None}
 
 
-def symptom(error):
-    """What ADVICE is looked up for: the class and the text of an error of the machine, else "".
-
-    Of an OSError only what follows its [Errno N]: the rest has paths, which can hold any word.
-    """
-    name = type(error).__name__
-    if isinstance(error, OSError):
-        return " ".join([name, *re.findall(r"\[Errno \d+\] ([\w ]+)", str(error))])
-    machine = isinstance(error, (RuntimeError, MemoryError, EOFError))
-    return f"{name}: {error}" if machine else ""
-
-
 def advice(error):
-    """What ADVICE has for an error, or None."""
-    text = symptom(error)
+    """What ADVICE has for an error of the machine, or None.
+
+    Of an OSError only the text after its [Errno N] counts: the rest has paths, with any words.
+    """
+    text = str(error)
+    if isinstance(error, OSError):
+        text = " ".join(re.findall(r"\[Errno \d+\] ([\w ]+)", text))
+    elif not isinstance(error, (RuntimeError, MemoryError, EOFError)):
+        return None
+    text = f"{type(error).__name__}: {text}"
     return next((ADVICE[x] for x in ADVICE if re.search(x, text, re.I | re.S)), None)
 
 
 class one_sentence:
-    """A context in which Ctrl-C, SIGTERM and the errors of users and machines end in one sentence.
+    r"""A context in which Ctrl-C, SIGTERM and the errors of users and machines end in one sentence.
 
     program.status is the exit status: 0; 2 for wrong settings or data, 1 once program.started is
     set, 130 and 143 for the signals. Every other error is our fault and keeps its traceback.
     program.hints: {class of an error: what to add to its sentence};
-    program.stopped: a function that returns the sentence for a signal; program.quiet: True on a
-    rank that leaves errors before the start to rank 0.
+    program.stopped: a function that returns the sentence for a signal. Of several processes, rank
+    0 alone speaks before the start. A character that the terminal cannot show is written as \u0301.
     """
 
     def __init__(self, name):
-        self.name, self.status, self.started, self.quiet = name, 0, False, False
+        self.name, self.status, self.started = name, 0, False
         self.hints = {}
         self.stopped = lambda: "stopped; run the same command again to continue"
 
     def __enter__(self):
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # a notebook's has none
+                stream.reconfigure(errors="backslashreplace")
         self.main_thread = threading.current_thread() is threading.main_thread()
         if self.main_thread:
             self.before = signal.signal(signal.SIGTERM, self.stop)
@@ -243,7 +239,7 @@ class one_sentence:
         sentence = self.explain(error)
         if sentence is None:
             return False
-        if self.started or not self.quiet:
+        if self.started or os.environ.get("RANK", "0") == "0":
             print(f"{self.name}: {sentence}", file=sys.stderr)
         return True
 

@@ -1,7 +1,8 @@
 """A run's folder: its log, its checkpoints, its lock; resuming and evaluating it.
 
-RUN/log.jsonl    the settings; one line per epoch; the test scores
-RUN/t0007.pt     after epoch 7: parameters, buffers, optimizer, alpha, random states, settings, log
+RUN/log.jsonl    the settings and the data; one line per epoch; the test scores
+RUN/t0007.pt     after epoch 7: parameters, buffers, optimizer, alpha, random states, settings, log,
+                 and `data`, utils.trained.describe: classes, modalities, channels, folder
 RUN/.lock        held by the process that writes into RUN
 
 All files are written atomically. A checkpoint is torch.save's bytes and their SHA-256; it is loaded
@@ -22,6 +23,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from filelock import FileLock, Timeout
@@ -33,27 +35,10 @@ from utils.atomic import atomic, remove
 from utils.cli import RunError, SettingsError
 from utils.media import UnreadableFile
 from utils.prepare import prepare_command
+from utils.trained import describe
 
+PARTS = {"t", "alpha", "settings", "random", "log", "model", "optimizer", "plateau"}
 UNRECORDED = ("out", "overwrite", "resume", "eval", "split", "keep")  # not in a run's settings
-
-
-@contextlib.contextmanager
-def deterministic_kernels(wanted):
-    """If wanted, only deterministic kernels inside the block; as it was before after it."""
-    if not wanted:
-        yield
-        return
-    name, usual = "CUBLAS_WORKSPACE_CONFIG", os.environ.get("CUBLAS_WORKSPACE_CONFIG")
-    before = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    os.environ.setdefault(name, ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warn_only)
-        if usual is None:
-            os.environ.pop(name, None)
 
 
 @contextlib.contextmanager
@@ -117,11 +102,13 @@ def load_checkpoint(folder, t=None):
     epochs = checkpoint_epochs(folder)
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; give that of a run, like runs/NAME")
+    if not epochs and (Path(folder) / "log.jsonl").is_file() and not read_log(folder).epochs:
+        raise RunError(f"{folder} stopped before epoch 1 ended; run the same command again")
     if not epochs or t not in (None, *epochs):
         wanted = "" if t is None else f" of epoch {t}"
-        what = f" (only of epochs {epochs})" if epochs else ""
+        there = f" (only of epochs {epochs})" if epochs else ""
         raise FileNotFoundError(
-            f"{folder} has no checkpoint{wanted}{what}; give a folder that train.py wrote, or "
+            f"{folder} has no checkpoint{wanted}{there}; give a folder that train.py wrote, or "
             "train with a larger --keep"
         )
     path = checkpoint_path(folder, epochs[-1] if t is None else t)
@@ -132,25 +119,41 @@ def load_checkpoint(folder, t=None):
         )
     try:
         state = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
-        check_state(state)
+        if missing := PARTS - state.keys():
+            raise ValueError(f"it has no {min(missing)}")
+        parse_log(state["log"])
     except Exception as error:  # weights_only refuses in many ways
         raise RunError(f"{path} is not a checkpoint of train.py; no code in it was run") from error
     return state
 
 
-def check_state(state):
-    """Raise some error for a state without the parts that resuming and evaluating use."""
-    first, *records = records_of(state)
-    first["settings"]["seed"], first["samples"], state["settings"]["seed"], best_epoch(records)
-    state["model"], state["optimizer"], state["plateau"], state["random"]["cuda"]
-    torch.Generator().set_state(state["random"]["cpu"])
-    if records[-1]["t"] != state["t"] or not 0 <= state["alpha"] <= 1:
-        raise ValueError
+class Log(NamedTuple):
+    """log.jsonl: its first record, the records of the epochs, the test scores or None."""
+
+    first: dict
+    epochs: list
+    test: dict | None
 
 
-def records_of(state):
-    """The records of the log up to a checkpoint."""
-    return [json.loads(line) for line in state["log"].splitlines()]
+def parse_log(text):
+    """The Log of a text; some error if it is none."""
+    first, *rest = map(json.loads, text.splitlines())
+    if missing := {"settings", "modalities", "samples"} - first.keys():
+        raise ValueError(f"its first line has no {min(missing)}")
+    epochs = [record for record in rest if "alpha" in record]
+    return Log(first, epochs, next((record["test"] for record in rest if "test" in record), None))
+
+
+def read_log(folder):
+    """The Log of a run's folder; SettingsError or RunError, in one sentence, without one."""
+    path = Path(folder) / "log.jsonl"
+    if not path.is_file():
+        raise SettingsError(f"{folder} holds no run: {path} is missing; give a folder of train.py")
+    try:
+        return parse_log(path.read_bytes())
+    except (ValueError, AttributeError, TypeError) as error:
+        saved = ", the checkpoint has a copy" if checkpoint_epochs(folder) else ""
+        raise RunError(f"{path} is not a log of train.py; remove it{saved}") from error
 
 
 def load_state(state, **parts):
@@ -163,28 +166,11 @@ def load_state(state, **parts):
         raise RunError(what) from error
 
 
-def read_log(folder):
-    """A run's log: (first record, epochs, test scores or None); ValueError if it is none."""
-    path = Path(folder) / "log.jsonl"
-    if not path.is_file():
-        raise SettingsError(f"{folder} holds no run: {path} is missing; give a folder of train.py")
-    try:
-        first, *rest = [json.loads(line) for line in path.read_text().splitlines()]
-        epochs = [r for r in rest if "alpha" in r]
-        first["settings"]["seed"], first["modalities"]
-        return first, epochs, next((r["test"] for r in rest if "test" in r), None)
-    except (ValueError, KeyError, TypeError) as error:
-        raise SettingsError(
-            f"{path} is not a log of train.py ({error}); it may be truncated"
-        ) from error
-
-
-def best_epoch(records):
+def best_epoch(epochs):
     """The epoch to test: the best by fused ACC on the validation part, else the last."""
-    epochs = [r for r in records if "alpha" in r]
     if epochs[-1]["split"] != "val":
         return epochs[-1]["t"]
-    return max(epochs, key=lambda r: r["fused"]["acc"])["t"]
+    return max(epochs, key=lambda record: record["fused"]["acc"])["t"]
 
 
 def mean_losses(steps, t):
@@ -216,40 +202,51 @@ def check_together(given):
         raise SettingsError("--split is for --eval; leave it out")
 
 
-def first_settings(folder):
-    """The settings in the first line of a run's log, None without a log; RunError if damaged."""
-    path = Path(folder) / "log.jsonl"
-    try:
-        return json.loads(path.read_bytes().split(b"\n")[0])["settings"]
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        copy = ", the checkpoint has a copy" if checkpoint_epochs(folder) else ""
-        raise RunError(f"{path} is not a log of train.py; remove it{copy}") from error
+def find_data(folder, state, given, own):
+    """`given` with the data set of a run where it is now: at --root, --dataset, or as recorded.
+
+    own: whether it is a folder of one's own data. SettingsError if that is not there.
+    """
+    dataset, recorded = state["settings"]["dataset"], state["data"]["folder"]
+    places = {given[flag] for flag in ("root", "dataset") if flag in given and own}
+    if len(places) > 1:
+        raise SettingsError("--root and --dataset name two folders; leave one of them out")
+    place = min(places, default=given.get("root"))
+    elsewhere = recorded and os.path.abspath(recorded["given"]) != recorded["absolute"]
+    if not place and elsewhere and os.path.isdir(recorded["absolute"]):
+        place = recorded["absolute"]
+    if own and not os.path.isdir(place or dataset):
+        was = place or recorded["absolute"]
+        raise SettingsError(f"the data of {folder} are not in {was}; give their folder with --root")
+    if not place:
+        return given
+    return given | ({"dataset": place, "root": ""} if own else {"root": place})
 
 
-def resumed_settings(folder, given, settings_class):
+def resumed_settings(folder, given, settings_class, datasets):
     """A run's settings, {name: value}, to resume or evaluate it with the flags `given`.
 
-    Raises ValueError for a flag that would make it another run, RunError if the folder's checkpoint
-    and log do not belong together or come from another version.
+    datasets: the names of all data sets but folders of one's own. SettingsError for a flag that
+    would make it another run; RunError if the folder's checkpoint and log do not belong together or
+    come from another version.
     """
-    settings = load_checkpoint(folder)["settings"]
-    if first_settings(folder) not in (None, settings):
-        log = Path(folder) / "log.jsonl"
+    state = load_checkpoint(folder)
+    settings, log = state["settings"], Path(folder) / "log.jsonl"
+    if log.is_file() and read_log(folder).first["settings"] != settings:
         raise RunError(f"the checkpoint in {folder} and {log} belong to different runs")
     expected = {f.name for f in dataclasses.fields(settings_class)} - {*UNRECORDED}
-    if other := expected ^ set(settings):
-        raise RunError(
-            f"{folder} comes from a train.py with other settings {sorted(other)}; use that version"
-        )
+    if other := expected ^ {*settings} or {"data"} - state.keys():
+        what = f"{folder} comes from another version of train.py"
+        raise RunError(f"{what}, which differs in {sorted(other)}; use that version")
+    own = settings["dataset"] not in datasets
+    may_change = cli.changeable(settings_class) | ({"dataset"} if own else set())
     for name, value in given.items():
-        if name not in cli.changeable(settings_class) and value != settings.get(name):
+        if name not in may_change and value != settings[name]:
             raise SettingsError(
                 f"{cli.flag(name)} {value} would make {folder} another run, it has "
-                f"{settings.get(name)}; leave the flag out, or start a new run with --out"
+                f"{settings[name]}; leave the flag out, or start a new run with --out"
             )
-    return settings | given
+    return settings | find_data(folder, state, given, own)
 
 
 def versions():
@@ -265,7 +262,7 @@ def versions():
 def load_best(folder, model):
     """Load the weights of the epoch to test into the model; returns that epoch."""
     state = load_checkpoint(folder)
-    t = best_epoch(records_of(state))
+    t = best_epoch(parse_log(state["log"]).epochs)
     load_state(state if t == state["t"] else load_checkpoint(folder, t), model=model)
     return t
 
@@ -298,8 +295,10 @@ class Run:
 
     def __init__(self, args, program):
         self.args, self.folder, self.program = args, folder_of(args), program
+        state = load_checkpoint(self.folder) if args.resume or args.eval else {}
+        self.state = state if args.resume else {}
+        self.trained = state.get("data")  # load_data brings today's data into its order
         self.writes = distributed.rank() == 0
-        program.quiet = not self.writes
         self.no_bar = None if self.writes else True  # None: a progress bar only on a terminal
         if args.dataset in LISTS or os.path.isdir(args.dataset):
             command = prepare_command(args.dataset, args.root)
@@ -320,7 +319,10 @@ class Run:
         self.program.started = True
         self.program.stopped = self.stopped
         lock = self.lock() if writes else contextlib.nullcontext()
-        with lock, deterministic_kernels(self.args.deterministic):
+        if self.args.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        with lock:
             yield
 
     def make_folder(self):
@@ -348,18 +350,17 @@ class Run:
             return "stopped"
         if checkpoint_epochs(self.folder):
             return f"stopped; resume with: python train.py --resume {self.folder}"
-        return "stopped before an epoch ended"
+        return "stopped before epoch 1 ended; run the same command again"
 
     def first_record(self):
-        """What a log begins with: settings, modalities, sample counts, device, versions."""
-        samples = {s: len(self.data[s]) for s in ("train", "val", "test") if s in self.data}
+        """What a log begins with: settings, the data, device, versions."""
         settings = dataclasses.asdict(self.args)
-        for name in UNRECORDED:
-            del settings[name]
+        data = describe(self.data)
         return {
-            "settings": settings,
+            "settings": {k: v for k, v in settings.items() if k not in UNRECORDED},
             "modalities": self.data["modalities"],
-            "samples": samples,
+            "samples": {split: sum(counts) for split, counts in data["class_counts"].items()},
+            "data": data,
             "device": str(self.device),
             "processes": distributed.world_size(),
             "versions": versions(),
@@ -375,37 +376,47 @@ class Run:
 
     def resume(self, alpha, model, optimizer, plateau):
         """(first epoch, its alpha): 1 and the given alpha in a new run, or the checkpoint's."""
-        state = load_checkpoint(self.folder) if self.args.resume else None
-        samples = self.records[0]["samples"]
-        if state:
-            records = records_of(state)
-            began = records[0]["samples"]
-            if began != samples:
-                what = f"{self.folder} began with {began} samples, now there are {samples}"
-                raise RunError(f"{what}; resume it with the same data")
-            if records[1]["alpha"] != alpha:
-                was = (
-                    f"{self.folder} has alpha {records[1]['alpha']:.4g} in epoch 1, now it would be"
-                )
-                raise RunError(f"{was} {alpha:.4g}; the schedule has changed, use another --out")
-            load_state(state, model=model, optimizer=optimizer, plateau=plateau)
-            torch.set_rng_state(state["random"]["cpu"])
-            if torch.cuda.is_available():  # there may be fewer GPUs than before
-                for i, random in enumerate(state["random"]["cuda"][: torch.cuda.device_count()]):
-                    torch.cuda.set_rng_state(random, i)
-            self.records, alpha = records, state["alpha"]
-        args, path = self.args, self.folder / "log.jsonl"
+        args, state, first = self.args, self.state, self.records[0]
         print(
-            f"{args.dataset}, {args.method}, seed {args.seed}, {self.records[0]['device']}: "
-            f"{samples} samples of {' + '.join(self.data['modalities'])}; {args.epochs} epochs, "
-            f"batches of {args.batch_size}, {args.encoders}, lr {args.lr:g}; writing {path}"
+            f"{args.dataset}, {args.method}, seed {args.seed}, {first['device']}: "
+            f"{first['samples']} samples of {' + '.join(first['modalities'])}; {args.epochs} "
+            f"epochs, batches of {args.batch_size}, {args.encoders}, lr {args.lr:g}; writing "
+            f"{self.folder / 'log.jsonl'}"
         )
+        self.began = time.perf_counter()
         if not state:
             for t in checkpoint_epochs(self.folder) if self.writes else []:  # of an overwritten run
                 checkpoint_path(self.folder, t).unlink()
             self.write_log()
-        self.began = time.perf_counter()
-        return (state["t"] + 1 if state else 1), alpha
+            return 1, alpha
+        log = parse_log(state["log"])
+        self.check_same(log, alpha)
+        load_state(state, model=model, optimizer=optimizer, plateau=plateau)
+        torch.set_rng_state(state["random"]["cpu"])
+        if torch.cuda.is_available():  # there may be fewer GPUs than before
+            for i, random in enumerate(state["random"]["cuda"][: torch.cuda.device_count()]):
+                torch.cuda.set_rng_state(random, i)
+        self.records = [log.first, *log.epochs]
+        self.state = {}  # frees its memory
+        return state["t"] + 1, state["alpha"]
+
+    def check_same(self, log, alpha):
+        """RunError if the resumed run has other samples or another alpha in epoch 1."""
+        began, now = log.first["samples"], self.records[0]["samples"]
+        if began != now:
+            what = f"{self.folder} began with {began} samples, now there are {now}"
+            raise RunError(f"{what}; resume it with the same data")
+        for split, counts in self.records[0]["data"]["class_counts"].items():
+            before = self.trained["class_counts"][split]
+            for name, then, n in zip(self.trained["classes"], before, counts):
+                if then != n:
+                    what = f"{self.folder} began with {then} {split} samples of {name!r}, now there"
+                    raise RunError(f"{what} are {n}; resume it with the same data")
+        if log.epochs[0]["alpha"] != alpha:
+            was = (
+                f"{self.folder} has alpha {log.epochs[0]['alpha']:.4g} in epoch 1, now it would be"
+            )
+            raise RunError(f"{was} {alpha:.4g}; the schedule has changed, use another --out")
 
     def progress(self, batches, t):
         """The batches of epoch t, with a progress bar on a terminal."""
@@ -417,13 +428,20 @@ class Run:
         self.records.append(record)
         tqdm.write(epoch_line(record, self.data["modalities"], self.args.epochs))
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        state = {"t": record["t"], "alpha": alpha, "settings": self.records[0]["settings"]}
-        state |= {"random": {"cpu": torch.get_rng_state(), "cuda": cuda}, "log": self.log_text()}
-        parts = {"model": model, "optimizer": optimizer, "plateau": plateau}
-        state |= {name: part.state_dict() for name, part in parts.items()}
+        t, first = record["t"], self.records[0]
+        state = {
+            "t": t,
+            "alpha": alpha,
+            "settings": first["settings"],
+            "data": first["data"],
+            "random": {"cpu": torch.get_rng_state(), "cuda": cuda},
+            "log": self.log_text(),
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "plateau": plateau.state_dict(),
+        }
         if self.writes:
-            t = record["t"]
-            kept = {best_epoch(self.records), *range(max(1, t - self.args.keep), t)}
+            kept = {best_epoch(self.records[1:]), *range(max(1, t - self.args.keep), t)}
             # Before the log: a log with an epoch and no checkpoint could not be resumed.
             save_checkpoint(self.folder, state, kept)
         self.write_log()
