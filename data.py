@@ -1,40 +1,43 @@
 """The data sets, what a sample becomes, and the batches of training (Sec. 4.1).
 
 SETS               the paper's six sets; defaults(name) has their settings
-load               one of them, or a folder of your own with a samples.csv
+MODALITIES         the kinds of data: how each is prepared and read, which encoders fit
+load               one of the six sets, or a folder of your own with a samples.csv
 keypad             ours, built in: see a handwritten digit, hear its telephone key
 spoken_digits      ours: recordings of spoken digits (FSDD) with handwritten digits
 
-An entry of DATASETS is called as (root, encoders): the data set's folder, and a function that gives
-the names of m encoders. It returns a dict: `modalities` (names), `n_classes`, `train`, `test` and
-in some sets `val` (Samples), and `groups` (n,): a group of training samples is held out together.
+An entry of DATASETS is a function of the data set's folder that returns a Data.
 docs/DATA.md says how to get each set.
 """
 
+import dataclasses
 import functools
-import itertools
 import os
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from utils import digits, distributed, media
+from utils import decode, digits, distributed, media
 from utils.cli import SettingsError, check_choice
-from utils.loader import identity, make_loader
+from utils.loader import BatchSampler, identity, make_loader
+from utils.modalities import MODALITIES, Modality
 from utils.prepare import collect
 from utils.pretrained import is_text, load_tokenizer
 from utils.samples import Strings, class_index, own_settings
-from utils.trained import as_trained, in_order
+from utils.trained import as_trained, check_channels
 
-AUDIO_VIDEO, IMAGE_TEXT = ["audio", "video"], ["image", "text"]
-SETS = {  # paper: the paper's train, val and test sample counts; seconds: of sound, default 10
-    "cremad": {"modalities": AUDIO_VIDEO, "n_classes": 6, "seconds": 3, "paper": [6698, 0, 744]},
-    "kinetics-sounds": {"modalities": AUDIO_VIDEO, "n_classes": 31, "paper": [15000, 1900, 1900]},
-    "vggsound": {"modalities": AUDIO_VIDEO, "n_classes": 309, "paper": [168618, 0, 13954]},
-    "sarcasm": {"modalities": IMAGE_TEXT, "n_classes": 2, "paper": [19816, 2410, 2409]},
-    "twitter2015": {"modalities": IMAGE_TEXT, "n_classes": 3, "paper": [3179, 1122, 1037]},
-    "nvgesture": {"modalities": ["rgb", "flow", "depth"], "n_classes": 25, "paper": [1050, 0, 482]},
+CREMAD = {"audio": "audio-3s", "video": "video"}
+AUDIO_VIDEO = {"audio": "audio", "video": "video"}
+IMAGE_TEXT = {"image": "image", "text": "text"}
+GESTURE = {"rgb": "rgb", "flow": "flow", "depth": "depth"}
+SETS = {  # kinds: of each modality; paper: the paper's train, val and test sample counts
+    "cremad": {"kinds": CREMAD, "n_classes": 6, "paper": [6698, 0, 744]},
+    "kinetics-sounds": {"kinds": AUDIO_VIDEO, "n_classes": 31, "paper": [15000, 1900, 1900]},
+    "vggsound": {"kinds": AUDIO_VIDEO, "n_classes": 309, "paper": [168618, 0, 13954]},
+    "sarcasm": {"kinds": IMAGE_TEXT, "n_classes": 2, "paper": [19816, 2410, 2409]},
+    "twitter2015": {"kinds": IMAGE_TEXT, "n_classes": 3, "paper": [3179, 1122, 1037]},
+    "nvgesture": {"kinds": GESTURE, "n_classes": 25, "paper": [1050, 0, 482]},
 }
 
 
@@ -53,7 +56,7 @@ def defaults(name, device="auto"):
     common = {"workers": min(8, os.cpu_count()), "epochs": 100, "plateau": 10}
     common |= {"bf16": distributed.has_bf16(device)}
     common |= {"alpha_batch": 32, "eta_alpha": 0.2, "alpha_limit": 0.01}
-    if "text" in SETS[name]["modalities"]:
+    if "text" in SETS[name]["kinds"]:
         adam = {"optimizer": "adam", "lr": 1e-4, "weight_decay": 0.0, "batch_size": 128}
         return common | adam | {"encoders": "resnet50,bert"}
     # Departs from paper: weight decay 1e-4, not 1e-1, with which ResNet18 scored near chance.
@@ -64,14 +67,37 @@ def defaults(name, device="auto"):
     return common | sgd
 
 
+@dataclasses.dataclass
+class Data:
+    """A data set, as an entry of DATASETS returns it.
+
+    kinds: {modality: its kind, a name of MODALITIES}; classes: the classes' names, in the order of
+    y; splits: Samples by name, `train`, `test` and in some sets `val`; groups: (n,), the training
+    samples of one group are held out together, None: each sample is a group; folder: of its files;
+    channels: load_data's, of each modality's input, 0 for text, of a vector its length.
+    """
+
+    kinds: dict
+    classes: list
+    splits: dict
+    groups: np.ndarray = None
+    folder: str = ""
+    channels: list = None
+
+    @property
+    def modalities(self):
+        return [*self.kinds]
+
+
 class Samples(Dataset):
     """Samples (x^(1), ..., x^(m), y) of one split.
 
-    sources: for each modality n inputs of its reader (texts or tensors); y: n class indices.
+    sources: for each modality n inputs of its reader (texts or tensors); y: n class indices;
+    readers: of each modality, None: load_data adds those of the data set's kinds.
     samples[i] is sample i without augmentation, samples[i, seed] is augmented with that seed.
     """
 
-    def __init__(self, sources, y, readers):
+    def __init__(self, sources, y, readers=None):
         self.sources, self.y, self.readers = sources, y, readers
 
     def __len__(self):
@@ -131,61 +157,82 @@ def gesture(source, seed=None, mode="RGB"):
     return clip((folder, int(start), int(end)), seed, 8, mode, flip=False)
 
 
-READERS = {"audio": sound, "video": clip, "image": picture, "text": text, "rgb": gesture}
-READERS |= {"flow": flow, "depth": functools.partial(gesture, mode="L")}
-READERS |= {"vector": media.vector, "grid": media.grid}  # an array of one or of three dimensions
 CONVOLUTIONAL = ["cnn", "resnet18", "resnet50"]
-FITTING = {"text": ["bert", "clip"], "image": [*CONVOLUTIONAL, "clip"], "vector": ["mlp"]}
-BUILT_IN = [*CONVOLUTIONAL, "bert", "clip", "mlp"]  # your own encoder can be for all but text
 
 
-def make_readers(kinds, encoders, seconds):
+def of_sound(seconds):
+    """The modality of a recording, or of a video's sound, of which `seconds` are used."""
+    read = functools.partial(sound, seconds=seconds)
+    make = functools.partial(decode.write_spectrogram, seconds=seconds)
+    return Modality(read, CONVOLUTIONAL, make, remark=media.remark_on_sound)
+
+
+# --- exercise: change below ---
+# Another kind of data is one entry: MODALITIES["mine"] = Modality(read, encoders, ...). A column
+# `mine` or `mine:name` of a samples.csv is then of this kind.
+MODALITIES |= {
+    "audio": of_sound(10),
+    "audio-3s": of_sound(3),
+    "video": Modality(clip, CONVOLUTIONAL, decode.ten_frames, media.check_frames),
+    "image": Modality(picture, [*CONVOLUTIONAL, "clip"]),
+    "text": Modality(text, ["bert", "clip"], is_file=False),
+    "vector": Modality(media.vector, ["mlp"], one_shape=True),
+    "grid": Modality(media.grid, CONVOLUTIONAL, one_shape=True),
+}
+# --- end ---
+depth, frames = functools.partial(gesture, mode="L"), (decode.window_frames, media.check_frames)
+MODALITIES |= {
+    "rgb": Modality(gesture, CONVOLUTIONAL, *frames, own=False),
+    "depth": Modality(depth, CONVOLUTIONAL, *frames, own=False),
+    "flow": Modality(flow, CONVOLUTIONAL, decode.compute_flow, media.check_flow, own=False),
+    "tensor": Modality(identity, [], own=False),
+}
+
+
+def make_readers(kinds, encoders):
     """The reader of each modality; a text is cut into the tokens of its encoder, `bert:SOURCE`."""
-    readers = []
+    readers, built_in = [], {name for kind in MODALITIES.values() for name in kind.encoders}
     for kind, encoder in zip(kinds, encoders):
         name, _, source = encoder.partition(":")
-        fitting = FITTING.get(kind, CONVOLUTIONAL)
-        if name not in fitting and (name in BUILT_IN or kind == "text"):
+        read, fitting = MODALITIES[kind].read, MODALITIES[kind].encoders
+        # Your own encoder can be for all kinds but text, and any encoder for a tensor in memory.
+        if name not in fitting and kind != "tensor" and (name in built_in or kind == "text"):
             raise SettingsError(f"encoder {name!r} cannot encode {kind}; choose from {fitting}")
-        options = {"seconds": seconds} if kind == "audio" else {}
         if kind == "text":
-            options["tokenizer"] = load_tokenizer(source)
-        readers.append(functools.partial(READERS[kind], **options))
+            read = functools.partial(read, tokenizer=load_tokenizer(source))
+        readers.append(read)
     return readers
 
 
-def load(name, root="", encoders=None, trained=None):
-    """A set of SETS, or your own folder `name`; prepared first if it is not yet.
+def load(name, root=""):
+    """A set of SETS, or your own folder `name`; prepared first if it is not up to date.
 
     FileNotFoundError if the training or the test split has no usable sample.
     """
     known = SETS.get(name, {})
     if root and not known:
         raise SettingsError(f"{name} is a folder of your own data; leave --root out")
-    root, seconds = root or (f"data/{name}" if known else name), known.get("seconds", 10)
-    kinds, found = collect(name, root, known.get("modalities"), seconds, known.get("paper"))
-    kinds, found = in_order(kinds, found, trained)
-    readers = make_readers(kinds.values(), encoders(len(kinds)), seconds)
+    root = root or (f"data/{name}" if known else name)
+    kinds, found = collect(name, root, known.get("kinds"), known.get("paper"))
     index, splits = class_index(found.labels, known.get("n_classes")), {}
     for split, (sources, labels, _) in found.splits.items():
         y = torch.tensor([index[label] for label in labels])
-        splits[split] = Samples([Strings(source) for source in sources], y, readers)
-    groups = np.array(found.splits["train"][2])
-    more = {"kinds": kinds, "classes": [*index], "folder": root}
-    return {"modalities": [*kinds], "n_classes": len(index), "groups": groups, **splits, **more}
+        splits[split] = Samples([Strings(source) for source in sources], y)
+    return Data(kinds, [*index], splits, np.array(found.splits["train"][2]), root)
 
 
-def paired(modalities, splits, groups):
+def paired(modalities, splits, groups, folder=""):
     """A built-in set from {split: (x, y)}, x normalized by the training split's mean and std."""
     scales = [(x_j.mean(), x_j.std()) for x_j in splits["train"][0]]
     samples = {}
     for split, (x, y) in splits.items():
         x = [torch.tensor((x_j - mean) / std).float() for x_j, (mean, std) in zip(x, scales)]
-        samples[split] = Samples(x, torch.tensor(y), [identity] * len(x))
-    return {"modalities": modalities, "n_classes": 10, "groups": groups, **samples}
+        samples[split] = Samples(x, torch.tensor(y))
+    classes = [str(digit) for digit in range(10)]
+    return Data(dict.fromkeys(modalities, "tensor"), classes, samples, groups, folder)
 
 
-def keypad(root="", encoders=None):
+def keypad(root=""):
     """See a handwritten digit, hear its telephone key: 14,376 pairs to train, 1,198 to test.
 
     A pair shares more than its class, as the streams of one clip do: the further right the digit
@@ -207,7 +254,7 @@ def keypad(root="", encoders=None):
     return paired(modalities, splits, groups["train"])
 
 
-def spoken_digits(root="", encoders=None):
+def spoken_digits(root=""):
     """Recordings with handwritten digits of their class: 13,500 pairs to train, 1,200 to test.
 
     Both are divided into ten folds, and a pair is of one fold: a validation split of whole folds
@@ -215,7 +262,7 @@ def spoken_digits(root="", encoders=None):
     """
     root = root or "data/spoken-digits"
     splits, groups = digits.spoken_pairs(root, np.random.default_rng(0))
-    return paired(["image", "sound"], splits, groups) | {"folder": root}
+    return paired(["image", "sound"], splits, groups, root)
 
 
 DATASETS = {"keypad": keypad, "spoken-digits": spoken_digits}
@@ -232,74 +279,63 @@ def hold_out(dataset, groups, fraction, seed):
 
 
 def load_data(args, encoders, needs_val=False, trained=None):
-    """The data set of a run: its entry of DATASETS, and `channels` of each modality (0: text;
-    of a vector its length), `kinds` {modality: kind}, `classes` (names), `folder`.
+    """The Data of a run, which can be read: on its device if it is in memory.
 
-    args: train.Settings; where a validation part is needed and there is none, val_fraction is 0.1.
-    trained: of a run to resume or evaluate, utils.trained.describe's dict; sets the order by name.
+    args: train.Settings; encoders: m -> the names of m encoders; needs_val: whether a tenth of the
+    training split is held out where there is no validation part; trained: what a run to resume or
+    evaluate was trained on (utils.trained.describe): it sets the order of modalities and classes.
     """
-    own = functools.partial(load, args.dataset, trained=trained)
-    data = DATASETS.get(args.dataset, own)(args.root, encoders)
-    fraction = args.val_fraction
-    if "val" in data and fraction:
-        raise SettingsError(
-            f"{args.dataset} has a validation part of its own; leave --val-fraction out"
-        )
-    if (needs_val or args.outer == "held-out") and "val" not in data and not fraction:
-        args.val_fraction = fraction = 0.1
+    data = DATASETS.get(args.dataset, functools.partial(load, args.dataset))(args.root)
+    data = as_trained(data, trained)
+    fraction, splits = args.val_fraction, data.splits
+    if "val" in splits and fraction:
+        raise SettingsError(f"{args.dataset} has a validation part; leave --val-fraction out")
+    if (needs_val or args.outer == "held-out") and "val" not in splits and not fraction:
+        fraction = 0.1
         print("a tenth of the training split is held out, as by --val-fraction 0.1")
     if fraction:
-        data["train"], data["val"] = hold_out(data["train"], data["groups"], fraction, args.seed)
-    if args.eval and args.split not in data:
+        splits["train"], splits["val"] = hold_out(splits["train"], data.groups, fraction, args.seed)
+    if args.eval and args.split not in splits:
         raise SettingsError(f"{args.eval} has no validation part; choose --split train or test")
-    if len(data["train"]) < 2:
-        n = len(data["train"])
+    if (n := len(splits["train"])) < 2:
         raise SettingsError(f"{args.dataset} has {n} training sample here, expected 2 or more")
-    x = data["train"][0][:-1]
-    channels = [0 if is_text(x_j) else x_j.shape[-3:][0] for x_j in x]
-    return as_trained(data | {"channels": channels}, trained, args.root)
+    readers = make_readers(data.kinds.values(), encoders(len(data.kinds)))
+    device = distributed.pick_device(args.device)
+    for samples in splits.values():
+        samples.readers = samples.readers or readers
+        samples.sources = [x.to(device) if torch.is_tensor(x) else x for x in samples.sources]
+    *x, _ = splits["train"][0]
+    data.channels = [0 if is_text(x_j) else x_j.shape[-3:][0] for x_j in x]
+    if trained:
+        check_channels(data, trained)
+    return data
 
 
 class Batches:
     """Training batches (x, y): x a list over modalities, y (B,), on the device.
 
-    Every draw is a function of (key, t), a list of ints and an int. A pass is a permutation of the
-    n samples without its last n % B, with a seed for each sample's augmentation. An epoch has
-    inner_iters batches, or 0: one pass. shard: this process's part of a batch's keys.
+    Every draw is a function of (key, t), see BatchSampler. An epoch has inner_iters batches, or 0:
+    one pass.
     """
 
     def __init__(self, dataset, batch_size, key, device, workers=0, inner_iters=0, shard=None):
-        self.dataset, self.key, self.device, self.workers = dataset, key, device, workers
-        self.batch_size = min(batch_size, len(dataset))
-        self.per_pass = len(dataset) // self.batch_size
-        self.inner_iters = inner_iters or self.per_pass
-        self.shard = shard or list
-        self.keys = []  # the loader's batches; `epoch` replaces them
-        self.loader = make_loader(dataset, self.keys, device, workers)
+        self.dataset, self.batch_size, self.key = dataset, batch_size, key
+        self.device, self.workers = device, workers
+        self.sampler = BatchSampler(len(dataset), batch_size, key, inner_iters, shard)
+        self.loader = make_loader(dataset, self.sampler, device, workers)
 
     def __len__(self):
-        return self.inner_iters
+        return len(self.sampler)
 
     def epoch(self, t):
         """Epoch t's batches, t from 1: the epochs in any order, but one at a time."""
-        number, skip = divmod((t - 1) * len(self), self.per_pass)
-        passes = self.passes(self.key, number)
-        self.keys[:] = itertools.islice(passes, skip, skip + len(self))
-        yield from self.read(self.loader)
+        self.sampler.set_epoch(t)
+        return self.read(self.loader)
 
     def draw(self, t):
         """An endless iterator of batches, for update t of alpha."""
-        passes = self.passes([*self.key, t])
-        yield from self.read(make_loader(self.dataset, passes, self.device, min(self.workers, 1)))
-
-    def passes(self, key, first=0):
-        """Batches of (position, seed), pass after pass, from pass number `first` on."""
-        n, size = len(self.dataset), self.batch_size
-        for number in itertools.count(first):
-            rng = np.random.default_rng([*key, number])
-            keys = list(zip(rng.permutation(n).tolist(), rng.integers(2**62, size=n).tolist()))
-            for i in range(self.per_pass):
-                yield self.shard(keys[i * size : (i + 1) * size])
+        endless = BatchSampler(len(self.dataset), self.batch_size, [*self.key, t], None)
+        return self.read(make_loader(self.dataset, endless, self.device, min(self.workers, 1)))
 
     def read(self, loader):
         for *x, y in loader:

@@ -101,8 +101,8 @@ def train(args, data, model, run):
             alpha = method.omega(min(t + 1, T), T)
 
         plateau.step(trained["l_total"])
-        scores = evaluate(model, eval_batches, data["modalities"])
-        split = "val" if "val" in data else "test"
+        scores = evaluate(model, eval_batches, data.modalities)
+        split = "val" if "val" in data.splits else "test"
         after = method.end_of_epoch(optimizer, eval_batches)
         record = {**trained, **report, "split": split, **scores, **after}
         run.save(record, alpha, model, optimizer, plateau)
@@ -135,12 +135,12 @@ def make_batches(args, data, device):
     """Batches for theta's steps, for Eq. 3's inner and outer level, and for the evaluation."""
     workers, shard = args.workers, distributed.shard
     theta = Batches(
-        data["train"], args.batch_size, [args.seed], device, workers, args.inner_iters, shard
+        data.splits["train"], args.batch_size, [args.seed], device, workers, args.inner_iters, shard
     )
-    inner = Batches(data["train"], args.alpha_batch, [args.seed + 2**32], device, workers)
-    outer_data = data["val"] if args.outer == "held-out" else data["train"]
+    inner = Batches(data.splits["train"], args.alpha_batch, [args.seed + 2**32], device, workers)
+    outer_data = data.splits["val"] if args.outer == "held-out" else data.splits["train"]
     outer = Batches(outer_data, args.alpha_batch, [args.seed + 2 * 2**32], device, workers)
-    eval_data = data.get("val", data["test"])
+    eval_data = data.splits.get("val", data.splits["test"])
     return theta, inner, outer, eval_loader(eval_data, args.batch_size, device, workers, shard)
 
 
@@ -267,7 +267,7 @@ def make_model(args, data):
     """The model on its device, with weights from the seed."""
     torch.manual_seed(args.seed)
     new = BASELINES.get(args.method.split(":")[0], MultimodalModel)
-    model = new(data["channels"], data["n_classes"], args.encoders, args.fusion, args.pretrained)
+    model = new(data.channels, len(data.classes), args.encoders, args.fusion, args.pretrained)
     if isinstance(model, Baseline):
         model.start(args)
     layout = torch.channels_last if args.bf16 else torch.preserve_format
@@ -283,15 +283,15 @@ def main(argv=None):
         run = Run(args, program)
         needs_val = requirements(args.method).needs_val
         data = load_data(args, lambda m: encoder_names(args.encoders, m), needs_val, run.trained)
-        distributed.check_batch(min(len(data["train"]), args.batch_size))
+        distributed.check_batch(min(len(data.splits["train"]), args.batch_size))
         model = make_model(args, data)
         with run.started(data, model):
             if not args.eval:
                 train(args, data, model, run)
             t = run.load_best(model)
-            part = data[args.split if args.eval else "test"]
+            part = data.splits[args.split if args.eval else "test"]
             loader = eval_loader(part, args.batch_size, run.device, args.workers, distributed.shard)
-            run.report(t, evaluate(model, loader, data["modalities"]))
+            run.report(t, evaluate(model, loader, data.modalities))
         distributed.destroy()
     return program.status
 

@@ -295,7 +295,7 @@ def features(data, model):
     """The normalized features of the test split, as s(., .) uses them: m arrays (n, d)."""
     device = next(model.parameters()).device
     with eval_mode(model):
-        batches = eval_loader(data["test"], 64, device)
+        batches = eval_loader(data.splits["test"], 64, device)
         z = [model(x)[0] for *x, _ in batches]
     return [nn.functional.normalize(torch.cat(z_j), dim=1).cpu().numpy() for z_j in zip(*z)]
 
@@ -322,7 +322,7 @@ def gap(runs, out="gap.png"):
     for folder in runs:
         data, model, name = load_run(folder)
         title = f"{name}, epoch {load_best(folder, model)}"
-        drawn.append((title, data["modalities"], features(data, model)))
+        drawn.append((title, data.modalities, features(data, model)))
     figure, axes = panels(1, len(runs), 4.5 * len(runs), 5.3, sharex=True, sharey=True)
     for axis, (title, modalities, z) in zip(axes[0], drawn):
         styles = zip(modalities, principal_plane(z), COLOURS[1:], "o^sDv")
@@ -374,18 +374,18 @@ def shown(x_j):
 def grad_cams(folder, modality, sample):
     """What gradcam draws of a run: (label, modality, input, class, [(t, Grad-CAM), ...])."""
     data, model, name = load_run(folder)
-    modality = cli.check_choice("modality", modality or data["modalities"][0], data["modalities"])
+    modality = cli.check_choice("modality", modality or data.modalities[0], data.modalities)
     epochs, device = checkpoint_epochs(folder), next(model.parameters()).device
     if len(epochs) < 3:
         problem = f"{folder} has checkpoints of epochs {epochs}, gradcam needs three"
         raise cli.SettingsError(f"{problem}; train with --keep 9")
-    last = len(data["test"]) - 1
+    last = len(data.splits["test"]) - 1
     if not 0 <= sample <= last:
         raise cli.SettingsError(
             f"--sample is {sample}, expected 0 to {last}, one of the test split"
         )
-    *x, k = data["test"][sample]
-    j, maps = data["modalities"].index(modality), []
+    *x, k = data.splits["test"][sample]
+    j, maps = data.modalities.index(modality), []
     for t in [epochs[0], epochs[len(epochs) // 2], epochs[-1]]:
         load_state(load_checkpoint(folder, t), model=model)
         heat = grad_cam(model, [x_j[None].to(device) for x_j in x], j, int(k))

@@ -38,9 +38,8 @@ def main(arguments=None):
             expected = f"expected one of {[*SETS]}, or a folder (not its csv) without --root"
             raise cli.SettingsError(f"unknown data set {args.name!r}; {expected}")
         root = args.root or (args.name if own else os.path.join("data", args.name))
-        settings = {} if own else SETS[args.name]
-        modalities, seconds = settings.get("modalities"), settings.get("seconds", 10)
-        prepare(args.name, root, modalities, seconds, args.workers, args.raw, program)
+        kinds = None if own else SETS[args.name]["kinds"]
+        prepare(args.name, root, kinds, args.workers, args.raw, program)
     return program.status
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 import data
 from data import Samples, identity
+from model import encoder_names
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell's script
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -25,7 +26,7 @@ if "OMP_NUM_THREADS" not in os.environ:
 assert librosa.resample and librosa.stft
 
 
-def tiny(root=None, encoders=None, n=48):
+def tiny(root="", n=48):
     """Three classes, two modalities of 1 and 2 channels; groups of two samples."""
     generator = torch.Generator().manual_seed(0)
 
@@ -34,13 +35,9 @@ def tiny(root=None, encoders=None, n=48):
         x = [torch.randn(n, c, 8, 8, generator=generator) + y.view(-1, 1, 1, 1) for c in (1, 2)]
         return Samples(x, y, [identity, identity])
 
-    return {
-        "modalities": ["image", "sound"],
-        "n_classes": 3,
-        "train": pairs(n),
-        "test": pairs(15),
-        "groups": np.arange(n) // 2,
-    }
+    kinds = {"image": "tensor", "sound": "tensor"}
+    splits = {"train": pairs(n), "test": pairs(15)}
+    return data.Data(kinds, ["0", "1", "2"], splits, np.arange(n) // 2)
 
 
 @pytest.fixture
@@ -55,6 +52,16 @@ SHARED = Path(__file__).parents[1] / "../shared/samples"
 needs_shared = pytest.mark.skipif(
     not SHARED.is_dir(), reason="the real samples, ../shared/samples, are not here"
 )
+
+
+def loaded(name, root="", encoders="cnn"):
+    """The Data of a set or a folder, which can be read."""
+    found = data.load(str(name), root)
+    names = encoder_names(encoders, len(found.kinds))
+    readers = data.make_readers(found.kinds.values(), names)
+    for samples in found.splits.values():
+        samples.readers = readers
+    return found
 
 
 def made(root, modality, name):

@@ -124,10 +124,10 @@ def read(path, kind, folder):
     elif kind in PICTURES:
         media.crop(media.read_image(path), 0, True)
     elif kind in RECORDINGS:
-        decode.write_spectrogram(path, 3, folder / "sound")
+        decode.write_spectrogram(path, folder / "sound", seconds=3)
     else:
         decode.extract_frames(path, folder / "frames", 10)
-        decode.write_spectrogram(path, 3, folder / "sound")
+        decode.write_spectrogram(path, folder / "sound", seconds=3)
 
 
 def cut(content, rng):

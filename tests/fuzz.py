@@ -174,12 +174,14 @@ class Folder:
 def contents(root):
     """What training reads of a folder, sample by sample; or its error."""
     try:
-        found = data.load(str(root), "", lambda m: ["cnn", "cnn", "mlp"])
+        found = data.load(str(root))
     except (ValueError, OSError) as error:
         return str(error).replace(str(root), "ROOT")
-    result = [found["n_classes"], found["groups"].tolist()]
-    for split in ("train", "val", "test"):
-        for *x, y in found.get(split, []):
+    read = data.make_readers(found.kinds.values(), ["cnn", "cnn", "mlp"])
+    result = [found.classes, found.groups.tolist()]
+    for split, samples in sorted(found.splits.items()):
+        samples.readers = read
+        for *x, y in samples:
             result.append((split, int(y), [x_j.numpy().tobytes() for x_j in x]))
     return result
 

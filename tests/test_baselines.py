@@ -1,5 +1,6 @@
 """baselines.py and its rules: each method computes its formula, trains, stops and resumes."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -70,13 +71,13 @@ def epochs_of(out):
     return lines[1:-1]
 
 
-def three_modalities(root=None, encoders=None):
+def three_modalities(root=""):
     """The tiny data set with its first modality once more."""
     data = tiny()
     for split in ("train", "test"):
-        data[split].sources.append(data[split].sources[0].flip(3))
-        data[split].readers.append(data[split].readers[0])
-    return data | {"modalities": ["image", "sound", "touch"]}
+        data.splits[split].sources.append(data.splits[split].sources[0].flip(3))
+        data.splits[split].readers.append(data.splits[split].readers[0])
+    return dataclasses.replace(data, kinds=data.kinds | {"touch": "tensor"})
 
 
 @pytest.mark.parametrize("m", [2, 3])

@@ -175,8 +175,9 @@ def test_a_killed_reader_is_said(tiny_data, monkeypatch, capsys):
 
     def killed(*_):
         full = tiny()
-        train_split = full["train"]
-        return full | {"train": Killed(train_split.sources, train_split.y, train_split.readers)}
+        split = full.splits["train"]
+        full.splits["train"] = Killed(split.sources, split.y, split.readers)
+        return full
 
     monkeypatch.setitem(data.DATASETS, "tiny", killed)
     assert train.main([*FLAGS, "--workers", "1"]) == 1
@@ -185,7 +186,7 @@ def test_a_killed_reader_is_said(tiny_data, monkeypatch, capsys):
 
 def test_an_evaluation_keeps_no_file_of_a_reader_open(tiny_data):
     """As many batches as there are samples: their labels are copies, which need no open file."""
-    loader = eval_loader(tiny(n=300)["train"], 1, "cpu", workers=1)
+    loader = eval_loader(tiny(n=300).splits["train"], 1, "cpu", workers=1)
     model = train.MultimodalModel([1, 2], 3)
     opened = []
 

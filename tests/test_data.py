@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import SHARED, made, make_jpg, make_video, make_wav, needs_shared
+from conftest import SHARED, loaded, made, make_jpg, make_video, make_wav, needs_shared
 from PIL import Image
 
 import data
@@ -39,7 +39,7 @@ def write(path, text):
 
 
 def indexed(name, root):
-    return files.index(name, root, data.SETS[name]["modalities"])
+    return files.index(name, root, [*data.SETS[name]["kinds"]])
 
 
 def listed(name, root):
@@ -269,7 +269,7 @@ def test_every_set_goes_from_its_originals_to_the_table(name, copied, capsys):
         first, *epochs, test = map(
             json.loads, Path(f"{root}-{method}/log.jsonl").read_text().splitlines()
         )
-        assert len(epochs) == 2 and first["modalities"] == data.SETS[name]["modalities"]
+        assert len(epochs) == 2 and first["modalities"] == [*data.SETS[name]["kinds"]]
         assert set(test["test"]) == {"fused", "perf_gap", *first["modalities"]}
         assert ("val" in first["samples"]) == (name in ("sarcasm", "twitter2015"))
     printed = capsys.readouterr().out
@@ -393,7 +393,7 @@ def test_flow_points_where_things_move(tmp_path):
     (tmp_path / "f").mkdir()
     for i in range(3):
         Image.fromarray(wide[:, 100 - 4 * i : 500 - 4 * i]).save(tmp_path / f"f/{i}.png")
-    flow = np.load(decode.compute_flow(tmp_path / "f", 0, 3, tmp_path / "flow")).astype(float)
+    flow = np.load(decode.compute_flow(tmp_path / "f", tmp_path / "flow", (0, 3))).astype(float)
     assert np.median(flow[32:96, 50:150, 0]) == pytest.approx(2, abs=0.1)
     assert np.median(flow[32:96, 50:150, 1]) == pytest.approx(0, abs=0.1)
 
@@ -538,7 +538,7 @@ def test_held_out_actors_are_in_one_part(copied):
     """--val-fraction divides CREMA-D by actor."""
     root, _ = copied("cremad", prepared=True)
     args = train.parse(["--dataset", "cremad", "--root", str(root), "--val-fraction", "0.3"])
-    parts = data.load_data(args, lambda m: ["cnn"] * m)
+    parts = data.load_data(args, lambda m: ["cnn"] * m).splits
     actors = {
         split: {path.split("/")[-1][:4] for path in parts[split].sources[0]}
         for split in ("train", "val")
@@ -564,7 +564,7 @@ def test_a_long_list_costs_its_rows(tmp_path, capsys):
         write(tmp_path / "vggsound.csv", "".join(rows))
         tracemalloc.start()
         with pytest.raises(FileNotFoundError):
-            data.load("vggsound", tmp_path, lambda m: ["cnn"] * m)
+            data.load("vggsound", tmp_path)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 2.3 * peaks[0] and peaks[1] < 2000 * 10000
@@ -697,7 +697,7 @@ def test_more_classes_than_the_published_ones(copied):
         "".join(f'"{label}",1,x\n' for label in [*labels, *(f"a{i}" for i in range(400))]),
     )
     prepared_again("vggsound", root)
-    assert data.load("vggsound", root, lambda m: ["cnn"] * m)["n_classes"] == 400 + len(labels)
+    assert len(data.load("vggsound", root).classes) == 400 + len(labels)
 
 
 def test_a_gesture_is_read_by_eight_frames_never_mirrored(tmp_path):
@@ -706,7 +706,7 @@ def test_a_gesture_is_read_by_eight_frames_never_mirrored(tmp_path):
     for i in range(12):
         make_jpg(tmp_path / f"{i}.jpg")
         Image.fromarray(ramp).convert("RGB").save(tmp_path / f"{i}.jpg")
-    rgb, flow, depth = data.make_readers(["rgb", "flow", "depth"], ["cnn"] * 3, None)
+    rgb, flow, depth = data.make_readers(["rgb", "flow", "depth"], ["cnn"] * 3)
     for read, channels in ((rgb, 3), (depth, 1)):
         for seed in (None, *range(12)):
             x = read(f"{tmp_path}:1:11", seed).float()
@@ -974,11 +974,10 @@ def test_damaged_media_are_counted_and_left_out(name, file, damage, reason, what
     (status,) = {row["status"] for row in table(root)} - {"usable"}
     assert status == reason
     assert all((what or "no ") in row["problem"] for row in table(root) if row["status"] == status)
-    encoders = train.encoder_names(flags[1] if flags else "cnn", len(data.SETS[name]["modalities"]))
-    found = data.load(name, root, lambda m: encoders)
+    found = loaded(name, root, flags[1] if flags else "cnn")
     assert f"1 {reason}" in capsys.readouterr().out
-    for x in (found["train"][i] for i in range(len(found["train"]))):
-        assert len(x) == len(encoders) + 1
+    for x in found.splits["train"]:
+        assert len(x) == len(data.SETS[name]["kinds"]) + 1
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
@@ -1022,7 +1021,7 @@ def test_prepare_lists_what_is_not_there(copied):
     make_wav(root / WAV)
     make_jpg(root / f"Image-01-FPS/{CLIP}/1.jpg")
     prepared_again("cremad", root)
-    assert len(data.load("cremad", root, lambda m: ["cnn"] * m)["train"]) == 6
+    assert len(data.load("cremad", root).splits["train"]) == 6
 
 
 def test_one_sample_is_not_enough(copied, capsys):

@@ -235,7 +235,7 @@ def test_what_was_made_of_a_clip_has_one_size(tmp_path):
     with pytest.raises(UnreadableFile, match="has frames of several sizes"):
         decode.pack_frames(tmp_path)
     with pytest.raises(UnreadableFile, match="has frames of several sizes"):
-        decode.compute_flow(tmp_path, 0, 2, tmp_path / "flow")
+        decode.compute_flow(tmp_path, tmp_path / "flow", (0, 2))
     (tmp_path / "2.png").unlink()
     shutil.copy(tmp_path / "1.png", tmp_path / "2.png")
 
@@ -390,7 +390,7 @@ def test_sound_of_any_format_is_one_tone(ending, codec, tmp_path):
         wave = media.read_audio(path, 16000)
         assert wave.dtype == np.float32 and abs(len(wave) / 16000 - 1) < 0.06
         assert np.allclose(pitch(wave), (440, 0.3), atol=(2.5, 0.03))
-    decode.write_spectrogram(path, 3, tmp_path / "a")
+    decode.write_spectrogram(path, tmp_path / "a", seconds=3)
     assert (np.load(tmp_path / "a.npy")[:, 20:60].argmax(0) == 14).all()  # 437.5 Hz
 
 

@@ -25,19 +25,19 @@ def test_keypad_is_always_the_same():
     torch.manual_seed(1)
     again = data.keypad()
     for split in ("train", "test"):
-        pairs = zip(tensors(first[split]), tensors(again[split]))
+        pairs = zip(tensors(first.splits[split]), tensors(again.splits[split]))
         assert all(np.array_equal(a, b) for a, b in pairs)
 
 
 def test_keypad_has_the_promised_pairs():
     """14,376 and 1,198 pairs of ten digits, normalized; a group holds the copies of one image."""
     pairs = data.keypad()
-    image, sound, y = (torch.from_numpy(x) for x in tensors(pairs["train"]))
+    image, sound, y = (torch.from_numpy(x) for x in tensors(pairs.splits["train"]))
     assert image.shape == (14376, 1, 20, 20) and sound.shape == (14376, 1, 65, 24)
-    assert len(pairs["test"]) == 1198 and set(y.tolist()) == set(range(10))
+    assert len(pairs.splits["test"]) == 1198 and set(y.tolist()) == set(range(10))
     for x in (image, sound):
         assert abs(x.mean()) < 1e-4 and abs(x.std() - 1) < 1e-3
-    groups = pairs["groups"]
+    groups = pairs.groups
     assert len(groups) == 14376 and all(np.bincount(groups) == 12)
     for group in range(5):
         assert len(set(y[groups == group].tolist())) == 1
@@ -109,7 +109,9 @@ def test_the_later_key_is_further_right(monkeypatch):
     monkeypatch.setattr(digits, "dtmf_tones", dtmf_tones)
     pairs = data.keypad()
     for split, (_, column), (labels, onsets) in zip(("train", "test"), shown, heard):
-        assert np.array_equal(column, onsets) and np.array_equal(labels, tensors(pairs[split])[2])
+        assert np.array_equal(column, onsets) and np.array_equal(
+            labels, tensors(pairs.splits[split])[2]
+        )
         images, classes = digits.handwritten_digits(np.random.default_rng(0))[split]
         class_of = {image.tobytes(): k for image, k in zip(images, classes)}
         assert [class_of[image.tobytes()] for image in placed[split]] == labels.tolist()
@@ -134,9 +136,11 @@ def test_spoken_digits_reads_a_clone(tmp_path):
     """Index 0-4 is the test split; the label is the file name's digit; 5 and 4 copies each."""
     pairs = data.spoken_digits(clone(tmp_path))
     for split, copies in [("train", 5), ("test", 4)]:
-        assert tensors(pairs[split])[2].tolist() == np.repeat(np.arange(10), copies).tolist()
-        assert tensors(pairs[split])[1].shape == (10 * copies, 1, 65, 24)
-    assert not np.array_equal(*tensors(pairs["train"])[0][:2])  # another image, or another place
+        assert tensors(pairs.splits[split])[2].tolist() == np.repeat(np.arange(10), copies).tolist()
+        assert tensors(pairs.splits[split])[1].shape == (10 * copies, 1, 65, 24)
+    assert not np.array_equal(
+        *tensors(pairs.splits["train"])[0][:2]
+    )  # another image, or another place
 
 
 def test_a_recording_is_resampled_and_repeated(tmp_path):
@@ -165,17 +169,17 @@ def test_spoken_digits_pairs_the_real_recordings(monkeypatch):
     pairs = data.spoken_digits(FSDD)
     shown = digits.handwritten_digits(np.random.default_rng(0))
     for split, each in [("train", 1350), ("test", 120)]:
-        _, sounds, y = tensors(pairs[split])
+        _, sounds, y = tensors(pairs.splits[split])
         assert np.bincount(y).tolist() == [each] * 10
         images, classes = shown[split]
         class_of = {image.tobytes(): k for image, k in zip(images, classes)}
         assert [class_of[image.tobytes()] for image in seen[len(y)]] == y.tolist()
-    groups, y = pairs["groups"], tensors(pairs["train"])[2]
+    groups, y = pairs.groups, tensors(pairs.splits["train"])[2]
     assert (
         all(set(y[groups == k]) == set(range(10)) for k in range(10))
         and len(np.unique(groups)) == 10
     )
-    for things in (seen[13500], tensors(pairs["train"])[1]):
+    for things in (seen[13500], tensors(pairs.splits["train"])[1]):
         groups_of = {}
         for thing, group in zip(things, groups):
             groups_of.setdefault(thing.tobytes(), set()).add(group)

@@ -259,7 +259,7 @@ def test_features_are_those_that_the_similarity_sees(tiny_data):
     torch.manual_seed(0)
     model = MultimodalModel([1, 2], 3).eval()
     z = figures.features(data, model.train())
-    expected, _ = model.eval()([x.float() for x in data["test"].sources])
+    expected, _ = model.eval()([x.float() for x in data.splits["test"].sources])
     for z_j, e in zip(z, expected):
         assert z_j == pytest.approx(nn.functional.normalize(e, dim=1).detach().numpy(), abs=1e-5)
 

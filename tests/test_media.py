@@ -50,7 +50,7 @@ def test_spectrograms_have_the_papers_sizes(tmp_path, seconds, frames):
     """257 x 299 and 257 x 1004 (Sec. 4.1), for a shorter and for a longer recording."""
     for length in (1.3, 12.0):
         make_wav(tmp_path / "a.wav", length)
-        decode.write_spectrogram(tmp_path / "a.wav", seconds, tmp_path / "a")
+        decode.write_spectrogram(tmp_path / "a.wav", tmp_path / "a", seconds=seconds)
         x = data.sound(tmp_path / "a.npy", seconds=seconds)
         assert x.shape == (1, 257, frames) and x.dtype == torch.float16
 
@@ -62,7 +62,7 @@ def test_sound_is_the_log_of_a_windowed_transform(tmp_path):
     """
     wave = np.random.default_rng(0).uniform(-1.5, 1.5, 20000)
     soundfile.write(tmp_path / "a.wav", wave, 16000, subtype="FLOAT")
-    decode.write_spectrogram(tmp_path / "a.wav", 3, tmp_path / "a")
+    decode.write_spectrogram(tmp_path / "a.wav", tmp_path / "a", seconds=3)
     result, long = (
         data.sound(tmp_path / "a.npy", seconds=3)[0].numpy(),
         np.tile(wave.clip(-1, 1), 3),
@@ -189,8 +189,8 @@ def test_silence_is_noticed_in_a_spectrogram(tmp_path):
     found = []
     for name, wave in sounds.items():
         soundfile.write(tmp_path / "a.wav", wave, 16000)
-        decode.write_spectrogram(tmp_path / "a.wav", 3, tmp_path / name)
-        found += [name] if media.is_silent(tmp_path / f"{name}.npy") else []
+        decode.write_spectrogram(tmp_path / "a.wav", tmp_path / name, seconds=3)
+        found += [name] if media.remark_on_sound(tmp_path / f"{name}.npy") else []
     assert found == ["silent", "opposite"]
 
 

@@ -17,7 +17,7 @@ import fuzz
 import numpy as np
 import pytest
 import soundfile
-from conftest import SHARED, made, make_jpg, make_video, make_wav, needs_shared
+from conftest import SHARED, loaded, made, make_jpg, make_video, make_wav, needs_shared
 from test_samples import splits, vectors, write_table
 
 import data
@@ -42,8 +42,9 @@ def prepared_again(root):
 
 
 def load(root):
-    """Own data: three vectors, or an image and a sound."""
-    return data.load(str(root), "", lambda m: ["cnn", "cnn"] if m == 2 else ["mlp"] * m)
+    """The splits of own data: three vectors, or an image and a sound."""
+    kinds = data.load(str(root)).kinds
+    return loaded(root, encoders="mlp" if "vector" in kinds.values() else "cnn").splits
 
 
 def tones(root, n=6, hertz=400):
@@ -140,7 +141,7 @@ def test_a_file_below_the_folders_of_prepare_is_said(tmp_path, capsys):
     """A published set: DIR/prepared/audio is not searched; other folders below prepared are."""
     make_wav(tmp_path / "prepared/audio/x.wav")
     make_wav(tmp_path / "prepared/mine/y.wav")
-    found = files.index("cremad", tmp_path, data.SETS["cremad"]["modalities"])
+    found = files.index("cremad", tmp_path, [*data.SETS["cremad"]["kinds"]])
     assert set(found["audio"]) == {"y"}
     told = "prepared/audio is passed over: it is for what prepare makes"
     assert told in capsys.readouterr().out
@@ -185,7 +186,7 @@ def test_a_replaced_recording_of_a_set_is_read_again(tmp_path):
         (tmp_path / f"{split}.csv").write_text(rows)
 
     def first():
-        return data.load("cremad", tmp_path, lambda m: ["cnn"] * m)["train"][0]
+        return loaded("cremad", tmp_path).splits["train"][0]
 
     sound, frames, y = first()
     assert peak(sound) == 500 and y == 5
@@ -209,7 +210,7 @@ def test_an_edited_table_is_seen_whatever_its_time_says(seconds, tmp_path, monke
     with pytest.raises(ValueError, match="samples.csv has changed; run python -m scripts.prepare"):
         load(tmp_path)
     prepared_again(tmp_path)
-    assert load(tmp_path)["n_classes"] == 3
+    assert len(data.load(str(tmp_path)).classes) == 3
     assert "other" in prepared_table(tmp_path).read_text()
 
 
@@ -221,7 +222,8 @@ def test_another_version_prepares_again(tmp_path, monkeypatch, capsys):
     text = table.read_text()
     for old in (
         text[text.index("split,") :],
-        text.replace('"seconds": 10', '"seconds": 3'),
+        text.replace('"format": ', '"format": 1'),
+        text.replace("audio,problem", "smell,problem"),
         text[:-9],
     ):
         table.write_text(old)
@@ -268,10 +270,10 @@ def test_a_set_goes_on_without_its_originals(tmp_path):
         make_video(tmp_path / f"{name}.flv", 20, video="flv")
     for split in ("train", "test"):
         (tmp_path / f"{split}.csv").write_text("1001_DFA_ANG_XX,ANG\n1002_DFA_HAP_XX,HAP\n")
-    whole = data.load("cremad", tmp_path, lambda m: ["cnn"] * m)["train"][0]
+    whole = loaded("cremad", tmp_path).splits["train"][0]
     for path in tmp_path.glob("*.flv"):
         path.unlink()
-    left = data.load("cremad", tmp_path, lambda m: ["cnn"] * m)["train"][0]
+    left = loaded("cremad", tmp_path).splits["train"][0]
     assert all((a == b).all() for a, b in zip(whole[:2], left[:2]))
 
 

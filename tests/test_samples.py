@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import made, make_jpg, make_video, make_wav
+from conftest import loaded, made, make_jpg, make_video, make_wav
 
 import data
 import train
@@ -113,9 +113,9 @@ def test_own_data_is_read_into_its_classes(tmp_path):
     """The class is the label's place in the sorted labels; a vector comes as it was saved."""
     vectors(tmp_path)
     prepare.main([str(tmp_path), "--workers", "1"])
-    found = data.load(str(tmp_path), "", lambda m: ["mlp"] * m)
-    a, b, c, y = found["train"][0]
-    assert y == 0 and found["n_classes"] == 3 and len(found["train"]) == 20
+    found = loaded(tmp_path, encoders="mlp")
+    a, b, c, y = found.splits["train"][0]
+    assert y == 0 and len(found.classes) == 3 and len(found.splits["train"]) == 20
     assert torch.equal(b, torch.tensor(np.load(tmp_path / "b1.npy"), dtype=torch.float32))
 
 
@@ -123,7 +123,7 @@ def test_groups_of_own_data_are_held_out_together(tmp_path, monkeypatch):
     """--val-fraction divides by the column group."""
     two_sounds(tmp_path)
     args = train.parse(["--dataset", str(tmp_path), "--val-fraction", "0.4"])
-    parts = data.load_data(args, lambda m: ["cnn"] * m)
+    parts = data.load_data(args, lambda m: ["cnn"] * m).splits
     numbers = {
         s: {int(Path(p).stem[1:].split("-")[0].split(".")[0]) // 4 for p in parts[s].sources[0]}
         for s in ("train", "val")
@@ -195,7 +195,7 @@ def test_a_silent_recording_is_said(tmp_path, capsys):
         soundfile.write(tmp_path / f"sounds/{name}.wav", np.zeros(3200), 16000)
     for _ in range(2):
         assert prepare.main([str(tmp_path), "--workers", "1"]) == 0
-        assert "usable: 12\nusable, but silent: 2\n" in capsys.readouterr().out
+        assert "usable: 12\nusable, but with a remark: 2; the first: " in capsys.readouterr().out
         text = (tmp_path / "prepared/samples.csv").read_text()
         assert text.count(" is silent") == 2 and "4.wav is silent" in text
 
@@ -259,7 +259,7 @@ def test_a_changed_table_is_prepared_again(tmp_path, capsys):
     table.write_text(table.read_text() + "val,class 0,a0.npy,b3.npy,c0.npy\n")
     later = os.stat(tmp_path / "prepared/samples.csv").st_mtime + 5
     os.utime(table, (later, later))
-    assert "val" in data.load(str(tmp_path), "", lambda m: ["mlp"] * m)
+    assert "val" in data.load(str(tmp_path)).splits
 
 
 def test_a_set_that_is_no_set_is_one_sentence(tmp_path, monkeypatch, capsys):
@@ -296,7 +296,7 @@ def test_a_class_that_is_never_trained_is_said(tmp_path, capsys):
     vectors(tmp_path)
     table = tmp_path / "samples.csv"
     table.write_text(table.read_text().replace("test,class 0,a0", "test,klass 0,a0"))
-    data.load(str(tmp_path), "", lambda m: ["mlp"] * m)
+    data.load(str(tmp_path))
     told = "classes without a training sample, in test: klass 0\n"
     assert told in capsys.readouterr().out
 

@@ -280,7 +280,7 @@ def test_a_run_on_other_data_is_named_and_left_out(calls, monkeypatch, capsys):
 
     def relabelled(*_):
         full = tiny()
-        full["train"].y[0] = 1
+        full.splits["train"].y[0] = 1
         return full
 
     with monkeypatch.context() as changed:

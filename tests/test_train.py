@@ -169,7 +169,7 @@ def test_the_outer_batches_are_held_out(tiny_data, monkeypatch):
     assert all(outer == pytest.approx([outer[0]] * 3, rel=1e-5) for outer, *_ in calls)
     args, data, _ = prepared(outer="held-out", val_fraction=0.25)
     _, inner, outer, _ = train.make_batches(args, data, torch.device("cpu"))
-    assert inner.dataset is data["train"] and outer.dataset is data["val"]
+    assert inner.dataset is data.splits["train"] and outer.dataset is data.splits["val"]
 
 
 def test_the_batches_of_eq_3_depend_on_seed_and_epoch_alone(tiny_data, monkeypatch):
@@ -258,7 +258,7 @@ def test_bf16_is_for_the_steps_alone(tiny_data, monkeypatch):
     """A step's features are rounded to bfloat16, its losses and gradients are float32; Eq. 3's
     losses are exact."""
     args, data, model = prepared()
-    x, y = [x_j[:16] for x_j in data["train"].sources], data["train"].y[:16]
+    x, y = [x_j[:16] for x_j in data.splits["train"].sources], data.splits["train"].y[:16]
     seen, real = {}, train.losses
 
     def losses(z, logits, y, args):
@@ -318,13 +318,13 @@ def test_evaluate_is_in_eval_mode_and_measures_the_gap(tiny_data):
     data, model = tiny_data(), MultimodalModel([1, 2], 3)
     model.train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    loader = eval_loader(data["test"], 4, torch.device("cpu"))
-    result = train.evaluate(model, loader, data["modalities"])
+    loader = eval_loader(data.splits["test"], 4, torch.device("cpu"))
+    result = train.evaluate(model, loader, data.modalities)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and model.training
     assert result["perf_gap"] == abs(result["image"]["acc"] - result["sound"]["acc"])
     model.eval()
-    y = data["test"].y
-    z, logits = model(data["test"].sources)
+    y = data.splits["test"].y
+    z, logits = model(data.splits["test"].sources)
     assert result["fused"] == train.scores(logits.detach(), y.numpy())
     assert result["sound"] == train.scores(model.unimodal_logits(z, 1).detach(), y.numpy())
 

@@ -1,5 +1,6 @@
 """utils/trained.py: a run names its classes and modalities, and finds them again by name."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -87,10 +88,10 @@ def test_log_and_checkpoint_name_the_data(own):
 
 def test_a_built_in_set_has_its_digits(tiny_data):
     """Numbers as names, no folder, and counts also of the held-out part."""
-    full = as_trained(data.load_data(settings("--val-fraction", "0.25"), None), None)
+    full = data.load_data(settings("--val-fraction", "0.25"), lambda m: ["cnn"] * m)
     record = describe(full)
     assert record["classes"] == ["0", "1", "2"] and record["folder"] is None
-    assert record["kinds"] == {"image": "image", "sound": "sound"}
+    assert record["kinds"] == {"image": "tensor", "sound": "tensor"}
     totals = {split: sum(counts) for split, counts in record["class_counts"].items()}
     assert totals == {"train": 36, "val": 12, "test": 15}
 
@@ -121,15 +122,15 @@ def test_a_subset_of_the_classes_keeps_their_indices(own, capsys):
 
 def test_as_trained_maps_classes_by_name():
     """Today's a, c are the run's c (index 0), b, a (index 2)."""
-    full = tiny(n=6) | {"n_classes": 2, "classes": ["a", "c"], "channels": [1, 2]}
-    for split in ("train", "test"):
-        full[split].y = full[split].y.clamp(max=1)
-    y = full["train"].y
+    full = dataclasses.replace(tiny(n=6), classes=["a", "c"])
+    for samples in full.splits.values():
+        samples.y = samples.y.clamp(max=1)
+    y = full.splits["train"].y
     trained = describe(as_trained(full, None)) | {"classes": ["c", "b", "a"]}
     mapped = as_trained(full, trained)
-    assert mapped["train"].y.tolist() == [2, 0, 0, 2, 0, 0] and mapped["n_classes"] == 3
-    assert y is full["train"].y and y.tolist() == [0, 1, 1, 0, 1, 1]
-    assert mapped["classes"] == ["c", "b", "a"]
+    assert mapped.splits["train"].y.tolist() == [2, 0, 0, 2, 0, 0]
+    assert y is full.splits["train"].y and y.tolist() == [0, 1, 1, 0, 1, 1]
+    assert mapped.classes == ["c", "b", "a"]
 
 
 def test_the_order_of_columns_changes_nothing(own, capsys):
@@ -199,14 +200,17 @@ def test_a_data_set_of_code_is_compared_too(tiny_data, monkeypatch, capsys, flag
         monkeypatch.setitem(data.DATASETS, "tiny", lambda *_: change(tiny()))
         return said(capsys, flag, "run")
 
-    names = ["sound", "image"]
-    message = changed(lambda d: d | {"modalities": names})
-    assert "image (image), sound (sound); these data have sound (sound), image" in message
+    swapped = {"sound": "tensor", "image": "tensor"}
+    message = changed(lambda d: dataclasses.replace(d, kinds=swapped))
+    assert message.startswith("image has 2 channels, the run was trained on 1; give data")
+    other = {"image": "tensor", "noise": "tensor"}
+    message = changed(lambda d: dataclasses.replace(d, kinds=other))
+    assert "image (tensor), sound (tensor); these data have image (tensor), noise" in message
     ones = Samples([torch.zeros(48, 1, 8, 8)] * 2, torch.arange(48) % 3, [identity] * 2)
-    assert changed(lambda d: d | {"train": ones, "test": ones}).startswith(
-        "sound has 1 channels, the run was trained on 2; give data of the same form"
-    )
-    assert changed(lambda d: d | {"n_classes": 4}).startswith(
+    assert changed(
+        lambda d: dataclasses.replace(d, splits={"train": ones, "test": ones})
+    ).startswith("sound has 1 channels, the run was trained on 2; give data of the same form")
+    assert changed(lambda d: dataclasses.replace(d, classes=[*d.classes, "3"])).startswith(
         "the run does not know the class '3'; its classes are '0', '1', '2'"
     )
 
@@ -217,7 +221,7 @@ def test_the_classes_of_a_resumed_run_have_equal_counts(tiny_data, monkeypatch, 
 
     def relabelled(*_):
         full = tiny()
-        full["train"].y[0] = 1
+        full.splits["train"].y[0] = 1
         return full
 
     monkeypatch.setitem(data.DATASETS, "tiny", relabelled)

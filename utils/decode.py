@@ -116,7 +116,9 @@ def extract_frames(path, target, choose):
     with atomic(target) as part:
         part.mkdir()
         for number, image in enumerate(pictures, 1):
-            image.save(part / f"{number:05d}.jpg", "JPEG", quality=90)
+            content = io.BytesIO()  # Pillow's own writing does not say that the disk is full
+            image.save(content, "JPEG", quality=90)
+            (part / f"{number:05d}.jpg").write_bytes(content.getbuffer())
     return target
 
 
@@ -136,7 +138,17 @@ def pack_frames(folder):
     return save_array(folder, np.stack(check_sizes(folder, frames)))
 
 
-def write_spectrogram(path, seconds, target):
+def ten_frames(path, target, window=None):
+    """extract_frames: ten of a video, evenly spaced in time."""
+    return extract_frames(path, target, 10)
+
+
+def window_frames(path, target, window):
+    """extract_frames: those of the window (start, end)."""
+    return extract_frames(path, target, lambda n: range(*window))
+
+
+def write_spectrogram(path, target, window=None, seconds=10):
     """Write the spectrogram of a recording, or of a video's sound, into `target`.npy.
 
     (257, T) float16. Returns its path.
@@ -145,15 +157,15 @@ def write_spectrogram(path, seconds, target):
     return save_array(target, spectrogram(wave, seconds).astype(np.float16))
 
 
-def compute_flow(folder, start, end, target):
+def compute_flow(folder, target, window):
     """Write DIS optical flow of a gesture, short side 128, into `target`.npy: (H, W, 2, T) float16.
 
-    Returns its path.
+    window: (start, end), the frames of the folder. Returns its path.
     """
     import cv2
 
     method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    images = [read_image(path, "L")[0].numpy() for path in frames_in_window(folder, start, end)]
+    images = [read_image(path, "L")[0].numpy() for path in frames_in_window(folder, *window)]
     scale = 128 / min(check_sizes(folder, images)[0].shape)
     with reading(folder):
         images = [

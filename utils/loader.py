@@ -3,6 +3,9 @@
 They give (*x, y): the inputs x on the device, the labels y on the CPU.
 """
 
+import itertools
+
+import numpy as np
 import torch
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader, default_collate
@@ -51,10 +54,9 @@ class OnDevice:
 
 
 class InMemory:
-    """A loader of inputs that are in memory: they move to the device once, and stay there."""
+    """A loader of inputs that are in memory, on the device."""
 
     def __init__(self, dataset, batches, device):
-        dataset.sources = [source.to(device) for source in dataset.sources]
         self.dataset, self.batches, self.device = dataset, batches, device
 
     def __iter__(self):
@@ -62,6 +64,43 @@ class InMemory:
             positions = torch.tensor([key[0] if isinstance(key, tuple) else key for key in keys])
             there = positions.to(self.device, non_blocking=True)
             yield *(source[there] for source in self.dataset.sources), self.dataset.y[positions]
+
+
+class BatchSampler:
+    """Batches of keys (position, seed): of each sample its position, and its augmentation's seed.
+
+    Every draw is a function of key, a list of ints. A pass is a permutation of the n samples
+    without its last n % B. An epoch has `length` batches, 0: one pass, None: it never ends. shard:
+    this process's part of a batch's keys.
+    """
+
+    def __init__(self, n, batch_size, key, length=0, shard=None):
+        self.n, self.batch_size, self.key = n, min(batch_size, n), key
+        self.per_pass = n // self.batch_size
+        self.length = self.per_pass if length == 0 else length
+        self.shard, self.t = shard or list, 1
+
+    def set_epoch(self, t):
+        """What follows is epoch t, from 1 on."""
+        self.t = t
+
+    def __iter__(self):
+        if self.length is None:
+            return self.passes(0)
+        number, skip = divmod((self.t - 1) * self.length, self.per_pass)
+        return itertools.islice(self.passes(number), skip, skip + self.length)
+
+    def __len__(self):
+        return self.length
+
+    def passes(self, first):
+        """The batches of pass number `first` and of all that follow."""
+        for number in itertools.count(first):
+            rng = np.random.default_rng([*self.key, number])
+            positions = rng.permutation(self.n).tolist()
+            keys = list(zip(positions, rng.integers(2**62, size=self.n).tolist()))
+            for i in range(self.per_pass):
+                yield self.shard(keys[i * self.batch_size : (i + 1) * self.batch_size])
 
 
 def make_loader(dataset, batches, device, workers):

@@ -382,9 +382,10 @@ def read_spectrogram(path, seconds):
     return read_array(path, *spectrogram_shape(seconds))
 
 
-def is_silent(path):
-    """Whether nothing is heard in a prepared spectrogram; also if two channels cancel out."""
-    return all((row < SILENCE).all() for row in read_array(path, "bins", "frames"))
+def remark_on_sound(path):
+    """ "is silent" if a prepared spectrogram has no sound, also if two channels cancel out."""
+    silent = all((row < SILENCE).all() for row in read_array(path, "bins", "frames"))
+    return "is silent" if silent else ""
 
 
 def to_float32(path, values):
@@ -617,11 +618,24 @@ def read_frames(source, n, seed=None, mode="RGB", cropped=False):
     return torch.from_numpy(frames).movedim(-1, -3)
 
 
+def check_frames(source, window=None):
+    """Read all frames of a clip, or the window (start, end) of them; of a .npy one."""
+    if str(source).endswith(".npy"):
+        return read_frames(source, 1)
+    n = window[1] - window[0] if window else len(frame_paths(source))
+    return read_frames((source, *window) if window else source, n)
+
+
 def read_flow(path, n, seed=None):
     """n fields of optical flow, in pixels, from a .npy of (H, W, 2, T): (n, 2, H, W) float32."""
     values = read_array(path, "H", "W", 2, "T")
     fields = to_float32(path, values[..., sample_positions(values.shape[3], n, seed)])
     return fields.permute(3, 2, 0, 1)
+
+
+def check_flow(source, window=None):
+    """Read all fields of a flow."""
+    return read_flow(source, read_array(source, "H", "W", 2, "T").shape[3])
 
 
 @functools.lru_cache(maxsize=16)

@@ -29,21 +29,10 @@ from utils import distributed
 from utils.annotations import LISTS
 from utils.atomic import UnwritableFile, remove
 from utils.cli import SettingsError
-from utils.decode import compute_flow, extract_frames, pack_frames, write_spectrogram
+from utils.decode import pack_frames
 from utils.files import find_samples, index
-from utils.media import (
-    UnreadableFile,
-    frame_paths,
-    is_silent,
-    load_librosa,
-    read_array,
-    read_flow,
-    read_frames,
-    read_image,
-    read_numbers,
-    read_spectrogram,
-    reading,
-)
+from utils.media import UnreadableFile, load_librosa, reading
+from utils.modalities import MODALITIES
 from utils.origins import FORMAT, PREPARED, digest, locked, made_name, stamp
 from utils.samples import (
     USABLE,
@@ -58,43 +47,13 @@ from utils.samples import (
     write_prepared,
 )
 
-FRAMES = 10  # of a prepared video
 FEW = 50  # samples, which are done before processes have started
 
 
-def read_all(kind, source, window, seconds, shape):
-    """Read all of a source as training reads a part of it; UnreadableFile if that fails."""
-    if kind == "audio":
-        read_spectrogram(source, seconds)
-    elif kind == "image":
-        read_image(source)
-    elif kind == "array":
-        read_numbers(source, *shape)
-    elif kind == "flow":
-        read_flow(source, read_array(source, "H", "W", 2, "T").shape[3])
-    elif str(source).endswith(".npy"):
-        read_frames(source, 1)
-    else:
-        n = window[1] - window[0] if window else len(frame_paths(source))
-        read_frames((source, *window) if window else source, n)
-
-
-def make(kind, original, window, target, seconds):
-    """Write the prepared file of an original; returns its path."""
-    if kind == "audio":
-        return write_spectrogram(original, seconds, target)
-    if kind == "video":
-        return extract_frames(original, target, FRAMES)
-    if kind == "flow":
-        return compute_flow(original, *window, target)
-    return extract_frames(original, target, lambda n: range(*window))
-
-
-def made(kind, stem, original, window, folder, seconds, check):
+def made(modality, kind, stem, original, window, folder, check):
     """The path of the prepared file of an original, made unless it is there and can be read."""
     with reading(original):
-        settings = [kind, seconds if kind == "audio" else None, window]
-        target = folder / made_name(stem, original, *settings)
+        target = folder / made_name(stem, original, kind, window)
     for path in (target.with_name(f"{target.name}.npy"), target):
         if path.exists():
             try:
@@ -102,34 +61,46 @@ def made(kind, stem, original, window, folder, seconds, check):
                 return path
             except UnreadableFile:
                 remove(path)  # damaged, but it can be made again
-    path = make(kind, original, window, target, seconds)
+    path = modality.make(original, target, window)
     check(path)
     return path
 
 
-def prepare_sample(columns, seconds, raw, into, shapes, sample):
-    """Make what is missing of a sample, and read all of it; returns (status, problem, sources)."""
+def checked(modality, window, shape, source):
+    """Read all of a source as training reads a part of it; UnreadableFile if that fails.
+
+    shape: which it must have, or None.
+    """
+    x = modality.check(source, window) if modality.check else modality.read(source)
+    if shape and tuple(x.shape) != shape:
+        message = f"{source} holds {tuple(x.shape)}, expected {shape} as in most other files"
+        raise UnreadableFile(message, "another shape")
+
+
+def prepare_sample(modalities, raw, into, shapes, sample):
+    """Make what is missing of a sample, and read all of it; returns (status, problem, sources).
+
+    modalities: {name: (kind, Modality)}; into: DIR/prepared; shapes: {name: shape} of some.
+    """
     sources, notes = list(sample.sources), []
-    for j, (name, kind) in enumerate(columns.items()):
-        if kind == "text":
+    for j, (name, (kind, modality)) in enumerate(modalities.items()):
+        if not modality.is_file:
             continue
         flow = kind == "flow"  # it is made from the frames of modality 0, rgb
         original = sources[0] if flow else sample.originals[j]
         window = sample.windows[0 if flow else j]
-        check = functools.partial(
-            read_all, kind, window=window, seconds=seconds, shape=shapes.get(name, ())
-        )
+        check = functools.partial(checked, modality, window, shapes.get(name))
         try:
             if sources[j] is not None:
                 check(sources[j])
                 continue
             stem, folder = sample.names[j], into / name
-            sources[j] = made(kind, stem, original, window, folder, seconds, check)
+            sources[j] = made(modality, kind, stem, original, window, folder, check)
             if raw and kind == "video" and sources[j].is_dir():
                 frames, sources[j] = sources[j], pack_frames(sources[j])
                 remove(frames)
-            if kind == "audio" and is_silent(sources[j]):
-                notes.append(f"{original} is silent")
+            if modality.remark and (remark := modality.remark(sources[j])):
+                notes.append(f"{original} {remark}")
         except UnreadableFile as error:
             return error.reason, str(error), sources
         except UnwritableFile:
@@ -176,10 +147,10 @@ def in_processes(work, jobs, workers):
     pool, left, running = new_pool(workers), list(range(len(jobs)))[::-1], {}
     try:
         try:
-            pool.submit(int).result()
+            pool.submit(repr, work).result()
         except BrokenProcessPool:
-            what = "no worker starts: the script that calls train.main has no"
-            print(f'{what} `if __name__ == "__main__":`; this process prepares alone')
+            what = "no worker starts: they cannot import the program that calls train.main"
+            print(f'{what} (has it `if __name__ == "__main__":`?); this process prepares alone')
             yield from enumerate(map(work, jobs))
             return
         while left or running:
@@ -204,34 +175,33 @@ def in_processes(work, jobs, workers):
         pool.shutdown(cancel_futures=True)
 
 
-def array_shapes(columns, samples):
-    """{name: shape} for each array modality: the most frequent shape of its files."""
+def usual_shapes(kinds, samples):
+    """{name: shape} for each modality of one shape: the most frequent shape of its files."""
     shapes = {}
-    for j, (name, kind) in enumerate(columns.items()):
-        found = usual_shape(s.originals[j] for s in samples) if kind == "array" else None
+    for j, (name, kind) in enumerate(kinds.items()):
+        found = usual_shape(s.originals[j] for s in samples) if MODALITIES[kind].one_shape else None
         if found is None:
             continue
-        shape, path = found
-        if len(shape) not in (1, 3):
+        shapes[name], path = found
+        if len(shapes[name]) not in (1, 3):
             expected = "expected a vector (d,) or a picture (C, H, W)"
-            raise SettingsError(f"{path} is an array {shape}, {expected}")
-        shapes[name] = shape
+            raise SettingsError(f"{path} is an array {shapes[name]}, {expected}")
     return shapes
 
 
-def discover(name, root, modalities):
+def discover(name, root, kinds):
     """([Sample], the paths of the lists that they are in) of a data set."""
-    if not modalities:
+    if not kinds:
         return read_own(root)[1], [Path(root) / "samples.csv"]
-    files = index(name, root, modalities)
-    return list(find_samples(name, files, modalities)), files["read"].values()
+    files = index(name, root, [*kinds])
+    return list(find_samples(name, files, [*kinds])), files["read"].values()
 
 
 def stamps_of(sample, kinds, root):
     """`SIZE TIME PATH` of the original of each modality, "" for a text or without one."""
     stamps = []
     for kind, source, original in zip(kinds, sample.sources, sample.originals):
-        path = None if kind == "text" else source or original
+        path = source or original if MODALITIES[kind].is_file else None
         stamps.append(f"{stamp(path)} {relative(path, root)}" if path else "")
     return stamps
 
@@ -245,38 +215,40 @@ def usable_before(root):
     return about["usable"]
 
 
-def prepare(name, root, modalities, seconds, workers=None, raw=False, program=None):
+def prepare(name, root, kinds=None, workers=None, raw=False, program=None):
     """Prepare the set `name`, or DIR with a samples.csv, and print the count of each status.
 
-    modalities: of a set of SETS, None for data of your own. raw: keep the frames of videos as uint8
-    arrays. program: the cli.one_sentence around. ValueError or FileNotFoundError for annotation
-    files that are missing or damaged; UnwritableFile, as for a full disk.
+    kinds: {modality: kind} of a set of SETS, None for data of your own. raw: keep the frames of
+    videos as uint8 arrays. program: the cli.one_sentence around. SettingsError or
+    FileNotFoundError for annotation files that are missing or damaged; UnwritableFile, as for a
+    full disk.
     """
-    columns = dict(zip(modalities, modalities)) if modalities else own_table(root)[0]
-    if raw and "video" not in columns.values():
+    kinds_there = kinds or own_table(root)[0]
+    if raw and "video" not in kinds_there.values():
         raise SettingsError(f"--raw is for data with videos, not for {name}; leave it out")
-    samples, lists = discover(name, root, modalities)
-    about = {"format": FORMAT, "seconds": seconds, "usable before": usable_before(root)}
+    samples, lists = discover(name, root, kinds)
+    about = {"format": FORMAT, "usable before": usable_before(root)}
     about["lists"] = {relative(path, root): digest([path]) for path in lists}
-    if "audio" in columns.values():
+    if any(kind.startswith("audio") for kind in kinds_there.values()):
         load_librosa()  # without a folder for its cache it fails here, not for each sample
-    shapes = array_shapes(columns, samples)
-    work = functools.partial(prepare_sample, columns, seconds, raw, Path(root) / PREPARED, shapes)
+    modalities = {name: (kind, MODALITIES[kind]) for name, kind in kinds_there.items()}
+    shapes, into = usual_shapes(kinds_there, samples), Path(root) / PREPARED
+    work = functools.partial(prepare_sample, modalities, raw, into, shapes)
     if program:
         program.started = True
     originals = {os.fspath(path) for s in samples for path in [*s.originals, *s.sources] if path}
     with locked(root, originals) as waited:
-        if waited and is_prepared(root, seconds):
+        if waited and is_prepared(root, kinds):
             return
-        stamps = [stamps_of(sample, columns.values(), root) for sample in samples]
+        stamps = [stamps_of(sample, kinds_there.values(), root) for sample in samples]
         results = prepare_all(name, samples, work, max(1, workers or os.cpu_count()))
         counts = Counter(s.split for s, (status, *_) in zip(samples, results) if status == USABLE)
         rows = [(s, *result, of) for s, result, of in zip(samples, results, stamps)]
-        path = write_prepared(root, columns, rows, about | {"usable": counts})
+        path = write_prepared(root, kinds_there, rows, about | {"usable": counts})
     for status, n in sorted(Counter(status for status, *_ in results).items()):
         print(f"{status}: {n}")
-    if silent := sum(status == USABLE and problem != "" for status, problem, _ in results):
-        print(f"usable, but silent: {silent}")
+    if remarks := [problem for status, problem, _ in results if status == USABLE and problem]:
+        print(f"usable, but with a remark: {len(remarks)}; the first: {remarks[0]}")
     print(f"every sample is listed in {path}")
 
 
@@ -301,47 +273,45 @@ def prepare_command(name, root):
     return f"python -m scripts.prepare {name}" + (f" --root {root}" if elsewhere else "")
 
 
-def is_prepared(root, seconds):
+def is_prepared(root, kinds=None):
     """Whether DIR/prepared/samples.csv is there and up to date."""
     try:
-        return bool(read_prepared(root, seconds))
+        return bool(read_prepared(root, kinds))
     except Outdated:
         return False
 
 
-def read_or_prepare(name, root, modalities, seconds):
+def read_or_prepare(name, root, kinds):
     """read_prepared, after the set was prepared if it is not up to date, or nothing was usable."""
     try:
-        kinds, found = read_prepared(root, seconds)
+        kinds_there, found = read_prepared(root, kinds)
         if found.splits.keys() >= {"train", "test"}:
-            return kinds, found
+            return kinds_there, found
         why = "no sample was usable"
     except Outdated as reason:
         why = str(reason)
     if distributed.world_size() > 1:
-        command = prepare_command(name, root)
-        raise SettingsError(
-            f"{name} is not prepared: {why}; run {command} before several processes"
-        )
+        command = f"run {prepare_command(name, root)} before several processes"
+        raise SettingsError(f"{name} is not prepared: {why}; {command}")
     print(f"preparing {name}: {why}", flush=True)
-    prepare(name, root, modalities, seconds)
+    prepare(name, root, kinds)
     try:
-        return read_prepared(root, seconds)
+        return read_prepared(root, kinds)
     except Outdated as reason:
         what = f"{reason} while {name} was prepared"
         raise SettingsError(f"{what}; run the same command again") from None
 
 
-def collect(name, root, modalities, seconds, paper=None):
-    """({name: kind}, Prepared) of a data set; it is prepared first if it is not up to date.
+def collect(name, root, kinds=None, paper=None):
+    """({modality: kind}, Prepared) of a data set; it is prepared first if it is not up to date.
 
-    Prints how many samples of each split are usable, beside `paper`, the paper's (train, val, test)
-    numbers. FileNotFoundError if the training or the test split has none.
+    kinds: of a set of SETS. Prints how many samples of each split are usable, beside `paper`, the
+    paper's (train, val, test) numbers. FileNotFoundError if train or test has none.
     """
     if in_worker():
         os._exit(1)
     command = prepare_command(name, root)
-    kinds, found = read_or_prepare(name, root, modalities, seconds)
+    kinds, found = read_or_prepare(name, root, kinds)
     for split, expected in zip(("train", "val", "test"), paper or [None] * 3):
         count = found.counts[split]
         if not count and split == "val":

@@ -358,7 +358,7 @@ class Run:
         data = describe(self.data)
         return {
             "settings": {k: v for k, v in settings.items() if k not in UNRECORDED},
-            "modalities": self.data["modalities"],
+            "modalities": self.data.modalities,
             "samples": {split: sum(counts) for split, counts in data["class_counts"].items()},
             "data": data,
             "device": str(self.device),
@@ -426,7 +426,7 @@ class Run:
     def save(self, record, alpha, model, optimizer, plateau):
         """Log an epoch's record, and write the checkpoint from which the next epoch continues."""
         self.records.append(record)
-        tqdm.write(epoch_line(record, self.data["modalities"], self.args.epochs))
+        tqdm.write(epoch_line(record, self.data.modalities, self.args.epochs))
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         t, first = record["t"], self.records[0]
         state = {
@@ -456,14 +456,14 @@ class Run:
         args = self.args
         if args.eval:
             print(f"{self.folder}, epoch {t}:")
-            print(score_table(result, self.data["modalities"], args.split))
+            print(score_table(result, self.data.modalities, args.split))
             return
         print(f"trained in {time.perf_counter() - self.began:.0f} s")
         self.records.append({"test": result, "t": t})
         self.write_log()
-        which = "the best on the validation part" if "val" in self.data else "the last"
+        which = "the best on the validation part" if "val" in self.data.splits else "the last"
         print(f"epoch {t}, {which}:")
-        print(score_table(result, self.data["modalities"], "test"))
+        print(score_table(result, self.data.modalities, "test"))
         print(f"to see it: python -m scripts.figures curves {shlex.quote(str(self.folder))}")
 
 

@@ -4,9 +4,9 @@ read_own        DIR/samples.csv, which a person writes for data of their own
 write_prepared  DIR/prepared/samples.csv, which utils/prepare.py writes
 read_prepared   the same file, which training reads; Outdated if the originals have changed
 
-The first line of DIR/prepared/samples.csv is a comment in JSON: the format, the seconds of sound,
-the digest of each list that the samples come from, and how many samples were usable before. After
-the column `problem` follows, for each modality, the stamp of the original and its path.
+The first line of DIR/prepared/samples.csv is a comment in JSON: the format, the digest of each list
+that the samples come from, and how many samples were usable before. After the column `problem`
+follows, for each modality, the stamp of the original and its path.
 """
 
 import csv
@@ -24,9 +24,9 @@ import torch
 from utils.atomic import atomic
 from utils.cli import SettingsError
 from utils.media import array_shape
+from utils.modalities import MODALITIES
 from utils.origins import FORMAT, PREPARED, digest, stamp
 
-KINDS = ["audio", "video", "image", "text", "array"]
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLITS |= dict.fromkeys(["val", "valid", "validation", "dev"], "val")
 NO_MODALITY = ["split", "label", "group", "status", "problem"]
@@ -114,8 +114,9 @@ def modality_columns(place, header):
         name = name or kind
         if column in NO_MODALITY:
             continue
-        if kind not in KINDS:
-            expected = f"split, label, group, or a kind: {', '.join(KINDS)} (or kind:name)"
+        kinds = [*(k for k in MODALITIES if MODALITIES[k].own), "array"]
+        if kind not in kinds:
+            expected = f"split, label, group, or a kind: {', '.join(kinds)} (or kind:name)"
             raise SettingsError(f"{place}: unknown column {column!r}, expected {expected}")
         if name in [*columns, "fused", "perf_gap"] or not re.fullmatch(r"[\w-]+", name):
             what = "is a bad or repeated name" if name != kind else "occurs twice"
@@ -126,10 +127,11 @@ def modality_columns(place, header):
 
 
 def own_table(root):
-    """(columns, rows) of DIR/samples.csv: {name: kind}, and an iterator of (place, fields).
+    """(kinds, rows) of DIR/samples.csv: {name: kind}, and a list of (place, fields).
 
-    fields: {"split", "label", "group": a text, "cells": one for each modality}. ValueError or
-    FileNotFoundError, in one sentence, for a file that cannot be understood.
+    fields: {"split", "label", "group": a text, "cells": one for each modality}. An array is of the
+    kind vector or grid. SettingsError or FileNotFoundError, in one sentence, for a file that cannot
+    be understood.
     """
     path = Path(root) / "samples.csv"
     if not path.is_file():
@@ -142,19 +144,20 @@ def own_table(root):
     if absent := [column for column in ("split", "label") if column not in header]:
         expected = "expected a first line like split,label,image,audio"
         raise SettingsError(f"{place} is a header without {absent}: {header[:4]}; {expected}")
-    columns = modality_columns(place, header)
-    if len(columns) < 2:
-        raise SettingsError(f"{place} names {len(columns)} modality, expected two or more columns")
-
-    def rows():
-        for place, fields in lines:
-            if len(fields) < len(header) or any(map(str.strip, fields[len(header) :])):
-                expected = f"{len(header)}: {','.join(header)}; quote a field that has a separator"
-                raise SettingsError(f"{place} has {len(fields)} columns, expected {expected}")
-            row = {"group": "", **dict(zip(header, map(str.strip, fields)))}
-            yield place, row | {"cells": [row[c] for c in header if c not in NO_MODALITY]}
-
-    return columns, rows()
+    kinds = modality_columns(place, header)
+    if len(kinds) < 2:
+        raise SettingsError(f"{place} names {len(kinds)} modality, expected two or more columns")
+    rows = []
+    for place, fields in lines:
+        if len(fields) < len(header) or any(map(str.strip, fields[len(header) :])):
+            expected = f"{len(header)}: {','.join(header)}; quote a field that has a separator"
+            raise SettingsError(f"{place} has {len(fields)} columns, expected {expected}")
+        row = {"group": "", **dict(zip(header, map(str.strip, fields)))}
+        rows.append((place, row | {"cells": [row[c] for c in header if c not in NO_MODALITY]}))
+    for j, (name, kind) in enumerate(kinds.items()):
+        if kind == "array":
+            kinds[name] = array_kind(located(root, row["cells"][j]) for _, row in rows)
+    return kinds, rows
 
 
 def located(root, cell):
@@ -170,10 +173,10 @@ def located(root, cell):
 
 def own_source(root, kind, cell):
     """(name, source, original) of a cell of DIR/samples.csv, see Sample."""
-    if kind == "text" or not cell:
+    if not (MODALITIES[kind].is_file and cell):
         return "", cell or None, None
     path = located(root, cell)
-    as_it_is = kind in ("image", "array") or os.path.isdir(path)
+    as_it_is = MODALITIES[kind].make is None or os.path.isdir(path)
     return os.path.basename(path), path if as_it_is else None, path
 
 
@@ -234,7 +237,7 @@ def write_prepared(root, columns, rows, about):
     """
 
     def source_cell(source, kind, window):
-        if source is None or kind == "text":
+        if source is None or not MODALITIES[kind].is_file:
             return source or ""
         return ":".join(map(str, [relative(source, root), *(window or ())]))
 
@@ -291,9 +294,9 @@ class Prepared(NamedTuple):
     before: dict
 
 
-def check_lists(root, about, seconds):
+def check_lists(root, about):
     """Raise Outdated if a set was prepared in another way, or its lists have changed."""
-    if (about.get("format"), about.get("seconds")) != (FORMAT, seconds):
+    if about.get("format") != FORMAT:
         raise Outdated("it was prepared by another version")
     for name, before in about["lists"].items():
         path = os.path.join(root, name)
@@ -309,15 +312,20 @@ def check_stamp(root, cell):
             raise Outdated(f"{os.path.join(root, path)} has changed")
 
 
-def read_prepared(root, seconds=10):
-    """({name: kind}, Prepared) from DIR/prepared/samples.csv; Outdated if it is not up to date."""
+def read_prepared(root, expected=None):
+    """({name: kind}, Prepared) from DIR/prepared/samples.csv; Outdated if it is not up to date.
+
+    expected: the kinds of a set of SETS.
+    """
     about = read_about(root)
-    check_lists(root, about, seconds)
+    check_lists(root, about)
     lines = read_table(prepared_table(root), errors="surrogateescape", comments=1)
     _, header = next(lines, (None, []))
     m = (len(header) - 5) // 2
     pairs = [column.partition(":") for column in header[4 : 4 + m]]
     kinds = {name or kind: kind for kind, _, name in pairs}
+    if (expected and kinds != expected) or not {*kinds.values()} <= MODALITIES.keys():
+        raise Outdated("it was prepared by another version")
     splits = defaultdict(lambda: ([[] for _ in kinds], [], []))
     counts, labels, problems = defaultdict(Counter), set(), {}
     for place, fields in lines:
@@ -335,10 +343,7 @@ def read_prepared(root, seconds=10):
         ys.append(label)
         groups.append(group)
         for source, kind, cell in zip(sources, kinds.values(), cells):
-            source.append(cell if kind == "text" else os.path.join(root, cell))
-    for (name, kind), source in zip(kinds.items(), splits["train"][0]):
-        if kind == "array":
-            kinds[name] = array_kind(source)
+            source.append(os.path.join(root, cell) if MODALITIES[kind].is_file else cell)
     return kinds, Prepared(splits, counts, labels, problems, about["usable before"])
 
 
@@ -383,19 +388,19 @@ def class_index(labels, n_classes=None):
 
 
 def own_settings(folder):
-    """The settings of train.py for data of one's own, by its kinds and its number of samples."""
-    columns, rows = own_table(folder)
-    kinds, rows = list(columns.values()), [row for _, row in rows]
-    for j, kind in enumerate(kinds):
-        if kind == "array":
-            kinds[j] = array_kind(located(folder, row["cells"][j]) for row in rows)
-    usual = {"text": "bert", "vector": "mlp"}
-    n = sum(split_of(row) == "train" for row in rows)
+    """The settings of train.py for data of your own, by their kinds and their number of samples."""
+    kinds, rows = own_table(folder)
+    n = sum(split_of(row) == "train" for _, row in rows)
     batch_size = 64 if n >= 1000 else 16
     epochs = min(50, max(10, 600 * batch_size // max(1, n)))  # about 600 steps, in 10 to 50 epochs
-    result = {"encoders": ",".join(usual.get(kind, "cnn") for kind in kinds)}
-    result |= {"batch_size": batch_size, "epochs": epochs, "alpha_batch": 32}
-    result |= {"eta_alpha": 20 / epochs, "alpha_limit": 1 / epochs}  # as on keypad, where T is 10
-    if "text" in kinds:
-        return result | {"optimizer": "adam", "lr": 1e-4, "weight_decay": 0.0}
-    return result
+    settings = {
+        "encoders": ",".join(MODALITIES[kind].encoders[0] for kind in kinds.values()),
+        "batch_size": batch_size,
+        "epochs": epochs,
+        "alpha_batch": 32,
+        "eta_alpha": 20 / epochs,  # as on keypad, where T is 10
+        "alpha_limit": 1 / epochs,
+    }
+    if "text" in kinds.values():
+        settings |= {"optimizer": "adam", "lr": 1e-4, "weight_decay": 0.0}
+    return settings

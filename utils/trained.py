@@ -1,6 +1,7 @@
 """What a run was trained on: its record, and today's data brought into the run's order by name."""
 
 import copy
+import dataclasses
 import os
 
 import torch
@@ -11,18 +12,16 @@ SHOWN = 20  # names in a message
 
 
 def describe(data):
-    """What the log and the checkpoints say about load_data's dict: names, kinds, folder, counts."""
-    counts, n = {}, len(data["classes"])
-    for split in ("train", "val", "test"):
-        if split in data:
-            y = torch.as_tensor(data[split].y)
-            counts[split] = torch.bincount(y, minlength=n).tolist()  # in the order of classes
-    given = os.fspath(data["folder"])
+    """What the log and checkpoints say of a data.Data: names, kinds, channels, counts, folder."""
+    counts, n = {}, len(data.classes)
+    for split, samples in data.splits.items():
+        counts[split] = torch.bincount(torch.as_tensor(samples.y), minlength=n).tolist()
+    given = os.fspath(data.folder)
     return {
         "folder": {"given": given, "absolute": os.path.abspath(given)} if given else None,
-        "classes": data["classes"],
-        "kinds": data["kinds"],
-        "channels": data["channels"],
+        "classes": data.classes,
+        "kinds": data.kinds,
+        "channels": data.channels,
         "class_counts": counts,
     }
 
@@ -39,41 +38,34 @@ def other_modalities(kinds, trained):
     return SettingsError(f"{what}; give them the names and kinds of the run, or train a new run")
 
 
-def in_order(kinds, found, trained):
-    """(kinds, Prepared) of utils.prepare.collect with the run's modalities, in the run's order."""
-    if trained is None:
-        return kinds, found
-    if not trained["kinds"].items() <= kinds.items():
-        raise other_modalities(kinds, trained)
-    chosen = [[*kinds].index(name) for name in trained["kinds"]]
-    splits = {}
-    for split, (sources, *rest) in found.splits.items():
-        splits[split] = ([sources[j] for j in chosen], *rest)
-    return trained["kinds"], found._replace(splits=splits)
+def as_trained(data, trained):
+    """A data.Data with the modalities and classes of a run, in the run's order, by their names.
 
-
-def as_trained(data, trained, root=""):
-    """load_data's dict, complete, with the class indices of the run; trained: describe's, or None.
-
-    SettingsError for a class that the run does not know, and for other modalities or channels.
+    trained: describe's dict of the run, or None. SettingsError for a modality that is not there or
+    is of another kind, and for a class that the run does not know.
     """
-    names = data["modalities"]
-    usual = {"folder": root, "kinds": dict(zip(names, names))}
-    data = usual | {"classes": [str(k) for k in range(data["n_classes"])]} | data
     if trained is None:
         return data
-    if [*data["kinds"].items()] != [*trained["kinds"].items()]:
-        raise other_modalities(data["kinds"], trained)
-    for name, now, then in zip(trained["kinds"], data["channels"], trained["channels"]):
+    if not trained["kinds"].items() <= data.kinds.items():
+        raise other_modalities(data.kinds, trained)
+    classes = trained["classes"]
+    if unknown := [name for name in data.classes if name not in classes]:
+        what = f"the run does not know the class {listed(unknown)}; its classes are"
+        raise SettingsError(f"{what} {listed(classes)}; rename the class, or train a new run")
+    index = torch.tensor([classes.index(name) for name in data.classes])
+    chosen = [data.modalities.index(name) for name in trained["kinds"]]
+    splits = {}
+    for split, samples in data.splits.items():
+        splits[split] = copy.copy(samples)
+        splits[split].sources = [samples.sources[j] for j in chosen]
+        splits[split].readers = samples.readers and [samples.readers[j] for j in chosen]
+        splits[split].y = index[torch.as_tensor(samples.y)]
+    return dataclasses.replace(data, kinds=trained["kinds"], classes=classes, splits=splits)
+
+
+def check_channels(data, trained):
+    """SettingsError for inputs of another form than the run's."""
+    for name, now, then in zip(data.kinds, data.channels, trained["channels"]):
         if now != then:
             what = f"{name} has {now} channels, the run was trained on {then}"
             raise SettingsError(f"{what}; give data of the same form, or train a new run")
-    classes = trained["classes"]
-    if unknown := [name for name in data["classes"] if name not in classes]:
-        what = f"the run does not know the class {listed(unknown)}; its classes are"
-        raise SettingsError(f"{what} {listed(classes)}; rename the class, or train a new run")
-    index = torch.tensor([classes.index(name) for name in data["classes"]])
-    for split in {"train", "val", "test"} & {*data}:
-        data[split] = copy.copy(data[split])
-        data[split].y = index[torch.as_tensor(data[split].y)]
-    return data | {"classes": classes, "n_classes": len(classes)}

@@ -1,0 +1,30 @@
+"""What a kind of data needs: an entry of MODALITIES, the one place to add another kind."""
+
+from typing import NamedTuple
+
+
+class Modality(NamedTuple):
+    """A kind of data: how it is prepared and read, and which encoders fit it.
+
+    read: (source, seed=None) -> a tensor, what training reads; with a seed it is augmented.
+    encoders: the names that fit; the first is the default of data of your own.
+    make: (original, target, window) -> path, writes the prepared file `target`; None: the original
+        is read as it is.
+    check: (source, window) -> a tensor, reads all of a source; None: read does.
+    is_file: whether a source is a path, not the text itself.
+    remark: source -> a remark on a prepared file, like "is silent", or "".
+    one_shape: whether all samples must have one shape.
+    own: whether it can be a column of a samples.csv.
+    """
+
+    read: object
+    encoders: list
+    make: object = None
+    check: object = None
+    remark: object = None
+    is_file: bool = True
+    one_shape: bool = False
+    own: bool = True
+
+
+MODALITIES = {}  # by kind; data.py has ours
