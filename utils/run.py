@@ -138,7 +138,7 @@ class Log(NamedTuple):
 def parse_log(text):
     """The Log of a text; some error if it is none."""
     first, *rest = map(json.loads, text.splitlines())
-    if missing := {"settings", "modalities", "samples"} - first.keys():
+    if missing := {"settings", "modalities"} - first.keys():
         raise ValueError(f"its first line has no {min(missing)}")
     epochs = [record for record in rest if "alpha" in record]
     return Log(first, epochs, next((record["test"] for record in rest if "test" in record), None))
