@@ -170,9 +170,8 @@ def load(name, root="", encoders=None, trained=None):
     for split, (sources, labels, _) in found.splits.items():
         y = torch.tensor([index[label] for label in labels])
         splits[split] = Samples([Strings(source) for source in sources], y, readers)
-    groups = np.array(found.splits["train"][2])
-    more = {"kinds": kinds, "classes": [*index], "folder": root}
-    return {"modalities": [*kinds], "n_classes": len(index), "groups": groups, **splits, **more}
+    names = {"modalities": [*kinds], "kinds": kinds, "n_classes": len(index), "classes": [*index]}
+    return {**names, "folder": root, "groups": np.array(found.splits["train"][2]), **splits}
 
 
 def paired(modalities, splits, groups):
@@ -242,9 +241,7 @@ def load_data(args, encoders, needs_val=False, trained=None):
     data = DATASETS.get(args.dataset, own)(args.root, encoders)
     fraction = args.val_fraction
     if "val" in data and fraction:
-        raise SettingsError(
-            f"{args.dataset} has a validation part of its own; leave --val-fraction out"
-        )
+        raise SettingsError(f"{args.dataset} has a validation part; leave --val-fraction out")
     if (needs_val or args.outer == "held-out") and "val" not in data and not fraction:
         args.val_fraction = fraction = 0.1
         print("a tenth of the training split is held out, as by --val-fraction 0.1")
@@ -252,11 +249,9 @@ def load_data(args, encoders, needs_val=False, trained=None):
         data["train"], data["val"] = hold_out(data["train"], data["groups"], fraction, args.seed)
     if args.eval and args.split not in data:
         raise SettingsError(f"{args.eval} has no validation part; choose --split train or test")
-    if len(data["train"]) < 2:
-        n = len(data["train"])
+    if (n := len(data["train"])) < 2:
         raise SettingsError(f"{args.dataset} has {n} training sample here, expected 2 or more")
-    x = data["train"][0][:-1]
-    channels = [0 if is_text(x_j) else x_j.shape[-3:][0] for x_j in x]
+    channels = [0 if is_text(x_j) else x_j.shape[-3:][0] for x_j in data["train"][0][:-1]]
     return as_trained(data | {"channels": channels}, trained, args.root)
 
 

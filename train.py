@@ -274,8 +274,7 @@ def main(argv=None):
         distributed.init(distributed.pick_device(args.device))
         run = Run(args, program)
         encoders = functools.partial(encoder_names, args.encoders)
-        needs_val = model_class(args.method).needs_val
-        data = load_data(args, encoders, needs_val, run.trained)
+        data = load_data(args, encoders, model_class(args.method).needs_val, run.trained)
         distributed.check_batch(min(len(data["train"]), args.batch_size))
         model = make_model(args, data)
         with run.started(data, model):
