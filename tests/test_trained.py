@@ -242,8 +242,8 @@ def test_own_data_may_move(own, monkeypatch, capsys, flag):
     assert train.main(["--resume", "run", flag, "moved"]) == 0
     assert Path("run/log.jsonl").read_bytes() == log
     assert scores(capsys, flag, "moved") == table
-    message = said(capsys, "--eval", "run", "--root", "moved", "--dataset", "mine")
-    assert message.startswith("--root and --dataset name two folders")
+    message = said(capsys, "--eval", "run", "--root", "moved", "--dataset", "other")
+    assert message.startswith("--dataset other would make run another run, it has mine")
     assert "not in nowhere; give" in said(capsys, "--eval", "run", "--root", "nowhere")
 
 

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import os
 import platform
@@ -35,7 +36,7 @@ from utils.atomic import atomic, remove
 from utils.cli import RunError, SettingsError
 from utils.media import UnreadableFile
 from utils.prepare import prepare_command
-from utils.trained import describe
+from utils.trained import describe, find_data
 
 PARTS = {"t", "alpha", "settings", "random", "log", "model", "optimizer", "plateau"}
 UNRECORDED = ("out", "overwrite", "resume", "eval", "split", "keep")  # not in a run's settings
@@ -119,9 +120,8 @@ def load_checkpoint(folder, t=None):
         )
     try:
         state = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
-        if missing := PARTS - state.keys():
-            raise ValueError(f"it has no {min(missing)}")
-        parse_log(state["log"])
+        if PARTS - state.keys() or not parse_log(state["log"]).epochs:
+            raise ValueError
     except Exception as error:  # weights_only refuses in many ways
         raise RunError(f"{path} is not a checkpoint of train.py; no code in it was run") from error
     return state
@@ -138,8 +138,8 @@ class Log(NamedTuple):
 def parse_log(text):
     """The Log of a text; some error if it is none."""
     first, *rest = map(json.loads, text.splitlines())
-    if missing := {"settings", "modalities", "samples"} - first.keys():
-        raise ValueError(f"its first line has no {min(missing)}")
+    if {"settings", "modalities"} - first.keys():
+        raise ValueError
     epochs = [record for record in rest if "alpha" in record]
     return Log(first, epochs, next((record["test"] for record in rest if "test" in record), None))
 
@@ -191,36 +191,13 @@ def mean_losses(steps, t):
 
 
 def check_together(given):
-    """Raise ValueError for flags, {name: value}, that exclude each other."""
-    modes = [name for name in ("resume", "eval") if name in given]
-    for name in modes:
-        for other in ("eval", "out", "overwrite"):
-            if other in given and other != name:
-                a, b = cli.flag(name), cli.flag(other)
-                raise SettingsError(f"{a} and {b} exclude each other; leave one of them out")
+    """Raise SettingsError for flags, {name: value}, that exclude each other."""
+    for a, b in itertools.product(("resume", "eval"), ("eval", "out", "overwrite")):
+        if a != b and {a, b} <= given.keys():
+            what = f"{cli.flag(a)} and {cli.flag(b)} exclude each other"
+            raise SettingsError(f"{what}; leave one of them out")
     if "split" in given and "eval" not in given:
         raise SettingsError("--split is for --eval; leave it out")
-
-
-def find_data(folder, state, given, own):
-    """`given` with the data set of a run where it is now: at --root, --dataset, or as recorded.
-
-    own: whether it is a folder of one's own data. SettingsError if that is not there.
-    """
-    dataset, recorded = state["settings"]["dataset"], state["data"]["folder"]
-    places = {given[flag] for flag in ("root", "dataset") if flag in given and own}
-    if len(places) > 1:
-        raise SettingsError("--root and --dataset name two folders; leave one of them out")
-    place = min(places, default=given.get("root"))
-    elsewhere = recorded and os.path.abspath(recorded["given"]) != recorded["absolute"]
-    if not place and elsewhere and os.path.isdir(recorded["absolute"]):
-        place = recorded["absolute"]
-    if own and not os.path.isdir(place or dataset):
-        was = place or recorded["absolute"]
-        raise SettingsError(f"the data of {folder} are not in {was}; give their folder with --root")
-    if not place:
-        return given
-    return given | ({"dataset": place, "root": ""} if own else {"root": place})
 
 
 def resumed_settings(folder, given, settings_class, datasets):
@@ -239,14 +216,17 @@ def resumed_settings(folder, given, settings_class, datasets):
         what = f"{folder} comes from another version of train.py"
         raise RunError(f"{what}, which differs in {sorted(other)}; use that version")
     own = settings["dataset"] not in datasets
-    may_change = cli.changeable(settings_class) | ({"dataset"} if own else set())
+    may_change = cli.changeable(settings_class)
+    if own and "root" not in given:
+        may_change.add("dataset")  # the folder has moved
     for name, value in given.items():
         if name not in may_change and value != settings[name]:
             raise SettingsError(
                 f"{cli.flag(name)} {value} would make {folder} another run, it has "
                 f"{settings[name]}; leave the flag out, or start a new run with --out"
             )
-    return settings | find_data(folder, state, given, own)
+    place = given.get("root") or (given.get("dataset") if own else None)
+    return settings | given | find_data(folder, state["data"]["folder"], place, own)
 
 
 def versions():

@@ -26,6 +26,24 @@ def describe(data):
     }
 
 
+def find_data(run, recorded, place, own):
+    """{"dataset" or "root": folder} where a run's data are: at `place`, if given, or as recorded.
+
+    recorded: describe's folder. own: whether they are a folder of one's own data, which may have
+    moved; SettingsError if it is not there.
+    """
+    if not place and recorded and os.path.isdir(recorded["absolute"]):
+        if recorded["absolute"] == os.path.abspath(recorded["given"]):
+            return {}
+        place = recorded["absolute"]  # the program runs in another folder than the run's
+    if own and not os.path.isdir(place or recorded["given"]):
+        was = place or recorded["absolute"]
+        raise SettingsError(f"the data of {run} are not in {was}; give their folder with --root")
+    if not place:
+        return {}
+    return {"dataset": place, "root": ""} if own else {"root": place}
+
+
 def listed(names):
     """The first names, separated by commas."""
     return ", ".join(map(repr, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
