@@ -18,7 +18,7 @@ is in v and, as -n, in c. This adds n^T H^-1 n, which is positive for H > 0, and
 What to expect. At an optimum of the inner problem grad L_Total = 0 (without weight decay), so
 c = -v / alpha, and Eq. 3 is v^T H^-1 v / alpha > 0 for H > 0: alpha can only fall while both levels
 see the same data. Elsewhere Eq. 3 can have either sign. The first K terms of its series say how
-L_CLS responds to alpha within K steps if v, c and H stay as they are (see docs/RESULTS.md).
+L_CLS responds to alpha within K steps if v, c and H stay as they are (see docs/EQ3.md).
 """
 
 import math

@@ -227,7 +227,7 @@ def paired(modalities, splits, groups, folder=""):
     samples = {}
     for split, (x, y) in splits.items():
         x = [torch.tensor((x_j - mean) / std).float() for x_j, (mean, std) in zip(x, scales)]
-        samples[split] = Samples(x, torch.tensor(y))
+        samples[split] = Samples(x, torch.tensor(y), [identity] * len(x))
     classes = [str(digit) for digit in range(10)]
     return Data(dict.fromkeys(modalities, "tensor"), classes, samples, groups, folder)
 

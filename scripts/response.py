@@ -1,17 +1,16 @@
-"""What Eq. 3 measures: its estimates beside the response of training itself, on keypad.
+"""Eq. 3 beside the response of training itself, on keypad: the tables of docs/EQ3.md.
 
     python -m scripts.response run resnet18 0.9 0    a network, alpha and seed: three states of it
     python -m scripts.response table                 the tables of all states in runs/response
 
 The response: from one state of theta and the optimizer, train with alpha + e and with alpha - e on
 the same batches, and divide the difference of L_CLS on other training data by 2 e; after 5 steps,
-an epoch, three epochs. It is repeated with other batches, so that its noise is known. What a
-state's file already has is not measured again.
+an epoch, three epochs. It is repeated with other batches, so that its noise is known. A number that
+a state's file already has is not measured again.
 """
 
 import argparse
 import collections
-import contextlib
 import copy
 import functools
 import itertools
@@ -27,12 +26,12 @@ from torch import nn
 
 import model as models
 import train
-from bilevel import grad, hypergradient, make_hvp
+from bilevel import hypergradient
 from data import DATASETS
 from losses import total_loss
 from model import MultimodalModel
-from utils import cli, markdown
-from utils.lanczos import dot
+from scripts.figures import one_table
+from utils import cli
 from utils.modules import eval_mode
 
 OUT = Path("runs/response")
@@ -56,26 +55,6 @@ def without_batch_norm(channels, pretrained=False, source=""):
     return encoder, d
 
 
-@contextlib.contextmanager
-def reestimated(model, batches):
-    """Evaluation mode, with batch norm's running statistics replaced by those of some batches;
-    afterwards as before."""
-    before = copy.deepcopy(model.state_dict())
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    model.train()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean
-    with torch.no_grad():
-        for x, _ in batches:
-            model(x)
-    for norm in norms:
-        norm.momentum = 0.1
-    with eval_mode(model):
-        yield
-    model.load_state_dict(before)
-
-
 class State:
     """A model in training: its parameters, its optimiser, the batches that it draws."""
 
@@ -85,7 +64,7 @@ class State:
         torch.manual_seed(seed)
         self.alpha, self.seed = alpha, seed
         self.batch_size, self.lr, self.inner_iters, *_ = NETS[net]
-        self.samples, self.settings = DATASETS["keypad"]()["train"], train.Settings()
+        self.samples, self.settings = DATASETS["keypad"]().splits["train"], train.Settings()
         self.model = MultimodalModel([1, 1], 10, net)
         self.params = list(self.model.parameters())
         self.decay = self.settings.weight_decay
@@ -139,17 +118,13 @@ class State:
         self.restore(start)
         return ((after[0] - after[1]) / (2 * E)).tolist()
 
-    def estimate(self, rng, mode="batch statistics", shared=False, **options):
-        """Eq. 3 by bilevel.py, with batches of its own for each factor or one for all."""
+    def estimate(self, rng, batch_statistics=True, shared=False, **options):
+        """(Eq. 3, report) by bilevel.py; its factors have separate batches, or share one."""
         batches = self.batches(rng)
         if shared:
             batches = itertools.repeat(next(batches))
-        if mode == "re-estimated":
-            context = reestimated(self.model, list(itertools.islice(self.batches(rng), 20)))
-        else:
-            context = eval_mode(self.model, batch_statistics=mode == "batch statistics")
-        with context:
-            value, report = hypergradient(
+        with eval_mode(self.model, batch_statistics):
+            return hypergradient(
                 lambda: self.losses(next(batches))[0],
                 lambda: self.losses(next(batches)),
                 self.params,
@@ -158,7 +133,6 @@ class State:
                 rng=torch.Generator().manual_seed(int(rng.integers(2**40))),
                 **options,
             )
-        return value, report
 
     def at_mean(self, rng, **options):
         """Eq. 3 at the mean of theta over the last 20 steps, where sharp directions average out."""
@@ -166,27 +140,24 @@ class State:
         with torch.no_grad():
             for p, values in zip(self.params, zip(*self.last)):
                 p.copy_(sum(values) / len(values))
-        value = self.estimate(rng, **options)
+        result = self.estimate(rng, **options)
         self.restore(start)
-        return value
-
-    def undamped(self, rng, **options):
-        """Eq. 3 with a step that follows the curvature, without damping of negative curvature."""
-        _, report = self.estimate(np.random.default_rng(int(rng.integers(2**40))), draws=1)
-        return self.estimate(rng, step=1 / max(map(abs, report["curvature"])), **options)
+        return result
 
     def unrolled(self, rng, n=5):
-        """The derivative of n steps of training with momentum, forward mode: d theta / d alpha
-        beside theta."""
+        """The derivative of n steps of training with momentum, in forward mode.
+
+        w = d theta / d alpha and the derivative of the momentum follow each step of training:
+        d (grad L_Total) / d alpha = H w + grad (L_MM - L_CLS).
+        """
         start, batches = self.snapshot(), self.batches(rng)
-        # d theta / d alpha and that of the momentum
         w = velocity = [torch.zeros_like(p) for p in self.params]
         for _ in range(n):
             with eval_mode(self.model, batch_statistics=True):
                 l_cls, l_mm = self.losses(next(batches))
-                c = grad(l_mm - l_cls, self.params, retain_graph=True)
-                g = grad(total_loss(l_cls, l_mm, self.alpha), self.params, retain_graph=True)
-                h = make_hvp(l_cls, l_mm, self.alpha, self.params)(w)
+                c = self.gradient(l_mm - l_cls, retain_graph=True)
+                g = self.gradient(total_loss(l_cls, l_mm, self.alpha), create_graph=True)
+                h = self.gradient(g, grad_outputs=w)
             velocity = [
                 MOMENTUM * v + h_i + self.decay * w_i + c_i
                 for v, h_i, w_i, c_i in zip(velocity, h, w, c)
@@ -195,56 +166,46 @@ class State:
             for p, g_i in zip(self.params, g):
                 p.grad = g_i.detach()
             self.optimizer.step()
+        values = []
         with eval_mode(self.model, batch_statistics=True):
-            value = statistics.mean(
-                dot(grad(self.losses(next(batches))[0], self.params), w) for _ in range(4)
-            )
+            for _ in range(4):
+                v = self.gradient(self.losses(next(batches))[0])
+                values.append(sum((v_i * w_i).sum().item() for v_i, w_i in zip(v, w)))
         self.restore(start)
-        return value, {}
+        return statistics.mean(values), {}
+
+    def gradient(self, loss, **options):
+        return torch.autograd.grad(loss, self.params, materialize_grads=True, **options)
 
 
-ESTIMATORS = {  # name: (what it is, how); each differs from the chosen one in what is said
+# name: (its number, how it differs from "chosen", the estimate). The number seeds its batches, so
+# that the numbers in docs/EQ3.md, which were taken among more estimators, come again.
+ESTIMATORS = {
     "chosen": (
+        0,
         "own batches for v, c, H; 4 draws; batch statistics; K = 5; step, damping by the curvature",
         functools.partial(State.estimate, draws=4),
     ),
-    "shared": (
-        "one batch for all three factors",
-        functools.partial(State.estimate, shared=True, draws=1),
-    ),
-    "1 draw": ("", functools.partial(State.estimate, draws=1)),
-    "16 draws": ("", functools.partial(State.estimate, draws=16)),
+    "shared": (1, "one batch for all factors", functools.partial(State.estimate, shared=True)),
+    "1 draw": (2, "", State.estimate),
     "eval": (
+        4,
         "batch norm with its running statistics",
-        functools.partial(State.estimate, mode="eval", draws=4),
-    ),
-    "re-estimated": (
-        "the same, re-estimated from 20 batches first",
-        functools.partial(State.estimate, mode="re-estimated", draws=4),
-    ),
-    "K = 1": ("", functools.partial(State.estimate, terms=1, draws=4)),
-    "K = 20": ("", functools.partial(State.estimate, terms=20, draws=4)),
-    "step lr / 2": ("fixed, no damping", lambda s, rng: s.estimate(rng, step=s.lr / 2, draws=4)),
-    "step lr": ("fixed, no damping", lambda s, rng: s.estimate(rng, step=s.lr, draws=4)),
-    "undamped": ("step by the curvature, no damping", functools.partial(State.undamped, draws=4)),
-    "randomised": (
-        "a fresh H for each product, random p",
-        functools.partial(State.estimate, solver="randomised", draws=4),
-    ),
-    "cg": (
-        "the inverse in 5 products' space; refused at negative curvature",
-        functools.partial(State.estimate, solver="cg", draws=4),
+        functools.partial(State.estimate, batch_statistics=False, draws=4),
     ),
     "before": (
+        13,
         "one batch, running statistics, step lr / 2, no damping",
-        lambda s, rng: s.estimate(rng, mode="eval", shared=True, step=s.lr / 2, draws=1),
+        lambda s, rng: s.estimate(rng, False, True, solver="neumann", step=s.lr / 2),
     ),
-    "unrolled": ("5 steps with momentum differentiated in forward mode", State.unrolled),
+    "unrolled": (14, "5 steps with momentum differentiated in forward mode", State.unrolled),
     "mean theta": (
+        15,
         "at the mean of theta over the last 20 steps",
         functools.partial(State.at_mean, draws=4),
     ),
 }
+LENGTHS = ("5 steps", "an epoch", "3 epochs")
 
 
 def run(net, alpha, seed):
@@ -263,13 +224,12 @@ def run(net, alpha, seed):
         result |= {"response": {}, "estimates": {}}
         if path.exists():
             result = json.loads(path.read_text())
-        lengths = ("5 steps", 5), ("an epoch", inner_iters), ("3 epochs", 3 * inner_iters)
-        for (name, n), times in zip(lengths, repeats):
+        for name, n, times in zip(LENGTHS, (5, inner_iters, 3 * inner_iters), repeats):
             own = np.random.default_rng([state.seed, t, n])
             if name not in result["response"]:
                 result["response"][name] = [state.response(own, n) for _ in range(times)]
-        for k, (name, (_, estimate)) in enumerate(ESTIMATORS.items()):
-            own = np.random.default_rng([state.seed, t, 2**20 + k])
+        for name, (number, _, estimate) in ESTIMATORS.items():
+            own = np.random.default_rng([state.seed, t, 2**20 + number])
             if name not in result["estimates"]:
                 times = 3 if net == "resnet18" else 12
                 result["estimates"][name] = [estimate(state, own)[0] for _ in range(times)]
@@ -291,10 +251,10 @@ def rank_correlation(a, b):
 
 
 def table():
-    """The states one by one, then how each estimator agrees with the response of 5 steps."""
+    """The states one by one, then how each estimator agrees with each response."""
     order = list(NETS)
     states = sorted(
-        map(json.loads, (p.read_text() for p in OUT.glob("*.json"))),
+        (json.loads(path.read_text()) for path in OUT.glob("*.json")),
         key=lambda r: (order.index(r["net"]), -r["alpha"], r["seed"], r["t"]),
     )
 
@@ -302,101 +262,62 @@ def table():
         return "{:.3f} ± {:.3f}".format(*mean_and_error(values))
 
     names = ["chosen", "mean theta", "shared", "eval", "before", "unrolled"]
-    rows = [
-        [
-            "network",
-            "alpha",
-            "seed",
-            "t",
-            "5 steps",
-            "5 steps, eval mode",
-            "an epoch",
-            "3 epochs",
-            *names,
-        ]
-    ]
+    head = ["network", "alpha", "seed", "t", "5 steps", "5 steps, eval mode", *LENGTHS[1:]]
+    rows = [head + names]
     for r in states:
-        response = [
-            show([v[0] for v in r["response"][n]]) for n in ("5 steps", "an epoch", "3 epochs")
-        ]
+        response = [show([v[0] for v in r["response"][n]]) for n in LENGTHS]
         response.insert(1, show([v[1] for v in r["response"]["5 steps"]]))
-        rows.append(
-            [
-                r["net"],
-                r["alpha"],
-                r["seed"],
-                r["t"],
-                *response,
-                *(show(r["estimates"][n]) for n in names),
-            ]
-        )
+        estimates = [show(r["estimates"][n]) for n in names]
+        rows.append([r["net"], r["alpha"], r["seed"], r["t"], *response, *estimates])
     print("d L_CLS / d alpha, mean ± standard error: of training, then as estimated.\n")
-    print(markdown.table(*rows))
-    for length in ("5 steps", "an epoch", "3 epochs"):
+    print(one_table(rows))
+    for length in LENGTHS:
         compare(states, length)
 
 
 def compare(states, length):
+    """How each estimator agrees with the response of one length."""
     truths = [mean_and_error([v[0] for v in r["response"][length]]) for r in states]
     clear = [k for k, (mean, error) in enumerate(truths) if abs(mean) > 2 * error]
-    rows = [
-        [
-            "estimator",
-            "what",
-            "right sign of the mean",
-            "right sign, each",
-            "rank correlation",
-            "estimate / response",
-            "spread / size",
-        ]
-    ]
-    for name, (what, _) in ESTIMATORS.items():
+    head = ["estimator", "difference", "right sign of the mean", "right sign, each"]
+    rows = [head + ["rank correlation", "estimate / response", "spread / size"]]
+    for name, (_, how, _) in ESTIMATORS.items():
         values = [[v for v in r["estimates"].get(name, []) if v is not None] for r in states]
-        there = [k for k in clear if len(values[k]) > 1]
-        if not there:
+        known = [k for k in clear if len(values[k]) > 1]
+        if not known:
             continue
-        means = {k: statistics.mean(values[k]) for k in there}
-        signs = sum(means[k] * truths[k][0] > 0 for k in there)
-        each = statistics.mean(v * truths[k][0] > 0 for k in there for v in values[k])
-        ratio = statistics.median(means[k] / truths[k][0] for k in there)
-        spread = statistics.median(statistics.stdev(values[k]) / abs(means[k]) for k in there)
-        ranks = (
-            rank_correlation([truths[k][0] for k in there], list(means.values()))
-            if len(there) > 2
-            else math.nan
-        )
-        rows.append(
-            [
-                name,
-                what,
-                f"{signs} of {len(there)}",
-                f"{each:.0%}",
-                f"{ranks:.2f}",
-                f"{ratio:.2f}",
-                f"{spread:.1f}",
-            ]
-        )
+        means = {k: statistics.mean(values[k]) for k in known}
+        signs = sum(means[k] * truths[k][0] > 0 for k in known)
+        each = statistics.mean(v * truths[k][0] > 0 for k in known for v in values[k])
+        ratio = statistics.median(means[k] / truths[k][0] for k in known)
+        spread = statistics.median(statistics.stdev(values[k]) / abs(means[k]) for k in known)
+        ranks = math.nan
+        if len(known) > 2:
+            ranks = rank_correlation([truths[k][0] for k in known], list(means.values()))
+        numbers = [f"{signs} of {len(known)}", f"{each:.0%}", f"{ranks:.2f}"]
+        rows.append([name, how, *numbers, f"{ratio:.2f}", f"{spread:.1f}"])
     print(
         f"\nAgainst the response of {length}, in the {len(clear)} of {len(states)} states where "
-        "that is above twice its standard error; ratio and spread are medians over the states.\n"
+        "it is above twice its standard error; ratio and spread are medians over the states.\n"
     )
-    print(markdown.table(*rows))
+    print(one_table(rows))
 
 
 def main(arguments=None):
     """Exit status 0, or 2 and one sentence."""
     parser = argparse.ArgumentParser("response", description=__doc__.splitlines()[0])
-    parser.add_argument("command", choices=["run", "table"])
-    parser.add_argument("state", nargs="*", help="for run: NETWORK ALPHA SEED")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("table", help="the tables of all states that were measured")
+    measure = commands.add_parser("run", help="measure three states of one training")
+    measure.add_argument("net", metavar="NETWORK", help=f"one of {', '.join(map(repr, NETS))}")
+    measure.add_argument("alpha", metavar="ALPHA", type=float)
+    measure.add_argument("seed", metavar="SEED", type=int)
     args = parser.parse_args(arguments)
     with cli.one_sentence("response") as program:
-        if len(args.state) != (3 if args.command == "run" else 0):
-            raise cli.SettingsError("run takes NETWORK ALPHA SEED, table takes nothing")
-        if args.state:
-            net, alpha, seed = args.state
-            run(cli.check_choice("network", net, NETS), float(alpha), int(seed))
-        else:
+        if args.command == "table":
             table()
+        else:
+            run(cli.check_choice("network", args.net, NETS), args.alpha, args.seed)
     return program.status
 
 

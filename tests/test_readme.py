@@ -31,7 +31,7 @@ EXERCISES = PAGES[ROOT / "docs/EXERCISES.md"]
 ANSWERS = PAGES[ROOT / "docs/ANSWERS.md"]
 CHOICES = PAGES[ROOT / "docs/CHOICES.md"]
 SOURCES = sorted(p for folder in (".", "utils", "scripts") for p in (ROOT / folder).glob("*.py"))
-INSTALL = "python3 -m venv .venv && . .venv/bin/activate && pip install -r requirements.txt && "
+INSTALL = "python3 -m venv .venv && . .venv/bin/activate && pip install -r "
 
 
 def code(text, language):
@@ -54,7 +54,10 @@ def scripts(command):
 def test_the_first_commands_install_and_run_everything():
     """One line each on a fresh machine: the main job, and the tests as .ci/run calls them."""
     first = code(TRY_IT, "sh")[0].splitlines()
-    assert first == [INSTALL + "python train.py", INSTALL + "python -m pytest"]
+    assert first == [
+        INSTALL + "requirements.txt && python train.py",
+        INSTALL + "requirements-dev.txt && python -m pytest",
+    ]
     pattern = re.search(r"grep -m 1 -E '(.*?)' README.md", (ROOT / ".ci/run").read_text())[1]
     assert re.search(pattern, README, re.M).group() == first[1]
 
@@ -179,7 +182,7 @@ def test_every_program_of_a_command_exists():
     text = "\n".join(commands(ALL))
     names = set(re.findall(r"python ([\w/.]+\.py)", text))
     names |= {name.replace(".", "/") + ".py" for name in re.findall(r"-m (scripts\.\w+)", text)}
-    assert {"train.py", "scripts/benchmarks.py"} <= names
+    assert {"train.py", "scripts/costs.py"} <= names
     assert [name for name in names if not (ROOT / name).is_file()] == []
 
 

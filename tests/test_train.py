@@ -21,7 +21,6 @@ from bilevel import SOLVERS
 from data import load_data
 from losses import SCHEDULES, make_schedule
 from model import ENCODERS, FUSIONS, MultimodalModel
-from scripts.benchmarks import NoFolder
 from utils import cli
 from utils.loader import eval_loader
 
@@ -205,6 +204,19 @@ def test_inner_iters_counts_batches(tiny_data, monkeypatch):
         steps.clear()
         run(method="heuristic", inner_iters=inner_iters)
         assert len(steps) == 3 * expected
+
+
+class NoFolder:
+    """In place of utils.run.Run: nothing is written."""
+
+    def resume(self, alpha, *parts):
+        return 1, alpha
+
+    def progress(self, batches, t):
+        return batches.epoch(t)
+
+    def save(self, *_):
+        pass
 
 
 def test_the_optimiser_minimises_the_total_loss(tiny_data):
