@@ -42,7 +42,7 @@ from data import SETS, Batches, Samples, defaults
 from losses import total_loss
 from model import ENCODERS, MultimodalModel, Pretrained
 from scripts.figures import one_table
-from utils import cli, decode, media, pooling
+from utils import cli, decode, media, modules
 from utils.loader import make_loader
 
 CUDA = torch.cuda.is_available()
@@ -293,7 +293,7 @@ def needed(name, way, n):
     # A step needs a real device for autocast, so its tensors are fake; Eq. 3 reads numbers, which
     # fake tensors do not have, so its tensors are on the meta device.
     fake = FakeTensorMode() if "step" in way else contextlib.nullcontext()
-    caches = media.per_channel.cache_clear, pooling.grid_matrix.cache_clear
+    caches = media.per_channel.cache_clear, modules.grid_matrix.cache_clear
     for clear in caches:
         clear()
     with fake, Live() as live:
