@@ -52,7 +52,8 @@ def randomised(hvp, v, c, terms, step, damping, fresh_hvp, rng):
     This is [16] as printed: p is uniform in 0..terms-1, each H_i is of a fresh batch. Its mean is
     the series of neumann with the mean H; its spread is several times larger.
     """
-    p, u = int(torch.randint(terms, (), generator=rng)), v
+    p = int(torch.randint(terms, (), generator=rng))
+    u = v
     for _ in range(p):
         u = factor(fresh_hvp(), u, step, damping)
     return step * terms * dot(c, u), {"terms": p + 1}

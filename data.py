@@ -180,7 +180,8 @@ MODALITIES |= {
     "grid": Modality(media.grid, CONVOLUTIONAL, one_shape=True),
 }
 # --- end ---
-depth, frames = functools.partial(gesture, mode="L"), (decode.window_frames, media.check_frames)
+depth = functools.partial(gesture, mode="L")
+frames = (decode.window_frames, media.check_frames)
 MODALITIES |= {
     "rgb": Modality(gesture, CONVOLUTIONAL, *frames, own=False),
     "depth": Modality(depth, CONVOLUTIONAL, *frames, own=False),
@@ -191,7 +192,8 @@ MODALITIES |= {
 
 def make_readers(kinds, encoders):
     """The reader of each modality; a text is cut into the tokens of its encoder, `bert:SOURCE`."""
-    readers, built_in = [], {name for kind in MODALITIES.values() for name in kind.encoders}
+    built_in = {name for kind in MODALITIES.values() for name in kind.encoders}
+    readers = []
     for kind, encoder in zip(kinds, encoders):
         name, _, source = encoder.partition(":")
         read, fitting = MODALITIES[kind].read, MODALITIES[kind].encoders
@@ -214,7 +216,8 @@ def load(name, root=""):
         raise SettingsError(f"{name} is a folder of your own data; leave --root out")
     root = root or (f"data/{name}" if known else name)
     kinds, found = collect(name, root, known.get("kinds"), known.get("paper"))
-    index, splits = class_index(found.labels, known.get("n_classes")), {}
+    index = class_index(found.labels, known.get("n_classes"))
+    splits = {}
     for split, (sources, labels, _) in found.splits.items():
         y = torch.tensor([index[label] for label in labels])
         splits[split] = Samples([Strings(source) for source in sources], y)
@@ -287,7 +290,8 @@ def load_data(args, encoders, needs_val=False, trained=None):
     """
     data = DATASETS.get(args.dataset, functools.partial(load, args.dataset))(args.root)
     data = as_trained(data, trained)
-    fraction, splits = args.val_fraction, data.splits
+    splits = data.splits
+    fraction = args.val_fraction
     if "val" in splits and fraction:
         raise SettingsError(f"{args.dataset} has a validation part; leave --val-fraction out")
     if (needs_val or args.outer == "held-out") and "val" not in splits and not fraction:

@@ -1,6 +1,7 @@
 """The house: sizes of files and functions, and imports that point one way."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ FLOORS = ["utils", "losses", "bilevel", "model", "data", "baselines", "train", "
 
 
 def test_the_five_files_are_short():
-    """At most 1,100 lines together, as one scrolls them: docstrings and blank lines included."""
+    """At most 1,150 lines together, as one scrolls them: docstrings and blank lines included."""
     lines = {name: len((ROOT / name).read_text().splitlines()) for name in FIVE}
-    assert sum(lines.values()) <= 1100, lines
+    assert sum(lines.values()) <= 1150, lines
 
 
 def test_the_root_shows_the_paper():
@@ -32,6 +33,58 @@ def test_lines_and_functions_fit_on_a_screen(path):
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 45, node.name
+
+
+def crammed(tree):
+    """(line, what) of everything at which a reader would have to stop."""
+    for node in ast.walk(tree):
+        name = getattr(node, "id", getattr(node, "attr", getattr(node, "name", None)))
+        if name in ("ChainMap", "__import__", "__next__"):
+            yield node.lineno, name
+        if isinstance(node, ast.FunctionDef):
+            inner = [x for x in ast.walk(node) if isinstance(x, ast.FunctionDef) and x is not node]
+            for function in inner:
+                if any("cache" in ast.unparse(d) for d in function.decorator_list):
+                    yield function.lineno, "a cache inside a function"
+        if isinstance(node, ast.Call):
+            if ast.unparse(node.func) == "zip" and any(
+                isinstance(a, ast.Starred) for a in node.args
+            ):
+                yield node.lineno, "zip(*"
+            if re.fullmatch(r"(itertools\.)?repeat\(next\(.*", ast.unparse(node)):
+                yield node.lineno, "repeat(next("
+        if isinstance(node, ast.Expr) and isinstance(node.value, (ast.ListComp, ast.GeneratorExp)):
+            yield node.lineno, "a comprehension as a statement"
+        if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or):
+            numbers = [v for v in node.values if isinstance(v, ast.Constant)]
+            if any(type(v.value) in (int, float) for v in numbers):
+                yield node.lineno, "or on a number"
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).startswith("args."):
+            yield node.lineno, "a function that changes its argument's settings"
+
+
+@pytest.mark.parametrize("name", [*FIVE, "baselines.py"])
+def test_nothing_is_crammed(name):
+    """None of the tricks that save a line and stop a reader."""
+    assert not list(crammed(ast.parse((ROOT / name).read_text())))
+
+
+@pytest.mark.parametrize(
+    "trick",
+    [
+        "x = ChainMap(a, b)",
+        "f = losses.__next__",
+        "def f():\n @functools.cache\n def g(): pass",
+        "a, b = zip(*pairs)",
+        "x = itertools.repeat(next(y))",
+        "[f(t) for t in range(3)]",
+        "x = y or 0.0",
+        "args.val_fraction = 0.1",
+    ],
+)
+def test_a_trick_is_found(trick):
+    """The test above sees each of them."""
+    assert list(crammed(ast.parse(trick)))
 
 
 def test_algorithm_1_is_on_the_first_two_screens():
