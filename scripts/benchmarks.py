@@ -169,8 +169,9 @@ def plain(model, batch):
 def ours(model, batch, terms, step=STEP, draws=1):
     """Eq. 3 with one batch for all of its factors."""
     losses = functools.partial(model, *batch)
+    solver = "neumann" if step else "lanczos"
     value, _ = hypergradient(
-        lambda: losses()[0], losses, model.parameters(), ALPHA, "neumann", terms, step, draws=draws
+        lambda: losses()[0], losses, model.parameters(), ALPHA, solver, terms, step, draws=draws
     )
     return value
 

@@ -41,10 +41,10 @@ def test_needed_memory_is_a_line_over_the_batch(way, monkeypatch):
 
 
 @pytest.mark.parametrize("function", [benchmarks.ours, benchmarks.step_found])
-def test_eq_3_holds_seven_copies_of_theta(function):
-    """theta, v, c, one or two vectors of the solver, and what a product with H takes; for a batch
+def test_eq_3_holds_eight_copies_of_theta(function):
+    """theta, v, c, one to three vectors of the solver, and what a product with H takes; for a batch
     whose features weigh nothing beside them."""
     with benchmarks.Live() as live:
         model, batch = benchmarks.two_resnets((2, (33, 33), (32, 32)))
         function(model, batch, 3)
-    assert live.peak < 7.2 * sum(p.nbytes for p in model.parameters())
+    assert live.peak < 8.2 * sum(p.nbytes for p in model.parameters())
