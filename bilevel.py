@@ -17,8 +17,8 @@ is in v and, as -n, in c. This adds n^T H^-1 n, which is positive for H > 0, and
 
 What to expect. At an optimum of the inner problem grad L_Total = 0 (without weight decay), so
 c = -v / alpha, and Eq. 3 is v^T H^-1 v / alpha > 0 for H > 0: alpha can only fall while both levels
-see the same data. Elsewhere Eq. 3 can have either sign. The first K terms of its series say how
-L_CLS responds to alpha within K steps if v, c and H stay as they are (see docs/EQ3.md).
+see the same data. Elsewhere either sign is possible. The first K terms of the series say how L_CLS
+responds to alpha within K steps if v, c and H stay as they are.
 """
 
 import math
@@ -136,8 +136,7 @@ def hypergradient(
     inner: a function that returns (L_CLS, L_MM) of a fresh batch of the inner level; c is the mean
         over `draws` of them, H is that of one more (`randomised`: one more for each product).
     params: theta; tensors that do not require grad are left out. alpha: float in [0, 1].
-    solver, terms: a name in SOLVERS and its number of terms. step: that of a series without
-        damping; None: step and damping follow from max(1, terms - 1) products with H.
+    solver: a name in SOLVERS. step: that of `terms` terms without damping; None: chosen for them.
     decay: the optimizer's weight decay; it belongs to the inner problem, so H means H + decay I.
 
     Returns (value, report): the value is a float, or None where it is not finite; the report has

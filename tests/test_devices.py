@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import train
-from baselines import held_out
+from baselines import Baseline, held_out
 from bilevel import SOLVERS
 from data import Batches, Samples, identity
 from model import MultimodalModel
@@ -139,7 +139,8 @@ def test_eq_3_is_on_the_device(on_meta, encoder, solver):
 
 def test_held_out_scores_are_on_the_device(on_meta):
     """Those that steer g-blend and others; the labels follow the features."""
-    model, samples = on_meta("cnn")
+    _, samples = on_meta("cnn")
+    model = Baseline([1, 3], 3).to("meta")
     assert held_out(model, eval_loader(samples, 4, "meta")).device.type == "meta"
 
 

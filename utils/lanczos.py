@@ -36,7 +36,7 @@ def tridiagonal(hvp, v, c, n):
         beta = math.sqrt(dot(h, h))
         if beta <= 1e-12 * T.abs().max():
             return T[: k + 1, : k + 1], a[: k + 1]
-        before, q = q, [h_i / beta for h_i in h]
+        before, q = q, [h_i.div_(beta) for h_i in h]
         T[k, k + 1] = T[k + 1, k] = beta
         a[k + 1] = dot(c, q) * size
     return T, a
