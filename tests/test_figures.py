@@ -27,40 +27,46 @@ def write(folder, method="heuristic", seed=0, acc=50.0, test=True, **settings):
     """A log as train.py writes it, of two epochs."""
     folder.mkdir()
     one = {"acc": acc, "map": acc + 1, "f1": acc}
-    result = {
-        "fused": one,
-        "image": one | {"acc": 40.0},
-        "sound": one | {"acc": 30.0, "f1": 20.0},
-        "perf_gap": 10.0,
-    }
-    first = {
-        "settings": {"dataset": "keypad", "method": method, "seed": seed, "epochs": 10, **settings},
-        "modalities": ["image", "sound"],
-    }
-    losses = {"l_total": 1.0, "l_cls": 1.0, "l_mm": 1.0}
-    lines = [first, *({"t": t, "alpha": 0.5, "split": "test", **losses, **result} for t in (1, 2))]
-    lines += [{"test": result}] * test
+    scores = {"fused": one, "image": one | {"acc": 40.0}, "sound": one | {"acc": 30.0, "f1": 20.0}}
+    scores["perf_gap"] = 10.0
+    settings |= {"dataset": settings.get("dataset", "keypad"), "method": method, "seed": seed}
+    lines = [{"settings": settings | {"epochs": 10}, "modalities": ["image", "sound"]}]
+    epoch = {"alpha": 0.5, "split": "test", "l_total": 1.0, "l_cls": 1.0, "l_mm": 1.0, **scores}
+    lines += [{"t": t, **epoch} for t in (1, 2)]
+    lines += [{"test": scores}] * test
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return str(folder)
+
+
+def table(capsys, *arguments):
+    """The lines that `figures table` prints."""
+    capsys.readouterr()
+    assert figures.main(["table", *arguments]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def refused(capsys, *arguments):
+    """The one sentence with which figures refuses a command."""
+    capsys.readouterr()
+    assert figures.main([*arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("figures: ") and said.count("\n") == 1
+    return said
 
 
 def test_a_run_of_your_own_data_is_drawn_without_the_data(tmp_path, capsys):
     """Its folder may be elsewhere by now: table, curves and alpha read the log alone."""
     run = write(tmp_path / "run", dataset="moved/away", batch_size=16)
-    assert figures.main(["table", run]) == 0
-    assert "| heuristic --batch-size 16 | 1 |" in capsys.readouterr().out
+    assert "| heuristic --batch-size 16 | 1 |" in table(capsys, run)[-1]
     for command in ("curves", "alpha"):
         assert figures.main([command, run, "--out", str(tmp_path / "picture.png")]) == 0
 
 
 def test_table_is_mean_and_std_over_seeds(tmp_path, capsys):
-    """One row per setting, the sample's standard deviation, and settings that are not the default
-    are named."""
+    """One row per setting, with the sample's standard deviation; unusual settings are named."""
     accs = [50.0, 52.0, 57.0]
     runs = [write(tmp_path / f"{seed}", seed=seed, acc=acc) for seed, acc in enumerate(accs)]
-    runs.append(write(tmp_path / "wide", tau=0.5))
-    assert figures.main(["table", *runs]) == 0
-    header, rule, row, wide = capsys.readouterr().out.splitlines()
+    header, rule, row, wide = table(capsys, *runs, write(tmp_path / "wide", tau=0.5))
     mean, std = statistics.mean(accs), statistics.stdev(accs)
     assert header == (
         "| keypad | seeds | ACC | MAP | macro-F1 | image ACC | sound ACC | perf_gap |"
@@ -119,19 +125,14 @@ def runs(tiny_data):
 
 
 def test_figures_read_real_runs(runs, tmp_path, capsys):
-    """What train.py writes is what every command reads, in any format that matplotlib knows by the
-    file's ending."""
-    capsys.readouterr()
-    assert figures.main(["table", *runs]) == 0
-    assert "| learning-based --epochs 3 --inner-iters 2 | 1 |" in capsys.readouterr().out
+    """Every command reads the files that train.py writes."""
+    assert "| learning-based --epochs 3 --inner-iters 2 | 1 |" in table(capsys, *runs)[2]
     for name in READING:
         if name != "table":
             assert figures.main([name, *runs]) == 0
             assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert (
-        figures.main(["gradcam", *runs, "--modality", "sound", "--sample", "14", "--out", "a.pdf"])
-        == 0
-    )
+    flags = ["--modality", "sound", "--sample", "14", "--out", "a.pdf"]
+    assert figures.main(["gradcam", *runs, *flags]) == 0
     assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
 
 
@@ -183,16 +184,14 @@ def test_seven_runs_have_columns_and_any_metric(tmp_path, pictures):
     assert [line.get_ydata()[-1] for line in axes[0].lines] == [50, 50, 20, 30]
 
 
-@pytest.mark.parametrize(
-    "ending, start", [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")]
-)
-def test_the_ending_of_out_is_the_format(tmp_path, monkeypatch, ending, start):
-    """Also where the environment has the backend of a notebook, and there is no screen."""
-    monkeypatch.setenv("MPLBACKEND", "module://no_such_backend")
-    run, out = write(tmp_path / "a", epochs=2), tmp_path / f"picture.{ending}"
-    lines = f"from scripts import figures; figures.main(['alpha', {run!r}, '--out', {str(out)!r}])"
-    subprocess.run([sys.executable, "-c", lines], cwd=Path(figures.__file__).parents[1], check=True)
-    assert out.read_bytes().startswith(start)
+def test_the_ending_of_out_is_the_format(tmp_path, capsys):
+    """Also where the environment has a notebook's backend, which may not exist here."""
+    run = write(tmp_path / "a")
+    environment = os.environ | {"MPLBACKEND": "module://no_such_module.backend_inline"}
+    command = [sys.executable, "-m", "scripts.figures", "alpha", run, "--out", tmp_path / "a.svg"]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    assert (tmp_path / "a.svg").read_bytes().startswith(b"<?xml")
+    assert "xyz" in refused(capsys, "alpha", run, "--out", str(tmp_path / "a.xyz"))
 
 
 def test_landscape_draws_both_outer_levels(tmp_path, monkeypatch):
@@ -212,26 +211,15 @@ def test_names_stand_apart_and_within_the_axis():
     not out of sight."""
     figure, axis = figures.pyplot().subplots()
     axis.set(ylim=(0, 120))
-    ends = [
-        (119, 5, "d", "k"),
-        (5, 5, "b", "k"),
-        (4, 5, "a", "k"),
-        (118, 5, "c", "k"),
-        (60, 5, "e", "k"),
-    ]
-    figures.name_ends(axis, ends)
-    assert {text.get_text(): text.xy[1] for text in axis.texts} == {
-        "a": 4,
-        "b": 14,
-        "e": 60,
-        "c": 110,
-        "d": 120,
-    }
+    ends = {"d": 119, "b": 5, "a": 4, "c": 118, "e": 60}
+    figures.name_ends(axis, {name: ([0, 0, 0, 0, end], "k", "-") for name, end in ends.items()})
+    places = {text.get_text(): text.xy for text in axis.texts}
+    assert places == {"a": (5, 4), "b": (5, 14), "e": (5, 60), "c": (5, 110), "d": (5, 120)}
     figures.pyplot().close(figure)
 
 
 def test_a_run_is_titled_by_its_folder_where_that_says_more():
-    """--out names what is apart where it is the code alone."""
+    """--out may name a run that differs in the code alone."""
     settings = {"dataset": "keypad", "method": "heuristic", "tau": 0.5}
     assert figures.titled("runs/keypad-heuristic-seed0", settings) == "heuristic --tau 0.5"
     assert figures.titled("runs/from0", settings) == "from0: heuristic --tau 0.5"
@@ -239,11 +227,7 @@ def test_a_run_is_titled_by_its_folder_where_that_says_more():
 
 def test_modality_gap_is_the_distance_of_the_means():
     """By hand: two modalities, then three, the mean over the pairs."""
-    a, b, c = (
-        np.array([[1.0, 0], [1, 0]]),
-        np.array([[0.0, 1], [0, 1]]),
-        np.array([[1.0, 0], [-1, 0]]),
-    )
+    a, b, c = np.array([[[1.0, 0], [1, 0]], [[0, 1], [0, 1]], [[1, 0], [-1, 0]]])
     assert figures.modality_gap([a, b]) == pytest.approx(2**0.5)
     assert figures.modality_gap([a, b, c]) == pytest.approx((2**0.5 + 1 + 1) / 3)
 
@@ -278,11 +262,9 @@ def test_grad_cam_of_a_linear_encoder():
     for k in range(3):
         weights = model.classifier.weight[k, :64] @ head.weight  # (4,)
         expected = (weights.view(4, 1, 1) * conv(x[0])[0]).sum(0).relu()
-        heat = figures.grad_cam(model, x, 0, k)
         seen += bool(expected.any())
-        assert torch.allclose(
-            heat, expected / expected.max() if expected.any() else expected, atol=1e-5
-        )
+        expected = expected / expected.max().clamp(min=1e-12)
+        assert torch.allclose(figures.grad_cam(model, x, 0, k), expected, atol=1e-5)
     assert seen > 1
 
 
@@ -298,9 +280,8 @@ def test_a_clip_shows_its_middle_frame():
     shown = figures.shown(x[0][0])
     assert shown.shape == (16, 16, 3) and not shown.any()
     assert figures.shown(torch.randn(2, 8, 4)).shape == (8, 4)  # flow, depth, sound: one grey value
-    assert figures.shown(torch.tensor([[[0, 51, 255]]], dtype=torch.uint8)).tolist() == [
-        pytest.approx([0, 0.2, 1])
-    ]
+    pixels = torch.tensor([[[0, 51, 255]]], dtype=torch.uint8)
+    assert figures.shown(pixels).tolist() == [pytest.approx([0, 0.2, 1])]
 
 
 @pytest.mark.parametrize(
@@ -313,14 +294,12 @@ def test_a_clip_shows_its_middle_frame():
 )
 def test_gradcam_says_what_is_not_there(runs, capsys, flags, message):
     """A modality, a sample."""
-    capsys.readouterr()
-    assert figures.main(["gradcam", *runs, *flags]) == 2
-    assert message in capsys.readouterr().err
+    assert message in refused(capsys, "gradcam", *runs, *flags)
 
 
 def test_gradcam_needs_maps(tiny_bert):
     """A text encoder has none."""
-    with pytest.raises(ValueError, match="no maps to look at"):
+    with pytest.raises(ValueError, match="has no maps"):
         figures.grad_cam(MultimodalModel([1, 0], 2, f"cnn,bert:{tiny_bert}"), [None, None], 1, 0)
 
 
@@ -328,74 +307,34 @@ def test_gradcam_needs_maps(tiny_bert):
 def test_checkpoints_that_cannot_be_drawn_are_one_sentence(runs, capsys, command):
     """None; for gradcam fewer than three; one of another model; half of one."""
     state, path = load_checkpoint("step"), checkpoint_path("step", 3)
-
-    def refused():
-        capsys.readouterr()
-        assert figures.main([command, *runs]) == 2
-        said = capsys.readouterr().err
-        assert said.startswith("figures: ") and said.count("\n") == 1
-        return said
-
     save_checkpoint("step", state | {"model": {}}, range(4))
-    assert "another model" in refused()
+    assert "another model" in refused(capsys, command, *runs)
     path.write_bytes(path.read_bytes()[:999])
-    assert "t0003.pt is damaged" in refused()
+    assert "t0003.pt is damaged" in refused(capsys, command, *runs)
     save_checkpoint("step", state, [])
     if command == "gradcam":
-        assert (
-            "step has checkpoints of epochs [3], gradcam needs three; train with --keep 9"
-            in refused()
-        )
+        few = "step has checkpoints of epochs [3], gradcam needs three; train with --keep 9"
+        assert few in refused(capsys, command, *runs)
     path.unlink()
-    assert "step has no checkpoint" in refused()
+    assert "step has no checkpoint" in refused(capsys, command, *runs)
 
 
 @pytest.mark.parametrize("command", READING)
 def test_a_folder_that_is_no_run_is_one_sentence(tmp_path, capsys, command):
-    """No folder, no log, a broken line, an unfinished run: exit status 2 and what is wrong."""
-    write(tmp_path / "torn")
-    with open(tmp_path / "torn/log.jsonl", "a") as file:
+    """No folder, no log, a broken line, foreign lines."""
+    with open(Path(write(tmp_path / "torn"), "log.jsonl"), "a") as file:
         file.write('{"t": 3, "al')
-    for name, content in [
-        ("empty", None),
-        ("blank", ""),
-        ("other", '{"loss": 1}\n'),
-        ("foreign", "\xff\n"),
-    ]:
+    for name, content in {"blank": "", "other": '{"loss": 1}\n', "foreign": "\xff\n"}.items():
         (tmp_path / name).mkdir()
-        if content is not None:
-            (tmp_path / name / "log.jsonl").write_text(content, encoding="latin-1")
+        (tmp_path / name / "log.jsonl").write_text(content, encoding="latin-1")
+    (tmp_path / "empty").mkdir()
     for folder in ("absent", "empty", "torn", "blank", "other", "foreign"):
-        assert figures.main([command, str(tmp_path / folder)]) == 2
-        said = capsys.readouterr().err
-        assert (
-            said.count("\n") == 1
-            and said.startswith("figures: ")
-            and str(tmp_path / folder) in said
-        )
-    if command == "table":
-        assert figures.main(["table", write(tmp_path / "unfinished", test=False)]) == 2
-        assert "did not finish" in capsys.readouterr().err
-        twice = [write(tmp_path / "a"), write(tmp_path / "b")]
-        assert figures.main(["table", *twice]) == 2
-        assert "repeats seed 0 of 'heuristic'" in capsys.readouterr().err
+        assert str(tmp_path / folder) in refused(capsys, command, str(tmp_path / folder))
 
 
-def test_a_notebooks_backend_stops_no_picture(tmp_path):
-    """MPLBACKEND of a notebook may name a module that this environment lacks."""
-    folder = write(tmp_path / "a")
-    command = [sys.executable, "-m", "scripts.figures", "curves", folder]
-    environment = os.environ | {"MPLBACKEND": "module://no_such_module.backend_inline"}
-    done = subprocess.run(
-        [*command, "--out", tmp_path / "a.png"], cwd=ROOT, env=environment, capture_output=True
-    )
-    assert done.returncode == 0 and (tmp_path / "a.png").read_bytes()[1:4] == b"PNG", done.stderr
-
-
-def test_a_format_that_matplotlib_does_not_know_is_said(tmp_path, capsys):
-    """One sentence, status 2."""
-    assert (
-        figures.main(["alpha", write(tmp_path / "a", epochs=2), "--out", str(tmp_path / "a.xyz")])
-        == 2
-    )
-    assert "xyz" in capsys.readouterr().err
+def test_table_takes_finished_runs_and_each_seed_once(tmp_path, capsys):
+    """Another run is refused by name."""
+    unfinished = write(tmp_path / "unfinished", test=False)
+    assert "did not finish" in refused(capsys, "table", unfinished)
+    twice = [write(tmp_path / "a"), write(tmp_path / "b")]
+    assert "repeats seed 0 of 'heuristic'" in refused(capsys, "table", *twice)

@@ -235,7 +235,8 @@ def test_what_is_wrong_with_a_sample_is_listed(tmp_path, capsys):
     (tmp_path / "b7.npy").write_text("<html>")
     write_table(tmp_path, lines[0], lines[1:])
     assert prepare.main([str(tmp_path), "--workers", "2"]) == 0
-    told = "another shape: 1\nblank cell: 1\nmissing: 1\nnot finite: 1\nundecodable: 1\nusable: 25\n"
+    counts = ["another shape", "blank cell", "missing", "not finite", "undecodable"]
+    told = "".join(f"{status}: 1\n" for status in counts) + "usable: 25\n"
     assert told in capsys.readouterr().out
     kinds, found = read_prepared(tmp_path)
     assert set(kinds.values()) == {"vector"} and found.counts["train"]["usable"] == 15
