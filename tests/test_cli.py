@@ -3,9 +3,6 @@
 import functools
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,20 +18,6 @@ from utils.loader import eval_loader
 FLAGS = ["--dataset", "tiny", "--epochs", "2", "--batch-size", "16", "--out", "run"]
 MEMORY, SHARED, KILLED = "out of memory; choose", "no room in shared memory", "reads the data was"
 FILES, CACHE, PROCESSES = "too many open files; choose", "NUMBA_CACHE_DIR", "fewer --workers"
-
-
-ROOT = Path(__file__).parents[1]
-PROGRAMS = ["figures", "landscape", "prepare", "response", "sweep"]
-
-
-@pytest.mark.parametrize("program", [["train.py"], *(["-m", f"scripts.{p}"] for p in PROGRAMS)])
-def test_ctrl_c_during_the_imports_says_nothing(program, tmp_path):
-    """Here the first import of numpy is Ctrl-C; there is no traceback, not even of the imports."""
-    (tmp_path / "numpy.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
-    paths = {"PYTHONPATH": str(tmp_path)}
-    command = [sys.executable, *program, "--help"]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | paths, capture_output=True)
-    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
 
 
 def of_a_worker(kind, last):
