@@ -625,6 +625,13 @@ def test_what_is_not_finite_is_refused(solver, factor):
     assert value is None and f"refused: the {solver} estimate is not finite" in report["note"]
 
 
+def test_an_infinite_value_is_refused(monkeypatch):
+    """A solver's inf is no number either."""
+    monkeypatch.setitem(SOLVERS, "mine", lambda *_, **__: (math.inf, {}))
+    value, report = eq_3(Quadratic(), 0.5, solver="mine")
+    assert value is None and "refused" in report["note"]
+
+
 def test_cg_ends_before_negative_curvature():
     """Without a first direction of positive curvature there is no value; later, the iterate before
     is kept."""

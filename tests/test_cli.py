@@ -3,9 +3,6 @@
 import functools
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,17 +22,6 @@ FILES, CACHE, PROCESSES = "too many open files; choose", "NUMBA_CACHE_DIR", "few
 
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = ["figures", "landscape", "prepare", "response", "sweep"]
-
-
-@pytest.mark.parametrize("program", [["train.py"], *(["-m", f"scripts.{p}"] for p in PROGRAMS)])
-def test_ctrl_c_during_the_imports_says_nothing(program, tmp_path):
-    """Here the first import of numpy is Ctrl-C; there is no traceback, not even of the imports."""
-    (tmp_path / "numpy.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
-    paths = {"PYTHONPATH": str(tmp_path)}
-    command = [sys.executable, *program, "--help"]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | paths, capture_output=True)
-    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])

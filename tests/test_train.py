@@ -149,6 +149,7 @@ def test_each_factor_of_eq_3_has_batches_of_its_own(tiny_data, monkeypatch):
     calls = call_eq_3(monkeypatch, alpha_batch=8, weight_decay=0.2, terms=7, draws=3)
     seen = [loss for outer, inner, *_ in calls for loss in (*outer, *inner)]
     assert len(calls) == 3 and len(set(seen)) == len(seen) == 18
+    assert len({options["rng"].initial_seed() for *_, options in calls}) == 3
     for *_, alpha, solver, terms, options in calls:
         assert (alpha, solver, terms) == (0.95, "lanczos", 7)
         assert options["decay"] == 0.2 and options["draws"] == 3
@@ -223,8 +224,9 @@ def test_the_optimiser_minimises_the_total_loss(tiny_data):
     """alpha = 1 leaves the classifier as it was initialised, alpha = 0 moves it."""
     for method, moved in [("constant:1", False), ("constant:0", True)]:
         args, data, model = prepared(method=method, weight_decay=0.0)
-        before = model.classifier.weight.clone()
+        before = model.eval().classifier.weight.clone()
         train.train(args, data, model, NoFolder())
+        assert model.training
         assert torch.equal(before, model.classifier.weight) != moved
 
 
@@ -520,6 +522,15 @@ def test_the_optimiser_is_the_one_that_is_asked_for(tiny_data):
         for loss in (1.0, 1.0, 1.0):
             plateau.step(loss)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+def test_a_plateau_is_one_of_the_total_loss(tiny_data, monkeypatch):
+    """While it falls, the learning rate stays; it is lowered after more than --plateau epochs."""
+    values = [3.0, 2.0, 1.0, 1.0, 1.0, 1.0]
+    means = [{"l_total": value, "l_cls": 0.0, "l_mm": 0.0} for value in values]
+    monkeypatch.setattr(train, "mean_losses", lambda steps, t: means[t - 1])
+    _, epochs, _ = run(method="heuristic", epochs=6, plateau=1, lr=0.01, inner_iters=1)
+    assert [r["lr"] for r in epochs] == pytest.approx([0.01] * 5 + [0.001])
 
 
 def test_a_run_without_an_epoch_blocks_nothing(tiny_data, monkeypatch, capsys):

@@ -12,6 +12,7 @@ A NAME ends in a digest of what the file was made from, see utils/origins.py. Al
 atomically. You can stop it and run it again: it continues.
 """
 
+import contextlib
 import errno
 import functools
 import multiprocessing
@@ -117,6 +118,8 @@ def worker_signals():
     """In a worker: Ctrl-C is for the main process alone; SIGTERM ends it, and the main process's
     end, also by kill -9."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=end_with_parent, daemon=True).start()
 
@@ -125,6 +128,19 @@ def end_with_parent():
     """Without this, workers of a killed process wait for each other for ever."""
     multiprocessing.parent_process().join()
     os._exit(1)
+
+
+@contextlib.contextmanager
+def held_back():
+    """In the block Ctrl-C waits, and a process that starts in it does not see it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def in_worker():
@@ -147,7 +163,9 @@ def in_processes(work, jobs, workers):
     pool, left, running = new_pool(workers), list(range(len(jobs)))[::-1], {}
     try:
         try:
-            pool.submit(repr, work).result()
+            with held_back():
+                first = pool.submit(repr, work)
+            first.result()
         except BrokenProcessPool:
             what = "no worker starts: they cannot import the program that calls train.main"
             print(f'{what} (has it `if __name__ == "__main__":`?); this process prepares alone')
@@ -156,7 +174,8 @@ def in_processes(work, jobs, workers):
         while left or running:
             while left and len(running) < 4 * workers:
                 i = left.pop()
-                running[pool.submit(work, jobs[i])] = i
+                with held_back():
+                    running[pool.submit(work, jobs[i])] = i
             done, _ = wait(running, return_when="FIRST_COMPLETED")
             broken = [f for f in done if isinstance(f.exception(), BrokenProcessPool)]
             for future in done - set(broken):
@@ -167,7 +186,9 @@ def in_processes(work, jobs, workers):
                 for i in running.values():
                     with new_pool(1) as alone:
                         try:
-                            yield i, alone.submit(work, jobs[i]).result()
+                            with held_back():
+                                again = alone.submit(work, jobs[i])
+                            yield i, again.result()
                         except BrokenProcessPool:
                             yield i, None
                 running.clear()
