@@ -457,6 +457,27 @@ def test_ctrl_c_stops_prepare_with_one_sentence(copied, tmp_path):
     prepared_again("cremad", root)
 
 
+def test_ctrl_c_while_workers_start_is_one_sentence(tmp_path):
+    """A worker sends Ctrl-C to all while it imports; none of them leaves a traceback."""
+    rows = []
+    for i in range(60):
+        make_jpg(tmp_path / f"mine/{i}.jpg", (8, 8))
+        rows.append(f"{'train' if i % 3 else 'test'},{i % 2},{i}.jpg,{i}.jpg\n")
+    write(tmp_path / "mine/samples.csv", "split,label,image:a,image:b\n" + "".join(rows))
+    site = "import os, sys\nif 'spawn_main' in ' '.join(sys.orig_argv): os.killpg(0, 2)\n"
+    write(tmp_path / "site/sitecustomize.py", site)
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.prepare", tmp_path / "mine", "--workers", "2"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+        cwd=ROOT,
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (130, 1), done.stderr
+    assert done.stderr.startswith("prepare: stopped; finished samples are kept")
+
+
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_the_literal_command_prepares_and_trains(number, status, copied, tmp_path):
     """`train.py --dataset cremad --method heuristic` from the original files in data/cremad.
