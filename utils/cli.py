@@ -136,7 +136,7 @@ def number_of(what, function, *arguments, **numbers):
             raise ValueError("nan")
     except Exception as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise FloatingPointError(f"{what} ({why}); fix {line_of(function, error)}") from error
+        raise FloatingPointError(f"{what} ({why}); mend {line_of(function, error)}") from error
     return value
 
 
