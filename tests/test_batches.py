@@ -1,5 +1,6 @@
 """The batches of data.py: every draw is a function of (key, t), for any number of workers."""
 
+import dataclasses
 import gc
 import itertools
 import multiprocessing
@@ -8,8 +9,10 @@ import os
 import numpy as np
 import pytest
 import torch
+from conftest import tiny
 
 import data
+import train
 from data import Batches, Samples
 from utils.loader import InMemory, eval_loader, stack
 
@@ -263,3 +266,16 @@ def test_what_is_in_memory_moves_to_the_device_once():
 def flat(batch):
     """A batch as a flat list of tensors."""
     return [x for part in batch for x in (part if isinstance(part, list) else [part])]
+
+
+def test_a_data_set_stays_as_it_is(monkeypatch):
+    """An entry of DATASETS may return the same Data each time; without groups, samples are held
+    out one by one."""
+    whole = dataclasses.replace(tiny(), groups=None)
+    monkeypatch.setitem(data.DATASETS, "tiny", lambda root: whole)
+    args = train.parse(["--dataset", "tiny", "--val-fraction", "0.25"])
+    for _ in range(2):
+        found = data.load_data(args, lambda m: ["cnn"] * m)
+        assert [len(found.splits[s]) for s in ("train", "val")] == [36, 12]
+    assert set(whole.splits) == {"train", "test"} and len(whole.splits["train"]) == 48
+    assert whole.channels is None and args.val_fraction == 0.25

@@ -21,6 +21,7 @@ import train
 from scripts import prepare
 from utils import prepare as preparing
 from utils.atomic import atomic
+from utils.modalities import MODALITIES, Modality
 from utils.prepare import in_processes
 from utils.samples import Strings, read_own, read_prepared
 
@@ -117,6 +118,28 @@ def test_own_data_is_read_into_its_classes(tmp_path):
     a, b, c, y = found.splits["train"][0]
     assert y == 0 and len(found.classes) == 3 and len(found.splits["train"]) == 20
     assert torch.equal(b, torch.tensor(np.load(tmp_path / "b1.npy"), dtype=torch.float32))
+
+
+def halves(path, seed=None):
+    """A kind of data that is not ours: the numbers of a text file, halved."""
+    return torch.tensor([float(word) / 2 for word in Path(path).read_text().split()])
+
+
+def test_a_kind_of_your_own_is_one_entry(tmp_path, monkeypatch, capsys):
+    """A column of it is prepared, trained on with its default encoder, and evaluated."""
+    monkeypatch.setitem(MODALITIES, "numbers", Modality(halves, ["mlp"], one_shape=True))
+    rows = []
+    for i, split in enumerate(splits(18)):
+        (tmp_path / f"{i}.txt").write_text("2 4 6" if i else "2 4")
+        (tmp_path / f"x{i}.txt").write_text("hello" if i == 1 else f"{i % 3} 1")
+        rows.append(f"{split},{i % 3},{i}.txt,x{i}.txt")
+    write_table(tmp_path, "split,label,numbers,numbers:more", rows)
+    flags = ["--dataset", str(tmp_path), *SMALL, "--out", str(tmp_path / "run")]
+    assert train.main(flags) == 0 and train.main(["--eval", str(tmp_path / "run")]) == 0
+    assert "usable: 16" in capsys.readouterr().out
+    record = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[0])
+    assert record["settings"]["encoders"] == "mlp,mlp" and record["data"]["channels"] == [3, 2]
+    assert loaded(tmp_path, encoders="mlp").splits["train"][1][0].tolist() == [1.0, 2.0, 3.0]
 
 
 def test_groups_of_own_data_are_held_out_together(tmp_path, monkeypatch):

@@ -44,7 +44,6 @@ from utils.samples import (
     read_own,
     read_prepared,
     relative,
-    usual_shape,
     write_prepared,
 )
 
@@ -52,66 +51,60 @@ FEW = 50  # samples, which are done before processes have started
 
 
 def made(modality, kind, stem, original, window, folder, check):
-    """The path of the prepared file of an original, made unless it is there and can be read."""
+    """(path, shape) of the prepared file of an original, made unless it is there and readable."""
     with reading(original):
         target = folder / made_name(stem, original, kind, window)
     for path in (target.with_name(f"{target.name}.npy"), target):
         if path.exists():
             try:
-                check(path)
-                return path
+                return path, check(path)
             except UnreadableFile:
                 remove(path)  # damaged, but it can be made again
     path = modality.make(original, target, window)
-    check(path)
-    return path
+    return path, check(path)
 
 
-def checked(modality, window, shape, source):
-    """Read all of a source as training reads a part of it; UnreadableFile if that fails.
-
-    shape: which it must have, or None.
-    """
+def checked(modality, window, source):
+    """The shape of a source, all of which is read; UnreadableFile if that fails."""
     x = modality.check(source, window) if modality.check else modality.read(source)
-    if shape and tuple(x.shape) != shape:
-        message = f"{source} holds {tuple(x.shape)}, expected {shape} as in most other files"
-        raise UnreadableFile(message, "another shape")
+    return tuple(x.shape)
 
 
-def prepare_sample(modalities, raw, into, shapes, sample):
-    """Make what is missing of a sample, and read all of it; returns (status, problem, sources).
+def prepare_sample(modalities, raw, into, sample):
+    """Make what is missing of a sample, and read all of it.
 
-    modalities: {name: (kind, Modality)}; into: DIR/prepared; shapes: {name: shape} of some.
+    modalities: {name: (kind, Modality)}; into: DIR/prepared. Returns (status, problem, sources,
+    shapes), the shape of each modality, None where nothing was read.
     """
-    sources, notes = list(sample.sources), []
+    sources, shapes, notes = list(sample.sources), [None] * len(modalities), []
     for j, (name, (kind, modality)) in enumerate(modalities.items()):
         if not modality.is_file:
             continue
         flow = kind == "flow"  # it is made from the frames of modality 0, rgb
         original = sources[0] if flow else sample.originals[j]
         window = sample.windows[0 if flow else j]
-        check = functools.partial(checked, modality, window, shapes.get(name))
+        check = functools.partial(checked, modality, window)
         try:
             if sources[j] is not None:
-                check(sources[j])
+                shapes[j] = check(sources[j])
                 continue
             stem, folder = sample.names[j], into / name
-            sources[j] = made(modality, kind, stem, original, window, folder, check)
+            sources[j], shapes[j] = made(modality, kind, stem, original, window, folder, check)
             if raw and kind == "video" and sources[j].is_dir():
                 frames, sources[j] = sources[j], pack_frames(sources[j])
                 remove(frames)
             if modality.remark and (remark := modality.remark(sources[j])):
                 notes.append(f"{original} {remark}")
         except UnreadableFile as error:
-            return error.reason, str(error), sources
+            return error.reason, str(error), sources, shapes
         except UnwritableFile:
             raise  # no other sample could be written either
         except Exception as error:  # of any library, for any file: the other samples go on
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
                 raise
             problem = f"{original or sources[j]} cannot be read ({type(error).__name__}: {error})"
-            return "undecodable", " ".join(problem.split()), sources
-    return USABLE, "; ".join(notes), sources
+            return "undecodable", " ".join(problem.split()), sources, shapes
+    return USABLE, "; ".join(notes), sources, shapes
 
 
 def worker_signals():
@@ -196,20 +189,6 @@ def in_processes(work, jobs, workers):
         pool.shutdown(cancel_futures=True)
 
 
-def usual_shapes(kinds, samples):
-    """{name: shape} for each modality of one shape: the most frequent shape of its files."""
-    shapes = {}
-    for j, (name, kind) in enumerate(kinds.items()):
-        found = usual_shape(s.originals[j] for s in samples) if MODALITIES[kind].one_shape else None
-        if found is None:
-            continue
-        shapes[name], path = found
-        if len(shapes[name]) not in (1, 3):
-            expected = "expected a vector (d,) or a picture (C, H, W)"
-            raise SettingsError(f"{path} is an array {shapes[name]}, {expected}")
-    return shapes
-
-
 def discover(name, root, kinds):
     """([Sample], the paths of the lists that they are in) of a data set."""
     if not kinds:
@@ -253,8 +232,7 @@ def prepare(name, root, kinds=None, workers=None, raw=False, program=None):
     if any(kind.startswith("audio") for kind in kinds_there.values()):
         load_librosa()  # without a folder for its cache it fails here, not for each sample
     modalities = {name: (kind, MODALITIES[kind]) for name, kind in kinds_there.items()}
-    shapes, into = usual_shapes(kinds_there, samples), Path(root) / PREPARED
-    work = functools.partial(prepare_sample, modalities, raw, into, shapes)
+    work = functools.partial(prepare_sample, modalities, raw, Path(root) / PREPARED)
     if program:
         program.started = True
     originals = {os.fspath(path) for s in samples for path in [*s.originals, *s.sources] if path}
@@ -263,6 +241,7 @@ def prepare(name, root, kinds=None, workers=None, raw=False, program=None):
             return
         stamps = [stamps_of(sample, kinds_there.values(), root) for sample in samples]
         results = prepare_all(name, samples, work, max(1, workers or os.cpu_count()))
+        results = of_one_shape(kinds_there.values(), results)
         counts = Counter(s.split for s, (status, *_) in zip(samples, results) if status == USABLE)
         rows = [(s, *result, of) for s, result, of in zip(samples, results, stamps)]
         path = write_prepared(root, kinds_there, rows, about | {"usable": counts})
@@ -273,9 +252,29 @@ def prepare(name, root, kinds=None, workers=None, raw=False, program=None):
     print(f"every sample is listed in {path}")
 
 
+def of_one_shape(kinds, results):
+    """[(status, problem, sources)] from what prepare_sample returned.
+
+    Where a modality must have one shape, usable samples of another than the most frequent are not.
+    """
+    results = [list(result) for result in results]
+    for j, kind in enumerate(kinds):
+        usable = [result for result in results if result[0] == USABLE]
+        if not (MODALITIES[kind].one_shape and usable):
+            continue
+        usual = Counter(shapes[j] for *_, shapes in usable).most_common(1)[0][0]
+        for result in usable:
+            source, shape = result[2][j], result[3][j]
+            if shape != usual:
+                problem = f"{source} holds {shape}, expected {usual} as in most other files"
+                result[:2] = "another shape", problem
+    return [result[:3] for result in results]
+
+
 def prepare_all(name, samples, work, workers):
-    """[(status, problem, sources)] of all samples; work: prepare_sample, of a sample."""
-    results = [(sample.status, sample.problem, sample.sources) for sample in samples]
+    """What prepare_sample returns for all samples; work: it, of a sample alone."""
+    nothing = [None] * len(samples[0].sources) if samples else []
+    results = [(sample.status, sample.problem, sample.sources, nothing) for sample in samples]
     left = [i for i, sample in enumerate(samples) if not sample.status]
     jobs = [samples[i] for i in left]
     if workers > 1 and len(jobs) > FEW:
@@ -284,7 +283,7 @@ def prepare_all(name, samples, work, workers):
         done = enumerate(map(work, jobs))
     died = "the process that read it died: of a fault in a decoder, or for lack of memory"
     for k, result in tqdm(done, f"preparing {name}", len(left), unit="sample", disable=None):
-        results[left[k]] = result or ("crashed", died, samples[left[k]].sources)
+        results[left[k]] = result or ("crashed", died, samples[left[k]].sources, nothing)
     return results
 
 

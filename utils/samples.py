@@ -347,20 +347,11 @@ def read_prepared(root, expected=None):
     return kinds, Prepared(splits, counts, labels, problems, about["usable before"])
 
 
-def usual_shape(paths):
-    """(shape, path): the most frequent shape of .npy files, and one of that shape; or None."""
-    shapes = {path: array_shape(path) for path in paths if path}
-    counted = Counter(shape for shape in shapes.values() if shape is not None)
-    if not counted:
-        return None
-    shape = counted.most_common(1)[0][0]
-    return shape, next(path for path in shapes if shapes[path] == shape)
-
-
 def array_kind(paths):
-    """ "vector" or, if the usual shape of the first 100 files has more dimensions, "grid"."""
-    found = usual_shape(itertools.islice(paths, 100))
-    return "grid" if found and len(found[0]) > 1 else "vector"
+    """ "vector" or, if most of the first 100 .npy files have more dimensions, "grid"."""
+    shapes = [array_shape(path) for path in itertools.islice(paths, 100)]
+    dimensions = Counter(len(shape) for shape in shapes if shape is not None)
+    return "grid" if dimensions and dimensions.most_common(1)[0][0] > 1 else "vector"
 
 
 def alike(labels):

@@ -81,9 +81,9 @@ def as_trained(data, trained):
     return dataclasses.replace(data, kinds=trained["kinds"], classes=classes, splits=splits)
 
 
-def check_channels(data, trained):
+def check_channels(modalities, channels, trained):
     """SettingsError for inputs of another form than the run's."""
-    for name, now, then in zip(data.kinds, data.channels, trained["channels"]):
+    for name, now, then in zip(modalities, channels, trained["channels"]):
         if now != then:
             what = f"{name} has {now} channels, the run was trained on {then}"
             raise SettingsError(f"{what}; give data of the same form, or train a new run")
