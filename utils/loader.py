@@ -54,16 +54,17 @@ class OnDevice:
 
 
 class InMemory:
-    """A loader of inputs that are in memory, on the device."""
+    """A loader of inputs that are in memory; load_data has moved them to the device once."""
 
     def __init__(self, dataset, batches, device):
-        self.dataset, self.batches, self.device = dataset, batches, device
+        self.sources = [source.to(device) for source in dataset.sources]  # nothing moves twice
+        self.y, self.batches, self.device = dataset.y, batches, device
 
     def __iter__(self):
         for keys in self.batches:
             positions = torch.tensor([key[0] if isinstance(key, tuple) else key for key in keys])
             there = positions.to(self.device, non_blocking=True)
-            yield *(source[there] for source in self.dataset.sources), self.dataset.y[positions]
+            yield *(source[there] for source in self.sources), self.y[positions]
 
 
 class BatchSampler:
