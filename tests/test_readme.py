@@ -165,7 +165,7 @@ def test_every_command_parses(script, arguments, monkeypatch, tmp_path):
     own_data(tmp_path / "mine")
     arguments = [values.get(a, a) for a in arguments]
     if script == "train.py":
-        monkeypatch.setattr(train, "resumed_settings", lambda folder, given, _: given)
+        monkeypatch.setattr(train, "resumed_settings", lambda folder, given, *_: given)
         train.check(train.parse(arguments))
     elif script == "scripts.sweep":
         monkeypatch.setattr(sweep, "run_all", lambda *_: {})

@@ -43,6 +43,18 @@ UNRECORDED = ("out", "overwrite", "resume", "eval", "split", "keep")  # not in a
 
 
 @contextlib.contextmanager
+def deterministic_kernels():
+    """Only deterministic kernels inside the block, and not in a notebook's next run."""
+    before = torch.are_deterministic_algorithms_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@contextlib.contextmanager
 def delayed_signals():
     """Delay Ctrl-C and SIGTERM to the end of the block."""
     if threading.current_thread() is not threading.main_thread():
@@ -299,10 +311,7 @@ class Run:
         self.program.started = True
         self.program.stopped = self.stopped
         lock = self.lock() if writes else contextlib.nullcontext()
-        if self.args.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
-        with lock:
+        with lock, deterministic_kernels() if self.args.deterministic else contextlib.nullcontext():
             yield
 
     def make_folder(self):
