@@ -300,7 +300,8 @@ def load_data(args, encoders, needs_val=False, trained=None):
         raise SettingsError(f"{args.dataset} has a validation part; leave --val-fraction out")
     if (needs_val or args.outer == "held-out") and "val" not in splits and not fraction:
         fraction = 0.1
-        print("a tenth of the training split is held out, as by --val-fraction 0.1")
+        if not args.eval:
+            print("a tenth of the training split is held out, as by --val-fraction 0.1")
     if fraction:
         groups = np.arange(len(splits["train"])) if data.groups is None else data.groups
         splits["train"], splits["val"] = hold_out(splits["train"], groups, fraction, args.seed)

@@ -136,8 +136,6 @@ class Job:
             return self.train(mode)
         log = read_log(self.folder)
         expected, silent = train.parse(self.flags), cli.changeable(train.Settings)
-        if expected.outer == "held-out":
-            silent.add("val_fraction")  # load_data may set it
         if not {"--bf16", "--no-bf16"} & {*self.flags}:
             silent.add("bf16")  # the default is the machine's
         for name, value in dataclasses.asdict(expected).items():

@@ -151,13 +151,13 @@ def test_data_that_do_not_fit_are_one_sentence(tiny_data, capsys):
 @pytest.mark.parametrize("flags, said", [("", True), ("--val-fraction 0.2", False)])
 @pytest.mark.parametrize("method", ["mses", "learning-based --outer held-out", "ogm"])
 def test_what_needs_held_out_samples_gets_a_tenth(tiny_data, capsys, method, flags, said):
-    """It says so, and logs the fraction, so that --resume and --eval have the same samples."""
+    """It says so, and logs how many; --resume and --eval have the same samples."""
     given = [*TINY, "--epochs", "2", "--out", "run", "--method", *method.split(), *flags.split()]
     assert train.main(given) == 0
     said = said and method != "ogm"
     assert ("a tenth of the training split is held out" in capsys.readouterr().out) == said
-    fraction = read_log("run")[0]["settings"]["val_fraction"]
-    assert fraction == (0.1 if said else 0.2 if flags else 0)
+    held_out = read_log("run")[0]["samples"].get("val")
+    assert held_out == (4 if said else 10 if flags else None)
     assert train.main(["--eval", "run"]) == 0 and "held out" not in capsys.readouterr().out
 
 

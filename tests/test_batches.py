@@ -253,14 +253,17 @@ def test_what_is_in_memory_gives_the_same_batches(workers):
                 assert a.dtype == b.dtype and torch.equal(a, b)
 
 
-def test_what_is_in_memory_moves_to_the_device_once():
-    """Inputs stay there for all loaders of the set; labels stay on the CPU, for the scores."""
-    samples = Samples([torch.zeros(4, 2)], torch.zeros(4), [data.identity])
-    Batches(samples, 2, [0], "meta")
+def test_what_is_in_memory_moves_to_the_device_once(monkeypatch):
+    """load_data moves the inputs, for all loaders of the set; labels stay, for the scores."""
+    monkeypatch.setitem(data.DATASETS, "tiny", tiny)
+    monkeypatch.setattr(data.distributed, "pick_device", lambda name: "meta")
+    args = train.parse(["--dataset", "tiny"])
+    samples = data.load_data(args, lambda m: ["cnn"] * m).splits["train"]
     moved = samples.sources[0]
     assert moved.device.type == "meta" and samples.y.device.type == "cpu"
-    x, y = next(iter(eval_loader(samples, 2, "meta")))
-    assert samples.sources[0] is moved and x.device.type == "meta" and y.device.type == "cpu"
+    loader = eval_loader(samples, 2, "meta")
+    x, _, y = next(iter(loader))
+    assert loader.sources[0] is moved and x.device.type == "meta" and y.device.type == "cpu"
 
 
 def flat(batch):

@@ -63,13 +63,13 @@ def test_needed_memory_is_a_line_over_the_batch(way, monkeypatch):
 
 
 @pytest.mark.parametrize("step", [1e-4, None])
-def test_eq_3_takes_six_times_the_memory_of_theta(step):
-    """Beside theta: v, c, one or two vectors of the solver, and a product with H; for a batch whose
-    features are small beside them."""
+def test_eq_3_takes_seven_times_the_memory_of_theta(step):
+    """Beside theta: v, c, two or three vectors of the solver, and a product with H; for a batch
+    whose features are small beside them."""
     model, batch = costs.two_resnets(2, (33, 33), (32, 32))
     theta = sum(p.nbytes for p in model.parameters()) / 2**20
     peak = costs.peak_memory(functools.partial(costs.eq_3, model, batch, 3, step), model)
-    assert 2 * theta < peak < 6.2 * theta
+    assert 2 * theta < peak < 7.2 * theta
 
 
 @pytest.mark.slow

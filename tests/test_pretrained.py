@@ -97,7 +97,7 @@ def test_half_an_emoji_is_replaced(tmp_path, tiny_bert):
     """A tweet with half an emoji can be encoded; two halves together are the emoji."""
     for name in ("train.txt", "valid.txt", "test.txt"):
         (tmp_path / name).write_text(r"['1', 'a \ud83d dog \ud83d\ude00', 1]")
-    files = {"list": {path.name: str(path) for path in tmp_path.iterdir()}}
+    files = {"list": {path.name: str(path) for path in tmp_path.iterdir()}, "read": {}}
     for _, label, _, _, (_, sentence) in list_sarcasm(files):
         assert (sentence, label) == ("a \ufffd dog \U0001f600", 1)
         assert data.text(sentence, tokenizer=load_tokenizer(str(tiny_bert))).shape[0] == 2

@@ -20,7 +20,7 @@ import train
 from bilevel import SOLVERS
 from data import load_data
 from losses import SCHEDULES, make_schedule
-from model import ENCODERS, FUSIONS, MultimodalModel
+from model import ENCODERS, FUSIONS, MultimodalModel, encoder_names
 from utils import cli
 from utils.loader import eval_loader
 
@@ -59,7 +59,7 @@ def run(**settings):
 def prepared(**settings):
     """(args, data, model) as main() makes them."""
     args = train.Settings(**QUICK | settings)
-    data = load_data(args, None)
+    data = load_data(args, lambda m: encoder_names(args.encoders, m))
     return args, data, train.make_model(args, data)
 
 

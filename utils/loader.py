@@ -58,13 +58,13 @@ class InMemory:
 
     def __init__(self, dataset, batches, device):
         self.sources = [source.to(device) for source in dataset.sources]  # nothing moves twice
-        self.y, self.batches, self.device = dataset.y, batches, device
+        self.dataset, self.batches, self.device = dataset, batches, device
 
     def __iter__(self):
         for keys in self.batches:
             positions = torch.tensor([key[0] if isinstance(key, tuple) else key for key in keys])
             there = positions.to(self.device, non_blocking=True)
-            yield *(source[there] for source in self.sources), self.y[positions]
+            yield *(source[there] for source in self.sources), self.dataset.y[positions]
 
 
 class BatchSampler:
