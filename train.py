@@ -232,7 +232,7 @@ class Settings:
     draws: int = setting(4, "batches averaged for v, and for c, in Eq. 3", above=0)
     outer: str = setting("train", "v's batches; shared: one batch for v, c and H", choices=OUTER)
     device: str = setting("auto", "cpu, cuda, mps, auto", group="machine", changeable=True)
-    workers: int = setting(0, "processes that read the data", least=0, changeable=True)
+    workers: int = setting(0, "processes that read the data", least=0, most=512, changeable=True)
     bf16: bool = setting(False, "theta's steps in bfloat16; Eq. 3 stays in float32", off=True)
     deterministic: bool = setting(False, "cuda: only deterministic kernels; slower")
 
