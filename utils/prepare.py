@@ -1,4 +1,4 @@
-"""Prepare a data set once: make what is missing, read every file, write samples.csv.
+"""Prepare a data set once: make missing files, read every file, write samples.csv.
 
 DIR/prepared/
     samples.csv         every sample: usable or the reason why not, its sources, its originals
@@ -8,7 +8,7 @@ DIR/prepared/
     rgb/NAME/           the frames of a gesture; also depth/NAME/
     flow/NAME.npy       DIS optical flow between them, (H, W, 2, T) in pixels, short side 128
 
-A NAME ends in a digest of what the file was made from, see utils/origins.py. All files are written
+A NAME ends in a digest of original and settings, see utils/origins.py. All files are written
 atomically. You can stop it and run it again: it continues.
 """
 
@@ -52,7 +52,7 @@ FEW = 50  # samples, which are done before processes have started
 
 
 def made(modality, kind, stem, original, window, folder, check):
-    """The path of the prepared file of an original, made unless it is there and can be read."""
+    """The path of the prepared file of an original, made unless it exists and can be read."""
     with reading(original):
         target = folder / made_name(stem, original, kind, window)
     for path in (target.with_name(f"{target.name}.npy"), target):
@@ -70,7 +70,7 @@ def made(modality, kind, stem, original, window, folder, check):
 def checked(modality, window, shape, source):
     """Read all of a source as training reads a part of it; UnreadableFile if that fails.
 
-    shape: which it must have, or None.
+    shape: the shape that it must have, or None.
     """
     x = modality.check(source, window) if modality.check else modality.read(source)
     if shape and tuple(x.shape) != shape:
@@ -79,9 +79,9 @@ def checked(modality, window, shape, source):
 
 
 def prepare_sample(modalities, raw, into, shapes, sample):
-    """Make what is missing of a sample, and read all of it; returns (status, problem, sources).
+    """Make a sample's missing files, and read all of it; returns (status, problem, sources).
 
-    modalities: {name: (kind, Modality)}; into: DIR/prepared; shapes: {name: shape} of some.
+    modalities: {name: (kind, Modality)}; into: DIR/prepared; shapes: of usual_shapes.
     """
     sources, notes = list(sample.sources), []
     for j, (name, (kind, modality)) in enumerate(modalities.items()):
@@ -211,7 +211,7 @@ def usual_shapes(kinds, samples):
 
 
 def discover(name, root, kinds):
-    """([Sample], the paths of the lists that they are in) of a data set."""
+    """([Sample], the paths of the lists that name them) of a data set."""
     if not kinds:
         return read_own(root)[1], [Path(root) / "samples.csv"]
     files = index(name, root, [*kinds])
@@ -295,7 +295,7 @@ def prepare_command(name, root):
 
 
 def is_prepared(root, kinds=None):
-    """Whether DIR/prepared/samples.csv is there and up to date."""
+    """Whether DIR/prepared/samples.csv exists and is up to date."""
     try:
         return bool(read_prepared(root, kinds))
     except Outdated:
