@@ -1,4 +1,4 @@
-"""What training costs on this machine: times as ratios, memory in GiB.
+"""The costs of training on this machine: times as ratios, memory in GiB.
 
     python -m scripts.costs                  all parts; each says beforehand how long it takes
     python -m scripts.costs update memory    only these; --help lists all
@@ -260,7 +260,7 @@ def first_use(name, way, n, device):
     """A training step of n samples of a set with its own shapes and settings, twice; or an update
     of alpha after a step of two samples.
 
-    Two draws and three terms: more of them take more time, but no more memory.
+    Two draws and three terms: a larger number takes more time, but no more memory.
     """
     kinds = SETS[name]["kinds"].values()
     sound = (1, *media.spectrogram_shape(3 if "audio-3s" in kinds else 10))
@@ -304,7 +304,7 @@ def needed(name, way, n):
 
 
 def memory(sizes=(8, 32, 64, 128, 256), cards=(8, 24, 80)):
-    """Memory of a training step and of an update of alpha by batch size, and what a card holds."""
+    """Memory of a training step and an update of alpha, by batch size; the largest that fit."""
     ENCODERS["bert"] = random_bert
     rows = [["set", "GiB of", *sizes, *(f"in {card} GB" for card in cards)]]
     usual = [["set", "batch", *WAYS[:2], "update's batch", WAYS[2]]]

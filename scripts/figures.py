@@ -1,4 +1,4 @@
-"""Pictures and tables from what training wrote (Fig. 1 to 4, Tables 1, 3 and 4).
+"""Pictures and tables from the logs and checkpoints of runs (Fig. 1 to 4, Tables 1, 3 and 4).
 
     python -m scripts.figures curves runs/keypad-constant0-seed0 runs/keypad-learning-based-seed0
     python -m scripts.figures alpha runs/*-learning-based-seed0 --out alpha.pdf
@@ -105,7 +105,7 @@ def titled(folder, settings):
 def table(runs, metric="acc"):
     """Test scores in percent, mean and std over seeds: a Markdown row per setting.
 
-    metric: acc (Table 4), map or f1 (Table 3), that of the single modalities and of perf_gap.
+    metric: acc (Table 4), map or f1 (Table 3), for the single modalities and perf_gap, too.
     """
     cli.check_choice("metric", metric, METRICS)
     groups = {}
@@ -372,7 +372,7 @@ def shown(x_j):
 
 
 def grad_cams(folder, modality, sample):
-    """What gradcam draws of a run: (label, modality, input, class, [(t, Grad-CAM), ...])."""
+    """A run's row of gradcam: (label, modality, input, class, [(t, Grad-CAM), ...])."""
     data, model, name = load_run(folder)
     modality = cli.check_choice("modality", modality or data.modalities[0], data.modalities)
     epochs, device = checkpoint_epochs(folder), next(model.parameters()).device

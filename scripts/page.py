@@ -110,7 +110,7 @@ def highlighted(text, place, first=None):
 
 
 def box(inside, label, kind=""):
-    """What is wider than its column scrolls inside this box, also by keyboard."""
+    """A box in which content wider than its column scrolls, also by keyboard."""
     label = html.escape(label)
     return f'<div class="box{kind}" tabindex="0" role="region" aria-label="{label}">{inside}</div>'
 
@@ -133,13 +133,13 @@ def definitions(file):
 
 
 def names(node):
-    """What a statement defines: a function, a class, or the targets of an assignment."""
+    """The names that a statement defines: a function, a class, the targets of an assignment."""
     targets = getattr(node, "targets", [getattr(node, "target", None)])
     return [getattr(node, "name", None), *(getattr(target, "id", None) for target in targets)]
 
 
 def find(place):
-    """(node, its first line, its source) of file.py:name; ValueError where there is none."""
+    """(node, its first line, its source) of file.py:name; ValueError if it does not exist."""
     file, _, name = place.partition(":")
     if not (ROOT / file).is_file():
         raise cli.SettingsError(f"there is no file {file}")
@@ -175,7 +175,7 @@ def choices():
 
 
 class Page:
-    """What the blocks of scripts/page.md become."""
+    """The HTML of the blocks of scripts/page.md."""
 
     def __init__(self, text):
         self.shown = set(re.findall(r"^[\w/]+\.py:[\w.]+$", text, re.M))
@@ -282,7 +282,7 @@ class Page:
         return f'<p class="note">{head} {what}. {middle} {text}.</p>'
 
     def row(self, chunk):
-        """A heading and what is under it, in two columns if it has code."""
+        """A heading and its content, in two columns if it has code."""
         blocks, left = {"code": [], "test": [], "python": [], "notes": []}, []
         for token in self.md.parse(re.sub(r"\$([^$\n]+)\$", r"`math:\1`", chunk)):
             blocks.get(token.info if token.type == "fence" else "", left).append(token)

@@ -7,7 +7,7 @@
     python -m scripts.sweep --dataset keypad --methods all --tune --seeds 5 --jobs 2
 
 Each run is train.py in a process with one thread, in a folder of its own below --runs. A complete
-run is left alone, an interrupted one is resumed. A run that fails is named, and the others go on.
+run is left alone, an interrupted one is resumed. A failed run is named, and the others continue.
 Flags after -- are for every train.py. With --tune, or if a method needs held-out samples, all runs
 hold out a tenth of the training split (unless the set has a validation part), so that they train on
 the same samples. At the end come a table and a picture, OUT.md and OUT.png, of the runs that have
@@ -44,7 +44,7 @@ from utils.run import best_epoch, checkpoint_epochs, read_log
 from utils.samples import own_table, split_of
 
 HERE = Path(__file__).parent
-JOINT = "constant:0"  # what every row is compared with
+JOINT = "constant:0"  # every row is compared with it
 OURS = {"Ours-H": "heuristic", "Ours-LB": "learning-based"}
 FUSIONS = {"Affine": "affine", "Channel": "channel", "ML-LSTM": "lstm", "Sum": "sum"}
 FUSIONS |= {"Weight": "weight"}
@@ -52,7 +52,7 @@ REBALANCING = {"MSES": "mses", "G-Blend": "g-blend", "OGM": "ogm"}
 REBALANCING |= {"Greedy": "greedy --fusion channel", "DOMFN": "domfn", "MSLR": "mslr", "PMR": "pmr"}
 LATEST = {"AGM": "agm", "MLA": "mla", "ReconBoost": "reconboost", "MMPareto": "mmpareto"}
 OWN_VAL = ["sarcasm", "twitter2015"]  # the paper's sets that have a validation part
-TRIALS = {  # what --tune tries beside a method's default
+TRIALS = {  # the values that --tune tries beside a method's default
     "heuristic": (" --tau 0.05", " --tau 0.2"),
     "learning-based": (" --eta-alpha 1", " --eta-alpha 4"),
     "mses": (":1", ":5"),
@@ -93,15 +93,15 @@ PRESETS = presets()
 
 
 def kind_of(row):
-    """The class that says what a row's method requires."""
+    """The class with the requirements of a row's method."""
     return requirements(row.split()[0])
 
 
 def rows_of(methods, preset):
     """{row: the paper's name or ""}; a row is --method and further flags, as in PRESETS.
 
-    methods: `all`, or methods separated by commas. The first row is what the others are compared
-    with, joint training, which is added if it is missing.
+    methods: `all`, or methods separated by commas. All rows are compared with the
+    first, joint training, which is added if it is missing.
     """
     if preset:
         rows = {row: name for name, row in PRESETS[preset].items()}
@@ -192,7 +192,7 @@ def jobs_of(dataset, rows, seeds, runs, extra, hold_out=False):
 
 
 def fitting(dataset, names, extra):
-    """names without the rows that train.py refuses with these flags, each said.
+    """The rows that train.py accepts with these flags; prints why the others are skipped.
 
     ValueError if it refuses all.
     """
@@ -223,7 +223,7 @@ def call(command, started):
 
 
 def run_all(jobs, workers):
-    """Run what is not complete, `workers` at a time; returns {job's folder: why it failed}."""
+    """Run the incomplete jobs, `workers` at a time; returns {job's folder: why it failed}."""
     failed, todo, started = {}, {}, []
     for job in jobs:
         if command := job.command():
@@ -325,7 +325,7 @@ def printed(preset, name, dataset):
 
 
 def table(dataset, modalities, rows, names, preset, metric):
-    """The table in Markdown, with what it compares in words; rows: {row: {seed: test scores}}."""
+    """The table in Markdown, with a sentence that explains it; rows: {row: {seed: test scores}}."""
     joint = next(iter(names))
     head, *lines = figures.score_lines([dataset, *modalities], rows, metric)
     head = [*head, f"ACC - ACC of {joint}"]
@@ -361,7 +361,7 @@ def table(dataset, modalities, rows, names, preset, metric):
 
 
 def notes_of(firsts, others):
-    """What the runs of a table have in common or not, in sentences. others: of on_other_data."""
+    """Sentences below a table: on its data, and the runs left out. others: of on_other_data."""
     first, notes = firsts[0], []
     counts = first.get("data", {}).get("class_counts", {}).get("test", [])
     if len({*counts}) > 1:
@@ -411,7 +411,7 @@ def plot(dataset, modalities, rows, joint, out):
 
 
 def parser():
-    """The flags of the sweep; those of train.py follow after --."""
+    """The flags of the sweep; train.py's flags follow after --."""
     flags = argparse.ArgumentParser(
         "sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -483,7 +483,7 @@ def main(arguments=None):
         jobs = jobs_of(args.dataset, names, args.seeds, args.runs, args.extra, args.tune)
         failed |= run_all(jobs, args.jobs)
         failed |= report(args, jobs, names)
-        program.started = True  # what follows is a failed run, not a wrong flag
+        program.started = True  # from here on an error is a failed run, not a wrong flag
         if failed:
             folder, why = next(iter(failed.items()))
             raise cli.RunError(f"{len(failed)} runs are left out; the first is {folder}: {why}")

@@ -567,7 +567,7 @@ def test_held_out_actors_are_in_one_part(copied):
     assert len(parts["val"]) == 2 and not actors["train"] & actors["val"]
 
 
-def test_the_target_stands_in_its_sentence(copied):
+def test_twitter_target_is_inserted(copied):
     """$T$ is put back; quotes are characters like any other."""
     root, _ = copied("twitter2015")
     *_, (_, sentence) = next(annotations.list_twitter2015(indexed("twitter2015", root)))

@@ -156,7 +156,7 @@ def test_schedules_have_the_papers_values(text, t, T, expected):
         "lacks_T",
     ],
 )
-def test_a_schedule_that_is_none_is_named(text, monkeypatch):
+def test_unknown_schedule_lists_choices(text, monkeypatch):
     """An unknown name lists the choices, a wrong argument shows the form."""
     monkeypatch.setitem(SCHEDULES, "lacks_T", lambda t: 0.5)
     with pytest.raises(ValueError, match="choose from|does not fit|expected 0 to 1"):

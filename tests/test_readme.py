@@ -10,15 +10,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_jpg, make_wav
 
+import baselines
 import bilevel
+import data
 import losses
 import model
 import train
+from baselines import BASELINES
 from scripts import figures, prepare, sweep
+from utils.modalities import MODALITIES
 from utils.run import folder_of
 from utils.samples import read_own
 
@@ -66,8 +71,10 @@ def test_the_first_commands_install_and_run_everything():
 
 
 def test_the_readme_is_short():
-    """What is longer is in docs/."""
-    assert len(README.splitlines()) <= 200
+    """At most 180 lines of 120 columns, tables included, and 1,500 words; the rest is in docs/."""
+    lines = README.splitlines()
+    assert len(lines) <= 180 and len(README.split()) <= 1500
+    assert [line for line in lines if len(line) > 120] == []
 
 
 def test_no_command_names_the_environment():
@@ -93,7 +100,7 @@ def test_every_link_and_picture_exists(page):
 
 
 def test_every_page_and_picture_is_reached():
-    """Whatever is in docs/ has a link from another page."""
+    """Every file in docs/ has a link from another page."""
     linked = {
         (page.parent / target.partition("#")[0]).resolve()
         for page, text in PAGES.items()
@@ -119,7 +126,7 @@ def test_the_main_job_runs(tmp_path):
 
 
 def own_data(folder):
-    """The README's example of one's own data, with the files that it names."""
+    """The README's example of your own data, with the files that it names."""
     (table,) = code(README, "csv")
     make = {".jpg": make_jpg, ".wav": make_wav}
     for name in re.findall(r"\w+/\w+\.\w+", table):
@@ -155,6 +162,7 @@ def test_the_lines_that_write_a_table_run(tmp_path, monkeypatch):
 def test_every_command_parses(script, arguments, monkeypatch, tmp_path):
     """Flags and names exist; a shell variable is a seed."""
     monkeypatch.setitem(losses.SCHEDULES, "linear", lambda t, T: 1 - t / T)  # as in the README
+    monkeypatch.setitem(BASELINES, "mine", baselines.Baseline)  # likewise
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(losses.SCHEDULES, "fitted", losses.cubic)  # as in the exercises
     monkeypatch.setitem(bilevel.SOLVERS, "released", bilevel.neumann)
@@ -181,7 +189,7 @@ def test_every_command_parses(script, arguments, monkeypatch, tmp_path):
 
 
 def test_every_program_of_a_command_exists():
-    """`python NAME.py` and `python -m scripts.NAME`, also those whose flags no test here knows."""
+    """`python NAME.py` and `python -m scripts.NAME`, also where no test parses the flags."""
     text = "\n".join(commands(ALL))
     names = set(re.findall(r"python ([\w/.]+\.py)", text))
     names |= {name.replace(".", "/") + ".py" for name in re.findall(r"-m (scripts\.\w+)", text)}
@@ -191,7 +199,7 @@ def test_every_program_of_a_command_exists():
 
 def test_three_lines_add_a_schedule(tmp_path):
     """With the README's omega(t) between the marks, `--method` and the tests know it."""
-    (block,) = code(README, "python")
+    block = code(README, "python")[0]
     assert len(list(filter(None, block.splitlines()))) == 3
     for path in [*SOURCES, ROOT / "tests/test_losses.py", ROOT / "pyproject.toml"]:
         text, copy = path.read_text(), tmp_path / path.relative_to(ROOT)
@@ -206,6 +214,36 @@ def test_three_lines_add_a_schedule(tmp_path):
         [sys.executable, "-m", "pytest", *tests], cwd=tmp_path, capture_output=True, text=True
     )
     assert "3 passed" in done.stdout, done.stdout
+
+
+def test_five_lines_add_a_method(tmp_path, monkeypatch):
+    """The README's class, at the end of baselines.py, is a `--method` that trains."""
+    block = code(README, "python")[1]
+    assert len(block.splitlines()) == 5
+    monkeypatch.setitem(BASELINES, "mine", None)  # removed again at the end
+    exec(block, vars(baselines).copy())
+    arguments = ["--method", "mine", "--epochs", "1", "--inner-iters", "2"]
+    assert train.main([*arguments, "--out", str(tmp_path / "run")]) == 0
+    log = (tmp_path / "run/log.jsonl").read_text().splitlines()
+    epoch = json.loads(log[1])
+    assert epoch["alpha"] == 0 and epoch["l_cls"] > 3  # log 10 for the fused loss, 2.3 more for own
+
+
+def test_one_entry_adds_a_kind_of_data(tmp_path, monkeypatch):
+    """The README's reader, in data.py, makes a column `sensor` of samples.csv train."""
+    block = code(README, "python")[2]
+    monkeypatch.setitem(MODALITIES, "sensor", None)  # removed again at the end
+    exec(block, vars(data).copy())
+    monkeypatch.chdir(tmp_path)
+    lines = ["split,label,sensor,sensor:other"]
+    for n in range(12):
+        np.savetxt(f"{n}.txt", np.arange(5.0) + n % 2)
+        lines.append(f"{'test' if n > 7 else 'train'},{'ab'[n % 2]},{n}.txt,{n}.txt")
+    Path("samples.csv").write_text("\n".join(lines))
+    arguments = ["--dataset", ".", "--method", "heuristic", "--epochs", "1", "--workers", "0"]
+    assert train.main([*arguments, "--out", "run"]) == 0
+    *_, scores = map(json.loads, Path("run/log.jsonl").read_text().splitlines())
+    assert {"sensor", "other"} <= set(scores["test"])
 
 
 def test_the_pages_name_what_exists():

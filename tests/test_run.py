@@ -231,7 +231,7 @@ class Evil:
         return os.mkdir, ("owned",)
 
 
-def test_what_is_no_checkpoint_of_this_run_is_refused(tiny_data, capsys):
+def test_foreign_checkpoint_is_rejected(tiny_data, capsys):
     """Cut at 20 places, one byte flipped at 20, another run's, another model's, a pickle that runs
     code: one sentence each, nothing executed, nothing overwritten."""
     start("run", "--method", "heuristic")

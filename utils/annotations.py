@@ -1,8 +1,9 @@
 """The annotation files of the six sets, a function each.
 
-A list function takes what `files.index` found. For each sample of the annotation files it yields
-(split, class, group, names, wanted): the names that its files may have, and what `files.LOCATE`
-looks for, one per modality. Classes come from fixed lists, never from the order of files or rows.
+A list function takes the result of `files.index`. For each sample of the annotation files it
+yields (split, class, group, names, wanted): the names that its files may have, and for each
+modality the name that `files.LOCATE` looks for. Classes come from fixed lists, never from the order
+of files or rows.
 """
 
 import ast

@@ -21,8 +21,8 @@ def remove(path):
 def atomic(target):
     """Yield a temporary path beside `target`, which becomes `target` if the block raises nothing.
 
-    A folder that is there already stays: another process has just made the same. A process that is
-    killed inside the block leaves `.part-PID-NAME`; delete `.part-*` later. An OSError inside the
+    A folder that already exists stays: another process has just made it. A process that is killed
+    inside the block leaves `.part-PID-NAME`; delete `.part-*` later. An OSError inside the
     block, as of a full disk, becomes UnwritableFile.
     """
     part = target.with_name(f".part-{os.getpid()}-{target.name}")

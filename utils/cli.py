@@ -18,7 +18,7 @@ import traceback
 from dataclasses import field
 from pathlib import Path
 
-# What a library says, and what the user can do about it. The first pattern that is found counts.
+# Patterns of library errors, and advice to the user. The first pattern that is found counts.
 ADVICE = {
     r"too many open files|received \d+ items of ancdata": "too many open files; choose --workers "
     "0, or raise the limit: ulimit -n 4096",
@@ -63,9 +63,9 @@ def setting(
     """A field of a settings class.
 
     text, group: its help, and the title under which --help shows it and the fields after it.
-    choices: its possible values, a list or a dict; listed: those that --help shows, or a function
-    that returns them, where the value can be more than one of them. least, above, most: its range,
-    above excluding the number itself.
+    choices: its possible values, a list or a dict; listed: the values that --help shows, or a
+    function that returns them, if other values are possible, too. least, above, most: its range;
+    `above` excludes the number itself.
     changeable: whether it may change on resume. off: of a bool, whether it also has a --no- flag.
     """
     rules = {"help": text, "group": group, "choices": choices, "least": least, "above": above}
@@ -190,7 +190,7 @@ def parse(settings, argv, description):
 
 
 def advice(error):
-    """What ADVICE has for an error of the machine, or None.
+    """The advice of ADVICE for an error of the machine, or None.
 
     Of an OSError only the text after its [Errno N] counts: the rest has paths, with any words.
     """
@@ -208,7 +208,7 @@ class one_sentence:
 
     program.status is the exit status: 0; 2 for wrong settings or data, 1 once program.started is
     set, 130 and 143 for the signals. Every other error is our fault and keeps its traceback.
-    program.hints: {class of an error: what to add to its sentence};
+    program.hints: {class of an error: a hint that is added to its sentence};
     program.stopped: a function that returns the sentence for a signal. Of several processes, rank
     0 alone speaks before the start. A character that the terminal cannot show is written as \u0301.
     """

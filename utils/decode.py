@@ -1,4 +1,4 @@
-"""From what was recorded to what training reads: frames, spectrograms, optical flow (Sec. 4.1).
+"""From recordings to the files that training reads: frames, spectrograms, flow (Sec. 4.1).
 
 Each function reads an original file and writes one prepared file or folder atomically. A file that
 cannot be read raises utils.media.UnreadableFile.
@@ -100,7 +100,7 @@ def extract_frames(path, target, choose):
     """Write frames of a video, as a player shows them, into the folder `target`; returns it.
 
     JPEG, short side 256. choose: how many, evenly spaced in time; or a function from the number of
-    frames n to the ascending numbers of those to take.
+    frames n to the ascending numbers of the chosen frames.
     """
     packets = read_packets(path, "video")
     n = len(packets)
@@ -144,7 +144,7 @@ def ten_frames(path, target, window=None):
 
 
 def window_frames(path, target, window):
-    """extract_frames: those of the window (start, end)."""
+    """extract_frames: the frames of the window (start, end)."""
     return extract_frames(path, target, lambda n: range(*window))
 
 

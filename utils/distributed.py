@@ -1,8 +1,8 @@
 """Several processes as one run: `torchrun --nproc-per-node=N train.py ...`, on any machines.
 
 Each rank trains on its shard of every batch. L_MM is over the features of all ranks, gradients are
-averaged, and the scores are of the whole split, so that losses, alpha and parameters are those of
-one process on the whole batch. The exception is batch norm: it sees only the rank's own shard while
+averaged, and the scores are of the whole split, so that losses, alpha and parameters equal one
+process on the whole batch. The exception is batch norm: it sees only the rank's own shard while
 theta trains; every rank evaluates with rank 0's running statistics, which the checkpoint has. Every
 rank computes the same Eq. 3 on the same whole batches. Without torchrun there is one rank, and the
 functions below leave data and model as they are.
@@ -18,7 +18,7 @@ from utils.cli import SettingsError
 
 
 def pick_device(name):
-    """cpu, cuda, mps; auto is cuda if available, else cpu. ValueError for one that is not."""
+    """cpu, cuda, mps; auto is cuda if available, else cpu. ValueError if it is not available."""
     available = {"cpu": True, "cuda": torch.cuda.is_available()}
     available["mps"] = torch.backends.mps.is_available()
     if name == "auto":

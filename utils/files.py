@@ -31,7 +31,7 @@ def index(name, root, modalities):
     "frames": folders of images; "list": annotation files, by their names with the ending;
     "pointer": git-lfs pointers, which are in no other kind; "image" is empty for a set without
     images. Of two files with one name the one nearer to the root is taken. "made": for each
-    modality what prepare has made, by name. FileNotFoundError without a folder.
+    modality the prepared files, by name. FileNotFoundError without a folder.
     """
     if not Path(root).is_dir():
         raise FileNotFoundError(f"{root} is not a folder; {download(name, root)}")
@@ -58,8 +58,8 @@ def index(name, root, modalities):
 def walk(root, without):
     """Yield the files below root as os.DirEntry, breadth first, by name, without hidden ones.
 
-    Each folder is read once, however many links lead to it; the folders of `without` are passed
-    over, which is said if there are media in them.
+    Each folder is read once, however many links lead to it. The folders of `without` are skipped;
+    a line names each that has media in it.
     """
     folders, seen = [os.fspath(root)], {os.path.realpath(root)}
     without = {os.path.realpath(folder) for folder in without}
@@ -94,7 +94,7 @@ SOURCES = {  # where the original files of a set come from; docs/DATA.md has the
 
 
 def download(name, root):
-    """What to download to where, for a set that is not there."""
+    """A sentence for a missing set: its source, and the folder for it."""
     where = f"into {root}, or give its folder with --root"
     return f"download {SOURCES[name]}, {where}; see docs/DATA.md#{name}"
 
@@ -121,7 +121,7 @@ def sentence(text, files):
     return text
 
 
-LOCATE = {  # what is read as it is; each is called as (wanted, files), see annotations.py
+LOCATE = {  # sources that are read as they are; called as (wanted, files), see annotations.py
     "video": functools.partial(first_named, "frames"),
     "image": functools.partial(first_named, "image"),
     "text": sentence,
@@ -143,7 +143,7 @@ def original_file(modality, names, wanted, files):
 def find_samples(name, files, modalities):
     """Yield a Sample for every row of a set's annotation files; ValueError for a bad row.
 
-    files: from index. Where an original is gone, what was prepared from it stays in use.
+    files: from index. If an original is gone, the file prepared from it stays in use.
     """
     for split, label, group, names, wanted in LISTS[name](files):
         sources = [LOCATE[m](w, files) if m in LOCATE else None for m, w in zip(modalities, wanted)]

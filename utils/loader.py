@@ -82,7 +82,7 @@ class BatchSampler:
         self.shard, self.t = shard or list, 1
 
     def set_epoch(self, t):
-        """What follows is epoch t, from 1 on."""
+        """The next batches are of epoch t, from 1 on."""
         self.t = t
 
     def __iter__(self):
@@ -95,7 +95,7 @@ class BatchSampler:
         return self.length
 
     def passes(self, first):
-        """The batches of pass number `first` and of all that follow."""
+        """The batches of pass number `first` and of all later passes."""
         for number in itertools.count(first):
             rng = np.random.default_rng([*self.key, number])
             positions = rng.permutation(self.n).tolist()

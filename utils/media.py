@@ -1,7 +1,7 @@
 """From files to arrays: sound, images, frames of a clip, .npy files.
 
-A file that exists but cannot be read raises UnreadableFile, with the path, what is wrong and what
-to do. What Sec. 4.1 makes of these arrays is in data.py.
+A file that exists but cannot be read raises UnreadableFile, with the path, the fault and the way
+out. data.py turns these arrays into the inputs of Sec. 4.1.
 """
 
 import errno
@@ -148,7 +148,7 @@ def open_media(path):
 def find_track(path, media, kind):
     """The track of a kind, "video" or "audio", that a player chooses; UnreadableFile without one.
 
-    It is the first one marked as default; the picture on a cover is none.
+    It is the first one marked as default; a cover picture is not a track.
     """
     from av.stream import Disposition
 
@@ -204,7 +204,7 @@ def read_packets(path, kind):
 
 
 def decoded(media, track):
-    """Yield the frames of a track. What cannot be decoded before the first one is passed over.
+    """Yield the frames of a track. Packets before its first decodable frame are skipped.
 
     A recording of a broadcast begins between two key frames.
     """
@@ -321,7 +321,7 @@ def log_spectrogram(wave, window, hop):
 
 def spectrogram(wave, seconds):
     """Log-spectrogram of a sound at 16 kHz, repeated or cut to `seconds`: window 512, hop 159."""
-    # Paper silent: what gives 257 x 299 (3 s) and 257 x 1004 (10 s). Here: 16 kHz, no centring.
+    # Paper silent: how to get 257 x 299 (3 s), 257 x 1004 (10 s). Here: 16 kHz, no centring.
     return log_spectrogram(np.resize(wave, 16000 * seconds).clip(-1, 1), 512, 159)
 
 
@@ -434,7 +434,7 @@ def eight_bits(values, depth=False):
     bits = 16 if values.max() < 2**16 else 32
     if depth:
         # Paper silent: depth in millimetres, 16 bits. Here: 4,095 mm or 8,191 mm is white, by the
-        # clip; 65,535 stands for "not measured".
+        # clip; 65,535 means "not measured".
         bits = max(8, int(values[values != 65535].max(initial=0)).bit_length())
     return (values >> (bits - 8)).clip(0, 255).astype(np.uint8)
 
@@ -442,13 +442,13 @@ def eight_bits(values, depth=False):
 def upright(image):
     """A picture as it is shown: turned and mirrored by its EXIF, on white where it is transparent.
 
-    Damaged EXIF is as good as none.
+    Damaged EXIF is ignored.
     """
     from PIL import Image, ImageOps
 
     image.load()  # a TIFF is turned here
     if image.format != "TIFF":
-        with suppress(Exception):  # all pixels are here: what fails is the EXIF
+        with suppress(Exception):  # all pixels are here: only the EXIF can fail
             ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         white = Image.new("RGBA", image.size, "white")
@@ -552,7 +552,7 @@ def sample_positions(n, k, seed=None):
     """One of the positions 0..n-1 in each of k equal parts: the middle, or with a seed any."""
     within = [0.5] * k
     if seed is not None:
-        rng = random.Random(seed + 1)  # its draws are not those of crop_box
+        rng = random.Random(seed + 1)  # its draws differ from crop_box's
         within = [rng.random() for _ in range(k)]
     return [int((part + x) * n / k) for part, x in enumerate(within)]
 
@@ -560,7 +560,7 @@ def sample_positions(n, k, seed=None):
 def frame_paths(folder):
     """The images in a folder, sorted by the number at the end of their names.
 
-    Names with a dot in front are passed over: macOS writes `._1.jpg` beside each 1.jpg.
+    Names that begin with a dot are skipped: macOS writes `._1.jpg` beside each 1.jpg.
     """
     pattern = re.compile(r"(\d+)\.(?:jpe?g|png)$", re.I)
     try:
@@ -647,7 +647,7 @@ def per_channel(values, device):
 def normalize(x, statistics):
     """Pixels (..., C, H, W) uint8 -> float, by each channel's mean and std; 0..1 if C is not 3.
 
-    Numbers that are no pixels stay as they are; float16 becomes float32.
+    Numbers other than pixels stay as they are; float16 becomes float32.
     """
     if x.dtype != torch.uint8:
         return x.float() if x.dtype == torch.float16 else x

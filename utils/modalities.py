@@ -1,4 +1,4 @@
-"""What a kind of data needs: an entry of MODALITIES, the one place to add another kind."""
+"""MODALITIES has an entry for each kind of data: the one place to add another kind."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 class Modality(NamedTuple):
     """A kind of data: how it is prepared and read, and which encoders fit it.
 
-    read: (source, seed=None) -> a tensor, what training reads; with a seed it is augmented.
+    read: (source, seed=None) -> the tensor that training reads; with a seed it is augmented.
     encoders: the names that fit; the first is the default of data of your own.
     make: (original, target, window) -> path, writes the prepared file `target`; None: the original
         is read as it is.

@@ -33,7 +33,7 @@ def eval_mode(model, batch_statistics=False):
 
 @functools.lru_cache(maxsize=64)
 def grid_matrix(height, width, n, device, dtype):
-    """(height width, n n): what a pixel counts in the mean of each cell of an n x n grid."""
+    """(height width, n n): the weight of a pixel in the mean of each cell of an n x n grid."""
     identities = torch.eye(height).double(), torch.eye(width).double()
     rows, columns = (adaptive_avg_pool1d(identity[None], n)[0] for identity in identities)
     return torch.kron(rows, columns).to(device, dtype)

@@ -1,4 +1,4 @@
-"""What a prepared file was made from.
+"""The origins of prepared files.
 
 The name of a prepared file ends in a digest of its original's content and of the settings that
 shape it: prepared/audio/a.wav-0f3a9c51d2e4.npy. A file of another content has another name, so a
@@ -41,7 +41,7 @@ def contents(folder):
 def made_name(stem, original, *settings):
     """The name of the prepared file of an original, a file or a folder, without .npy.
 
-    A file system allows 255 bytes, of which a long stem gets 100.
+    A file system allows 255 bytes; a long stem gets 100 of them.
     """
     paths = [original]
     if os.path.isdir(original):
@@ -62,7 +62,7 @@ def made_files(folder):
 
 
 def stamp(path):
-    """`SIZE TIME` of a file, or the sums over the files of a folder; `- -` if there is none."""
+    """`SIZE TIME` of a file, or the sums over the files of a folder; `- -` if it does not exist."""
     try:
         stats = [e.stat() for e in contents(path)] if os.path.isdir(path) else [os.stat(path)]
     except OSError:
@@ -74,7 +74,7 @@ def stamp(path):
 def locked(root, keep):
     """Hold DIR/prepared/.lock; yields whether another process held it before.
 
-    What a killed prepare left half written is removed, but no path of `keep`.
+    Half-written files of a killed prepare are removed, but no path of `keep`.
     """
     folder, waited = Path(root) / PREPARED, False
     try:

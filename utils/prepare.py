@@ -1,4 +1,4 @@
-"""Prepare a data set once: make what is missing, read every file, write samples.csv.
+"""Prepare a data set once: make missing files, read every file, write samples.csv.
 
 DIR/prepared/
     samples.csv         every sample: usable or the reason why not, its sources, its originals
@@ -8,7 +8,7 @@ DIR/prepared/
     rgb/NAME/           the frames of a gesture; also depth/NAME/
     flow/NAME.npy       DIS optical flow between them, (H, W, 2, T) in pixels, short side 128
 
-A NAME ends in a digest of what the file was made from, see utils/origins.py. All files are written
+A NAME ends in a digest of original and settings, see utils/origins.py. All files are written
 atomically. You can stop it and run it again: it continues.
 """
 
@@ -190,7 +190,7 @@ def in_processes(work, jobs, workers):
 
 
 def discover(name, root, kinds):
-    """([Sample], the paths of the lists that they are in) of a data set."""
+    """([Sample], the paths of the lists that name them) of a data set."""
     if not kinds:
         return read_own(root)[1], [Path(root) / "samples.csv"]
     files = index(name, root, [*kinds])
@@ -294,7 +294,7 @@ def prepare_command(name, root):
 
 
 def is_prepared(root, kinds=None):
-    """Whether DIR/prepared/samples.csv is there and up to date."""
+    """Whether DIR/prepared/samples.csv exists and is up to date."""
     try:
         return bool(read_prepared(root, kinds))
     except Outdated:

@@ -10,7 +10,7 @@ VOCABULARY = "vocab.txt (BERT), vocab.json and merges.txt (CLIP), or tokenizer.j
 def load_pretrained(kind, source, what, **options):
     """kind.from_pretrained(source) of transformers; source: a name on its hub, or a local folder.
 
-    what: what the folder should hold. OSError, in one sentence, if it cannot be loaded.
+    what: the contents expected in the folder. OSError, in one sentence, if it cannot be loaded.
     """
     from transformers import logging
 
@@ -41,7 +41,7 @@ def load_tokenizer(source):
 
 
 def vocabulary_fault(tokenizer, config):
-    """What is wrong with a tokenizer's vocabulary, in words; "" if it fits the model's config."""
+    """The fault of a tokenizer's vocabulary, in words; "" if it fits the model's config."""
     size, embeddings = len(tokenizer), getattr(config, "vocab_size", 0)
     if size <= len(tokenizer.all_special_ids):  # without its files, transformers builds this one
         return "has no vocabulary"
@@ -49,7 +49,7 @@ def vocabulary_fault(tokenizer, config):
         return f"has a vocabulary without {tokenizer.unk_token}"
     if size > embeddings:
         return f"has a vocabulary of {size} tokens for a model of {embeddings}"
-    # CLIP's feature of a text is that at its end token. In a config, 2 means the largest id.
+    # CLIP takes a text's feature at its end token. In a config, 2 means the largest id.
     if config.model_type == "clip_text_model":
         own, expected = tokenizer.eos_token_id, config.eos_token_id
         if expected not in (2, own):

@@ -287,7 +287,7 @@ def relative_size(params):
 
 
 class Speeds(nn.Module):
-    """Greedy: whose gate is held, for how many steps, and what it is meanwhile.
+    """Greedy: which gate is frozen, for how many steps, and its value.
 
     mu (2, m): the sums over steps of |gradient|^2 / |parameters|^2 of each gate and encoder.
     """

@@ -98,7 +98,7 @@ def checkpoint_epochs(folder):
 
 
 def save_checkpoint(folder, state, kept):
-    """Write the checkpoint of epoch state["t"]; then remove the others but those of `kept`."""
+    """Write the checkpoint of epoch state["t"]; then remove all others but the `kept` ones."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
@@ -148,7 +148,7 @@ class Log(NamedTuple):
 
 
 def parse_log(text):
-    """The Log of a text; some error if it is none."""
+    """The Log of a text; some error if the text is not a log."""
     first, *rest = map(json.loads, text.splitlines())
     if {"settings", "modalities"} - first.keys():
         raise ValueError
@@ -215,7 +215,7 @@ def check_together(given):
 def resumed_settings(folder, given, settings_class, datasets):
     """A run's settings, {name: value}, to resume or evaluate it with the flags `given`.
 
-    datasets: the names of all data sets but folders of one's own. SettingsError for a flag that
+    datasets: the names of all data sets but your own folders. SettingsError for a flag that
     would make it another run; RunError if the folder's checkpoint and log do not belong together or
     come from another version.
     """
@@ -342,7 +342,7 @@ class Run:
         return "stopped before epoch 1 ended; run the same command again"
 
     def first_record(self):
-        """What a log begins with: settings, the data, device, versions."""
+        """The first record of a log: settings, the data, device, versions."""
         settings = dataclasses.asdict(self.args)
         data = describe(self.data)
         return {
@@ -356,7 +356,7 @@ class Run:
         }
 
     def log_text(self):
-        """What log.jsonl holds."""
+        """The content of log.jsonl."""
         return "".join(json.dumps(record) + "\n" for record in self.records)
 
     def write_log(self):

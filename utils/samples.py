@@ -39,7 +39,7 @@ class Sample(NamedTuple):
     For each modality: names, the stem of its prepared file; sources, a text or a path that is read
     as it is, or None; originals, the path from which its file is prepared, or None; windows, the
     (start, end) of its frames, or None. status: "" if it can be prepared, else the reason why not;
-    problem: more of it.
+    problem: its details.
     """
 
     split: str
@@ -213,7 +213,7 @@ def read_own(root):
 
 
 def check_splits(root, samples):
-    """Raise ValueError for data of one's own without both splits, or with a single class."""
+    """Raise ValueError for your own data without both splits, or with a single class."""
     splits, classes = {s.split for s in samples}, {s.label for s in samples}
     path = Path(root) / "samples.csv"
     if absent := {"train", "test"} - splits:
@@ -256,7 +256,7 @@ def write_prepared(root, columns, rows, about):
 
 
 class Outdated(Exception):
-    """DIR/prepared/samples.csv is not there, or not of the files as they are; says why."""
+    """DIR/prepared/samples.csv is missing or out of date; the message says why."""
 
 
 def read_about(root):
@@ -280,7 +280,7 @@ def read_about(root):
 
 
 class Prepared(NamedTuple):
-    """What DIR/prepared/samples.csv says.
+    """The content of DIR/prepared/samples.csv.
 
     splits: {split: (sources of each modality, labels, groups)} of the usable samples; counts:
     {split: Counter of status}; labels: of all samples; problems: {split: the first problem};
@@ -366,7 +366,7 @@ def alike(labels):
 def class_index(labels, n_classes=None):
     """{label: class index}: sorted, and printed; of a published set, whose labels are numbers.
 
-    n_classes: that of a published set; the list that is there can have more.
+    n_classes: of a published set; the list in your folder can have more.
     """
     if n_classes:
         return {str(k): k for k in range(max(n_classes, 1 + max(map(int, labels))))}

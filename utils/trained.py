@@ -1,4 +1,4 @@
-"""What a run was trained on: its record, and today's data brought into the run's order by name."""
+"""The data that a run was trained on, and today's data brought into the run's order by name."""
 
 import copy
 import dataclasses
@@ -12,7 +12,7 @@ SHOWN = 20  # names in a message
 
 
 def describe(data):
-    """What the log and checkpoints say of a data.Data: names, kinds, channels, counts, folder."""
+    """The record of a data.Data in log and checkpoints: names, kinds, channels, counts, folder."""
     counts, n = {}, len(data.classes)
     for split, samples in data.splits.items():
         counts[split] = torch.bincount(torch.as_tensor(samples.y), minlength=n).tolist()
@@ -29,8 +29,8 @@ def describe(data):
 def find_data(run, recorded, place, own):
     """{"dataset" or "root": folder} where a run's data are: at `place`, if given, or as recorded.
 
-    recorded: describe's folder. own: whether they are a folder of one's own data, which may have
-    moved; SettingsError if it is not there.
+    recorded: describe's folder. own: whether they are a folder of your own data, which may have
+    moved; SettingsError if it does not exist.
     """
     if not place and recorded and os.path.isdir(recorded["absolute"]):
         if recorded["absolute"] == os.path.abspath(recorded["given"]):
@@ -50,7 +50,7 @@ def listed(names):
 
 
 def other_modalities(kinds, trained):
-    """The error for modalities, {name: kind}, that are not those of the run."""
+    """The error for modalities, {name: kind}, that differ from the run's."""
     then, now = (", ".join(f"{n} ({k})" for n, k in x.items()) for x in (trained["kinds"], kinds))
     what = f"the run was trained on the modalities {then}; these data have {now}"
     return SettingsError(f"{what}; give them the names and kinds of the run, or train a new run")
@@ -59,7 +59,7 @@ def other_modalities(kinds, trained):
 def as_trained(data, trained):
     """A data.Data with the modalities and classes of a run, in the run's order, by their names.
 
-    trained: describe's dict of the run, or None. SettingsError for a modality that is not there or
+    trained: describe's dict of the run, or None. SettingsError for a modality that is missing or
     is of another kind, and for a class that the run does not know.
     """
     if trained is None:
