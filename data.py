@@ -7,7 +7,6 @@ keypad             ours, built in: see a handwritten digit, hear its telephone k
 spoken_digits      ours: recordings of spoken digits (FSDD) with handwritten digits
 
 An entry of DATASETS is a function of the data set's folder that returns a Data.
-docs/DATA.md says how to get each set.
 """
 
 import copy
@@ -292,8 +291,8 @@ def load_data(args, encoders, needs_val=False, trained=None):
     training split is held out where there is no validation part; trained: what a run to resume or
     evaluate was trained on (utils.trained.describe): it sets the order of modalities and classes.
     """
-    data = DATASETS.get(args.dataset, functools.partial(load, args.dataset))(args.root)
-    data = as_trained(data, trained)
+    make = DATASETS.get(args.dataset, functools.partial(load, args.dataset))
+    data = as_trained(make(args.root), trained)
     splits = dict(data.splits)
     fraction = args.val_fraction
     if "val" in splits and fraction:
