@@ -33,6 +33,8 @@ def main(arguments=None):
         program.stopped = lambda: (
             "stopped; finished samples are kept, run the same command again to continue"
         )
+        if not 0 <= args.workers <= 512:
+            raise cli.SettingsError(f"--workers is {args.workers}, expected 0 to 512")
         own = args.name not in SETS
         if own and (args.root or not os.path.isdir(args.name)):
             expected = f"expected one of {[*SETS]}, or a folder (not its csv) without --root"

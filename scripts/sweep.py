@@ -257,6 +257,7 @@ def data_of(first):
         "classes": known["classes"],
         "training samples of each class": [sum(n) for n in zip(*parts)],
         "test samples of each class": counts.get("test"),
+        "labels or files, by their digest": known.get("samples"),
     }
 
 

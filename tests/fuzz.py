@@ -15,12 +15,15 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import soundfile
+import torch
 from PIL import Image
+from tqdm import tqdm
 
 sys.path.insert(0, os.fspath(Path(__file__).parents[1]))
 import data  # noqa: E402
@@ -28,6 +31,10 @@ import train  # noqa: E402
 from scripts import prepare  # noqa: E402
 from utils.origins import MADE  # noqa: E402
 
+# A forked process must find no lock that a thread, or a killed process, holds.
+torch.set_num_threads(1)
+tqdm.monitor_interval = 0
+tqdm.set_lock(threading.RLock())
 LABELS = ["cat", "dog", "bird"]
 STEPS = "edit replace retouch rename damage add move kill full_disk prepare train"
 

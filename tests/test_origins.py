@@ -25,6 +25,7 @@ import train
 from scripts import prepare
 from utils import distributed, files, origins
 from utils.atomic import UnwritableFile, atomic
+from utils.modalities import MODALITIES
 from utils.origins import locked
 from utils.samples import alike, array_kind, prepared_table, read_prepared
 
@@ -320,7 +321,7 @@ def test_the_second_of_two_waits_and_removes_nothing(tmp_path, capsys):
     vectors(tmp_path)
     second = threading.Thread(target=prepared_again, args=[tmp_path])
     with locked(tmp_path, ()) as waited:
-        part = tmp_path / "prepared/audio/.part-1-x.npy"
+        part = tmp_path / "prepared/audio/.part-1-x.wav-0f3a9c51d2e4.npy"
         part.parent.mkdir()
         part.write_text("half")
         second.start()
@@ -448,3 +449,107 @@ def test_a_random_sequence_of_changes_is_read_as_from_nothing():
         assert all(
             len(done) == 6 for done in pool.starmap(fuzz.sequence, [(s, 6) for s in range(4)])
         )
+
+
+# --- files of the user's with names of ours ---
+
+
+def videos(root):
+    """Two columns of arrays and a video; returns the frames that prepare made of the video."""
+    vectors(root, 6)
+    make_video(root / "v.mp4", 20, sound=False)
+    rows = (root / "samples.csv").read_text().splitlines()
+    write_table(root, f"{rows[0]},video", [f"{row},v.mp4" for row in rows[1:]])
+    prepared_again(root)
+    return made(root, "video", "v.mp4")
+
+
+def test_raw_keeps_frames_that_another_column_names(tmp_path):
+    """The user's own, from then on."""
+    frames = videos(tmp_path)
+    name = frames.relative_to(tmp_path)
+    rows = (tmp_path / "samples.csv").read_text().splitlines()
+    write_table(tmp_path, f"{rows[0]},video:frames", [f"{row},{name}" for row in rows[1:]])
+    before = hashes(frames)
+    assert prepare.main([str(tmp_path), "--workers", "1", "--raw"]) == 0
+    assert hashes(frames) == before
+    assert len(data.load(str(tmp_path)).splits["train"]) == 4
+
+
+def test_a_named_file_with_a_prepared_files_name_stays(tmp_path, capsys):
+    """Of an audio column it is no longer the program's: the sample says so."""
+    tones(tmp_path)
+    load(tmp_path)
+    taken = made(tmp_path, "audio", "1.wav")
+    np.save(taken, np.zeros(4))
+    rows = (tmp_path / "samples.csv").read_text().splitlines()
+    name = taken.relative_to(tmp_path)
+    write_table(tmp_path, f"{rows[0]},array", [f"{row},{name}" for row in rows[1:]])
+    before = taken.read_bytes()
+    prepared_again(tmp_path)
+    assert taken.read_bytes() == before and "undecodable: 1\nusable: 5" in capsys.readouterr().out
+    assert "has the name of a prepared file" in prepared_table(tmp_path).read_text()
+
+
+def test_hidden_parts_of_the_users_stay(tmp_path, monkeypatch):
+    """Whatever their name, however the folder is written, and if they hold what is named."""
+    vectors(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    there = Path("mine/prepared")
+    for name in (".part-mine/x.npy", ".part-1-notes.txt", "audio/.part-7-a.wav-0f3a9c51d2e4.npy"):
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy("mine/a1.npy", there / name)
+    (there / "audio/.part-8-a.wav-0f3a9c51d2e4.npy").write_text("half of ours")
+    table = Path("mine/samples.csv")
+    named = "prepared/audio/.part-7-a.wav-0f3a9c51d2e4.npy"
+    table.write_text(table.read_text().replace(",a1.npy", f",{named}"))
+    prepared_again(Path("./mine"))
+    left = {path.name for path in there.rglob(".part-*")}
+    assert left == {".part-mine", ".part-1-notes.txt", ".part-7-a.wav-0f3a9c51d2e4.npy"}
+
+
+@pytest.mark.parametrize("line", ["# my notes", "split,label,group,status", "123", "[1]"])
+def test_a_list_that_is_not_ours_is_refused(line, tmp_path, capsys):
+    """It is not overwritten; a line of ours without its parts is of another version."""
+    vectors(tmp_path)
+    prepared_table(tmp_path).parent.mkdir()
+    prepared_table(tmp_path).write_text(f"{line}\n")
+    assert prepare.main([str(tmp_path), "--workers", "1"]) == 2
+    assert "is not a list that prepare wrote" in capsys.readouterr().err
+    prepared_table(tmp_path).write_text('# {"format": 2}\n')
+    assert len(load(tmp_path)["train"]) == 20
+
+
+def test_a_file_whose_permission_was_mended_is_used(tmp_path, monkeypatch):
+    """Neither its size nor its time changes."""
+    vectors(tmp_path)
+    load(tmp_path)
+    text = prepared_table(tmp_path).read_text().replace("0,usable", "0,no permission", 1)
+    prepared_table(tmp_path).write_text(text)
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith("a0.npy"))
+    assert len(load(tmp_path)["test"]) == 9
+    monkeypatch.setattr(os, "access", real)
+    assert len(load(tmp_path)["test"]) == 10
+
+
+def test_dots_behind_a_link_are_followed(tmp_path):
+    """`link/../x.npy` is beside the link's target."""
+    vectors(tmp_path / "far/mine")
+    (tmp_path / "far/here").mkdir()
+    np.save(tmp_path / "far/x.npy", np.zeros(4))
+    (tmp_path / "far/mine/link").symlink_to(tmp_path / "far/here")
+    table = tmp_path / "far/mine/samples.csv"
+    table.write_text(table.read_text().replace(",a1.npy", ",link/../x.npy"))
+    assert len(load(tmp_path / "far/mine")["train"]) == 20
+
+
+def test_a_kind_that_cannot_be_sent_is_prepared_alone(tmp_path, monkeypatch, capsys):
+    """As one with a lambda, of a notebook."""
+    vectors(tmp_path, 60)
+    monkeypatch.setattr("utils.prepare.FEW", 0)
+    vector = MODALITIES["vector"]
+    monkeypatch.setitem(MODALITIES, "vector", vector._replace(read=lambda *a: vector.read(*a)))
+    assert prepare.main([str(tmp_path), "--workers", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "no worker starts" in printed and "usable: 60\n" in printed

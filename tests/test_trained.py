@@ -81,7 +81,8 @@ def test_log_and_checkpoint_name_the_data(own):
         "class_counts": {"train": [13, 13, 13], "test": [3, 2, 2]},
     }
     first = json.loads(Path("run/log.jsonl").read_text().splitlines()[0])
-    assert first["data"] == load_checkpoint("run")["data"] == expected
+    assert first["data"] == load_checkpoint("run")["data"]
+    assert len(first["data"].pop("samples")) == 64 and first["data"] == expected
     assert [*first["data"]["kinds"]] == first["modalities"] == ["left", "right"]
     assert first["samples"] == {"train": 39, "test": 7}
 
@@ -228,6 +229,17 @@ def test_the_classes_of_a_resumed_run_have_equal_counts(tiny_data, monkeypatch, 
     message = said(capsys, "--resume", "run")
     assert message.startswith("run began with 16 train samples of '0', now there are 15; resume")
     assert train.main(["--eval", "run"]) == 0
+
+
+def test_other_labels_or_files_of_the_same_counts_are_refused(own, capsys):
+    """Two labels that changed places; lines in another order are the same samples."""
+    header, *rows = Path("mine/samples.csv").read_text().splitlines()
+    Path("mine/samples.csv").write_text("\n".join([header, *rows[::-1]]))
+    assert train.main(["--resume", "run"]) == 0
+    swap = {"ant": "bee", "bee": "ant"}
+    swapped = [",".join(swap.get(field, field) for field in row.split(",")) for row in rows]
+    Path("mine/samples.csv").write_text("\n".join([header, *swapped]))
+    assert said(capsys, "--resume", "run").endswith("resume it with the same data")
 
 
 @pytest.mark.parametrize("flag", ["--root", "--dataset"])

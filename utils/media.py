@@ -27,7 +27,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 RIFF = {b"RIFF": "<4sI", b"RF64": "<4sI", b"RIFX": ">4sI", b"FORM": ">4sI"}  # wav, avi; aiff
 EDGE = 5  # s; a resampled sound does not depend on samples that come so much later
-SILENCE = -6  # in a log-spectrogram; rounding to 16 bits gives at most -7
+SILENCE = -5.4  # in a log-spectrogram; half a step of 16 bits gives at most -5.5
 
 
 class UnreadableFile(SettingsError):

@@ -9,7 +9,7 @@ class Modality(NamedTuple):
     read: (source, seed=None) -> the tensor that training reads; with a seed it is augmented.
     encoders: the names that fit; the first is the default of data of your own.
     make: (original, target, window) -> path, writes the prepared file `target`; None: the original
-        is read as it is.
+        is read as it is. After a change of make, delete DIR/prepared.
     check: (source, window) -> a tensor, reads all of a source; None: read does.
     is_file: whether a source is a path, not the text itself.
     remark: source -> a remark on a prepared file, like "is silent", or "".

@@ -21,6 +21,7 @@ from utils.atomic import UnwritableFile, remove
 PREPARED = "prepared"  # the folder, below the root, of everything that prepare writes
 FORMAT = 2  # increase it where prepare writes other values: everything is then prepared again
 MADE = re.compile(r"(.*)-[0-9a-f]{12}(\.npy)?")  # the names of prepared files and folders
+PART = re.compile(rf"\.part-\d+-({MADE.pattern}|samples\.csv)")  # and while they are written
 
 
 def digest(paths, *settings):
@@ -70,6 +71,18 @@ def stamp(path):
     return f"{sum(s.st_size for s in stats)} {sum(s.st_mtime_ns for s in stats)}"
 
 
+def below_prepared(root, paths):
+    """The real paths of those of the user's files that are below DIR/prepared."""
+    folder = os.path.join(os.path.realpath(Path(root) / PREPARED), "")
+    return {real for path in paths if (real := os.path.realpath(path)).startswith(folder)}
+
+
+def holds(path, keep):
+    """Whether a file or folder is, or has in it, one of the real paths `keep`."""
+    real = os.path.realpath(path)
+    return real in keep or any(other.startswith(os.path.join(real, "")) for other in keep)
+
+
 @contextmanager
 def locked(root, keep):
     """Hold DIR/prepared/.lock; yields whether another process held it before.
@@ -93,7 +106,7 @@ def locked(root, keep):
         ) from error
     try:
         for part in [*folder.glob(".part-*"), *folder.glob("*/.part-*")]:
-            if os.fspath(part) not in keep:
+            if PART.fullmatch(part.name) and not holds(part, keep):
                 remove(part)
         yield waited
     finally:

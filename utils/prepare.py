@@ -17,6 +17,7 @@ import errno
 import functools
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections import Counter
@@ -34,7 +35,16 @@ from utils.decode import pack_frames
 from utils.files import find_samples, index
 from utils.media import UnreadableFile, load_librosa, reading
 from utils.modalities import MODALITIES
-from utils.origins import FORMAT, PREPARED, digest, locked, made_name, stamp
+from utils.origins import (
+    FORMAT,
+    PREPARED,
+    below_prepared,
+    digest,
+    holds,
+    locked,
+    made_name,
+    stamp,
+)
 from utils.samples import (
     USABLE,
     Outdated,
@@ -50,7 +60,7 @@ from utils.samples import (
 FEW = 50  # samples, which are done before processes have started
 
 
-def made(modality, kind, stem, original, window, folder, check):
+def made(modality, kind, stem, original, window, folder, keep, check):
     """(path, shape) of the prepared file of an original, made unless it is there and readable."""
     with reading(original):
         target = folder / made_name(stem, original, kind, window)
@@ -58,8 +68,13 @@ def made(modality, kind, stem, original, window, folder, check):
         if path.exists():
             try:
                 return path, check(path)
-            except UnreadableFile:
+            except UnreadableFile as error:
+                if holds(path, keep):
+                    what = "has the name of a prepared file, and samples.csv names it"
+                    message = f"{path} {what}; give your file another name"
+                    raise UnreadableFile(message) from error
                 remove(path)  # damaged, but it can be made again
+    folder.mkdir(parents=True, exist_ok=True)
     path = modality.make(original, target, window)
     return path, check(path)
 
@@ -70,11 +85,11 @@ def checked(modality, window, source):
     return tuple(x.shape)
 
 
-def prepare_sample(modalities, raw, into, sample):
+def prepare_sample(modalities, raw, into, keep, sample):
     """Make what is missing of a sample, and read all of it.
 
-    modalities: {name: (kind, Modality)}; into: DIR/prepared. Returns (status, problem, sources,
-    shapes), the shape of each modality, None where nothing was read.
+    modalities: {name: (kind, Modality)}; into: DIR/prepared; keep: of below_prepared. Returns
+    (status, problem, sources, shapes), the shape of each modality, None where nothing was read.
     """
     sources, shapes, notes = list(sample.sources), [None] * len(modalities), []
     for j, (name, (kind, modality)) in enumerate(modalities.items()):
@@ -89,10 +104,14 @@ def prepare_sample(modalities, raw, into, sample):
                 shapes[j] = check(sources[j])
                 continue
             stem, folder = sample.names[j], into / name
-            sources[j], shapes[j] = made(modality, kind, stem, original, window, folder, check)
+            sources[j], shapes[j] = made(
+                modality, kind, stem, original, window, folder, keep, check
+            )
             if raw and kind == "video" and sources[j].is_dir():
-                frames, sources[j] = sources[j], pack_frames(sources[j])
-                remove(frames)
+                frames = sources[j]
+                sources[j] = pack_frames(frames)
+                if not holds(frames, keep):
+                    remove(frames)
             if modality.remark and (remark := modality.remark(sources[j])):
                 notes.append(f"{original} {remark}")
         except UnreadableFile as error:
@@ -159,7 +178,7 @@ def in_processes(work, jobs, workers):
             with held_back():
                 first = pool.submit(repr, work)
             first.result()
-        except BrokenProcessPool:
+        except (BrokenProcessPool, pickle.PicklingError, AttributeError, TypeError):
             what = "no worker starts: they cannot import the program that calls train.main"
             print(f'{what} (has it `if __name__ == "__main__":`?); this process prepares alone')
             yield from enumerate(map(work, jobs))
@@ -232,11 +251,12 @@ def prepare(name, root, kinds=None, workers=None, raw=False, program=None):
     if any(kind.startswith("audio") for kind in kinds_there.values()):
         load_librosa()  # without a folder for its cache it fails here, not for each sample
     modalities = {name: (kind, MODALITIES[kind]) for name, kind in kinds_there.items()}
-    work = functools.partial(prepare_sample, modalities, raw, Path(root) / PREPARED)
+    paths = [path for s in samples for path in [*s.originals, *s.sources] if path]
+    keep = below_prepared(root, [*paths, *lists])
+    work = functools.partial(prepare_sample, modalities, raw, Path(root) / PREPARED, keep)
     if program:
         program.started = True
-    originals = {os.fspath(path) for s in samples for path in [*s.originals, *s.sources] if path}
-    with locked(root, originals) as waited:
+    with locked(root, keep) as waited:
         if waited and is_prepared(root, kinds):
             return
         stamps = [stamps_of(sample, kinds_there.values(), root) for sample in samples]

@@ -36,7 +36,7 @@ from utils.atomic import atomic, remove
 from utils.cli import RunError, SettingsError
 from utils.media import UnreadableFile
 from utils.prepare import prepare_command
-from utils.trained import describe, find_data
+from utils.trained import FACTS, describe, find_data
 
 PARTS = {"t", "alpha", "settings", "random", "log", "model", "optimizer", "plateau"}
 UNRECORDED = ("out", "overwrite", "resume", "eval", "split", "keep")  # not in a run's settings
@@ -133,6 +133,10 @@ def load_checkpoint(folder, t=None):
     try:
         state = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
         if PARTS - state.keys() or not parse_log(state["log"]).epochs:
+            raise ValueError
+        if not {"cpu", "cuda"} <= state["random"].keys():
+            raise ValueError
+        if "data" in state and FACTS - state["data"].keys():  # without it: of an earlier version
             raise ValueError
     except Exception as error:  # weights_only refuses in many ways
         raise RunError(f"{path} is not a checkpoint of train.py; no code in it was run") from error
@@ -330,7 +334,8 @@ class Run:
             what = f"another process writes into {self.folder}; choose another --out"
             raise BlockingIOError(what) from error
         for part in self.folder.glob(".part-*"):  # left by a process that was killed
-            remove(part)
+            if re.fullmatch(r"\.part-\d+-(t\d+\.pt|log\.jsonl)", part.name):
+                remove(part)
         return lock
 
     def stopped(self):
@@ -401,6 +406,9 @@ class Run:
                 if then != n:
                     what = f"{self.folder} began with {then} {split} samples of {name!r}, now there"
                     raise RunError(f"{what} are {n}; resume it with the same data")
+        if self.trained["samples"] != self.records[0]["data"]["samples"]:
+            what = f"{self.folder} began with other labels or files"
+            raise RunError(f"{what}; resume it with the same data")
         if log.epochs[0]["alpha"] != alpha:
             was = (
                 f"{self.folder} has alpha {log.epochs[0]['alpha']:.4g} in epoch 1, now it would be"
@@ -462,10 +470,11 @@ def folder_of(args):
     dataset = Path(args.dataset).resolve().name  # of your own data, the folder's name
     name = f"{dataset}-{args.method.replace(':', '')}{outer}-seed{args.seed}"
     folder = Path(args.resume or args.eval or args.out or f"runs/{name}")
-    log = folder / "log.jsonl"
-    epochs = len(log.read_bytes().splitlines()) - 1 if log.is_file() else 0
+    epochs = 0
+    if (folder / "log.jsonl").is_file() and not args.overwrite:
+        epochs = len(read_log(folder).epochs)  # not a file of another program
     resumable = bool(checkpoint_epochs(folder))
-    if (resumable or epochs > 0) and not (args.overwrite or args.resume or args.eval):
+    if (resumable or epochs) and not (args.overwrite or args.resume or args.eval):
         resume = f"resume it with --resume {folder}, " if resumable else ""
         raise FileExistsError(
             f"{folder} holds a run already; {resume}choose another --out, or --overwrite it"

@@ -110,7 +110,7 @@ def modality_columns(place, header):
     columns = {}
     for column in header:
         kind, _, name = (part.strip() for part in column.partition(":"))
-        kind = kind.lower()
+        kind = next((k for k in [*MODALITIES, "array"] if k.lower() == kind.lower()), kind)
         name = name or kind
         if column in NO_MODALITY:
             continue
@@ -225,7 +225,9 @@ def check_splits(root, samples):
 
 def relative(path, root):
     """A path below the root as seen from there, so that the folder can be moved; else as it is."""
-    path = os.fspath(path)
+    path, prefix = os.fspath(path), os.path.join(root, "")
+    if path.startswith(prefix):
+        return path[len(prefix) :]  # the cell of a samples.csv, as it is
     below = os.path.relpath(path, root)
     return path if os.path.isabs(path) and below.startswith(os.pardir) else below
 
@@ -271,9 +273,12 @@ def read_about(root):
     except FileNotFoundError as error:
         raise Outdated("it was not prepared before") from error
     try:
-        return json.loads(line.removeprefix("# "))
-    except ValueError as error:
-        if line.startswith(("# ", "split,label,group,status,")):
+        about = json.loads(line.removeprefix("# "))
+        if not {"format", "lists", "usable", "usable before"} <= about.keys():
+            raise ValueError
+        return about
+    except (ValueError, AttributeError) as error:
+        if re.match('# {"format": |split,label,group,status,.*problem', line):
             raise Outdated("it was prepared by another version") from error
         what = f"{path} is not a list that prepare wrote, and would be overwritten"
         raise SettingsError(f"{what}; move it to another folder") from error
@@ -312,6 +317,17 @@ def check_stamp(root, cell):
             raise Outdated(f"{os.path.join(root, path)} has changed")
 
 
+def originals_of(root, cells):
+    """The paths of a row's originals, see check_stamp."""
+    return [located(root, cell.split(" ", 2)[-1]) for cell in cells if cell]
+
+
+def readable(path):
+    """Whether a file, or a folder with all its files, may be read."""
+    inside = [entry.path for entry in os.scandir(path)] if os.path.isdir(path) else []
+    return all(os.access(p, os.R_OK) for p in [path, *inside])
+
+
 def read_prepared(root, expected=None):
     """({name: kind}, Prepared) from DIR/prepared/samples.csv; Outdated if it is not up to date.
 
@@ -336,6 +352,8 @@ def read_prepared(root, expected=None):
             check_stamp(root, cell)
         counts[split][status] += 1
         labels.add(label)
+        if status == "no permission" and all(map(readable, originals_of(root, fields[5 + m :]))):
+            raise Outdated(f"{place}: its files can be read now")
         if status != USABLE:
             problems.setdefault(split, problem or f"{place}: {status}")
             continue

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import hashlib
 import os
 
 import torch
@@ -23,7 +24,23 @@ def describe(data):
         "kinds": data.kinds,
         "channels": data.channels,
         "class_counts": counts,
+        "samples": fingerprint(data),
     }
+
+
+FACTS = {"folder", "classes", "kinds", "channels", "class_counts", "samples"}  # of describe
+
+
+def fingerprint(data):
+    """A digest of the labels, texts and files of a data set, in any order of the samples."""
+    prefix, rows = os.path.join(os.fspath(data.folder), ""), []
+    for split, samples in data.splits.items():
+        part = "test" if split == "test" else "train"  # the held-out samples depend on the seed
+        sources = [source for source in samples.sources if not torch.is_tensor(source)]
+        for i, k in enumerate(torch.as_tensor(samples.y).tolist()):
+            cells = [str(source[i]).removeprefix(prefix) for source in sources]
+            rows.append(repr((part, data.classes[k], cells)))
+    return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()
 
 
 def find_data(run, recorded, place, own):
