@@ -1077,7 +1077,7 @@ def test_a_folder_without_frames_is_said(copied, capsys):
             "nowhere is not a folder; download https://github.com/CheyneyComputerScience/CREMA-D",
         ),
         (["--root", ""], "--root is empty; give it a value, or leave it out"),
-        (["--workers", "-1"], "--workers is -1, expected 0 or more"),
+        (["--workers", "-1"], "--workers is -1, expected 0 to 512"),
         (["--optimizer", "lbfgs"], "unknown optimizer 'lbfgs'"),
     ],
 )
