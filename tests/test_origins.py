@@ -553,3 +553,18 @@ def test_a_kind_that_cannot_be_sent_is_prepared_alone(tmp_path, monkeypatch, cap
     assert prepare.main([str(tmp_path), "--workers", "2"]) == 0
     printed = capsys.readouterr().out
     assert "no worker starts" in printed and "usable: 60\n" in printed
+
+
+def test_a_nul_in_a_cell_is_a_sample(tmp_path):
+    """In a path it is missing, in a text it is a character."""
+    rows = []
+    for i, split in enumerate(splits(6)):
+        make_jpg(tmp_path / f"{i}.jpg")
+        rows.append(f"{split},{i % 2},{i}.jpg,a word")
+    rows[1] = rows[1].replace("a word", "a\0word")
+    rows[2] = rows[2].replace("2.jpg", "2\0.jpg")
+    write_table(tmp_path, "split,label,image,text", rows)
+    prepared_again(tmp_path)
+    _, found = read_prepared(tmp_path)
+    assert found.counts["train"] == {"usable": 3, "missing": 1}
+    assert "a\0word" in found.splits["train"][0][1]

@@ -66,7 +66,7 @@ def stamp(path):
     """`SIZE TIME` of a file, or the sums over the files of a folder; `- -` if it does not exist."""
     try:
         stats = [e.stat() for e in contents(path)] if os.path.isdir(path) else [os.stat(path)]
-    except OSError:
+    except (OSError, ValueError):  # no file can have a NUL in its name
         return "- -"
     return f"{sum(s.st_size for s in stats)} {sum(s.st_mtime_ns for s in stats)}"
 

@@ -216,6 +216,16 @@ def discover(name, root, kinds):
     return list(find_samples(name, files, [*kinds])), files["read"].values()
 
 
+def files_of(samples, kinds):
+    """The paths of the files of all samples that can be prepared; texts are no files."""
+    kinds = list(kinds)
+    for sample in samples:
+        if not sample.status:
+            for kind, *pair in zip(kinds, sample.sources, sample.originals):
+                if MODALITIES[kind].is_file:
+                    yield from filter(None, pair)
+
+
 def stamps_of(sample, kinds, root):
     """`SIZE TIME PATH` of the original of each modality, "" for a text or without one."""
     stamps = []
@@ -251,8 +261,7 @@ def prepare(name, root, kinds=None, workers=None, raw=False, program=None):
     if any(kind.startswith("audio") for kind in kinds_there.values()):
         load_librosa()  # without a folder for its cache it fails here, not for each sample
     modalities = {name: (kind, MODALITIES[kind]) for name, kind in kinds_there.items()}
-    paths = [path for s in samples for path in [*s.originals, *s.sources] if path]
-    keep = below_prepared(root, [*paths, *lists])
+    keep = below_prepared(root, [*files_of(samples, kinds_there.values()), *lists])
     work = functools.partial(prepare_sample, modalities, raw, Path(root) / PREPARED, keep)
     if program:
         program.started = True

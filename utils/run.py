@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from utils import cli, distributed
 from utils.annotations import LISTS
-from utils.atomic import atomic, remove
+from utils.atomic import UnwritableFile, atomic, remove
 from utils.cli import RunError, SettingsError
 from utils.media import UnreadableFile
 from utils.prepare import prepare_command
@@ -82,9 +82,8 @@ def write_bytes(path, content):
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(f"{path} cannot be written ({reason}); its old content is intact") from error
+    except UnwritableFile as error:
+        raise UnwritableFile(f"{error}; its old content is intact") from error
 
 
 def checkpoint_path(folder, t):
