@@ -9,7 +9,7 @@ block      lines                        becomes
 math N     LaTeX                        MathML, with the number (N); also $...$ inside the text
 code       file.py:name                 its source with line numbers, and its rows of CHOICES.md
 notes      file.py:name                 only its rows of CHOICES.md
-test       tests/test_x.py:test_name    its name, its first sentence, its source
+test       tests/x.py:test_name         its name, its first sentence, its source
 release    how a row begins             that row of CHOICES.md about the authors' released code
 python     a program                    the program and what it prints; later blocks see its names
 symbols    see Symbol                   the table of the symbols that have a colour

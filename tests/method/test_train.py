@@ -24,7 +24,7 @@ from model import ENCODERS, FUSIONS, MultimodalModel, encoder_names
 from utils import cli
 from utils.loader import eval_loader
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 METHODS = ["learning-based", *SCHEDULES]
 EXAMPLE = {"constant": "constant:0.5", "stepwise": "stepwise:0.05"}
 QUICK = dict(dataset="tiny", epochs=3, batch_size=16)

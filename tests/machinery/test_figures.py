@@ -19,7 +19,7 @@ from model import MultimodalModel
 from scripts import figures, landscape
 from utils.run import checkpoint_path, load_checkpoint, save_checkpoint
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 READING = [name for name in figures.COMMANDS if name != "landscape"]  # the commands that read runs
 
 

@@ -24,7 +24,7 @@ MEMORY, SHARED, KILLED = "out of memory; choose", "no room in shared memory", "r
 FILES, CACHE, PROCESSES = "too many open files; choose", "NUMBA_CACHE_DIR", "fewer --workers"
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])

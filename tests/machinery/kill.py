@@ -1,4 +1,6 @@
-"""Kill runs at random moments, resume them, compare their logs: python tests/kill.py 30 (by hand).
+"""Kill runs at random moments, resume them, compare their logs.
+
+By hand: python tests/machinery/kill.py 30
 
 Too slow for a test: each kill costs two to three starts of train.py.
 """
@@ -12,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = ["--epochs", "6", "--inner-iters", "2", "--batch-size", "8"]
 TINY += ["--alpha-batch", "8", "--draws", "1"]
 

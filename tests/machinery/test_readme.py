@@ -27,7 +27,7 @@ from utils.modalities import MODALITIES
 from utils.run import folder_of
 from utils.samples import read_own
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PATHS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = {path: path.read_text() for path in PATHS}
 README, ALL = PAGES[ROOT / "README.md"], "\n".join(PAGES.values())
@@ -201,15 +201,15 @@ def test_three_lines_add_a_schedule(tmp_path):
     """With the README's omega(t) between the marks, `--method` and the tests know it."""
     block = code(README, "python")[0]
     assert len(list(filter(None, block.splitlines()))) == 3
-    for path in [*SOURCES, ROOT / "tests/test_losses.py", ROOT / "pyproject.toml"]:
+    for path in [*SOURCES, ROOT / "tests/method/test_losses.py", ROOT / "pyproject.toml"]:
         text, copy = path.read_text(), tmp_path / path.relative_to(ROOT)
         if path.name == "losses.py":
             text = text.replace("# --- end ---", block + "# --- end ---", 1)
-        copy.parent.mkdir(exist_ok=True)
+        copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(text)
     lines = "import train; train.check(train.parse(['--method', 'linear']))"
     subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, check=True)
-    tests = ["-q", "tests/test_losses.py", "-k", "every_schedule and linear"]
+    tests = ["-q", "tests/method/test_losses.py", "-k", "every_schedule and linear"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *tests], cwd=tmp_path, capture_output=True, text=True
     )

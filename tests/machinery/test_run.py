@@ -27,7 +27,7 @@ import train
 from losses import SCHEDULES
 from utils import run as runs
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = ["--dataset", "tiny", "--epochs", "4", "--batch-size", "16"]
 
 

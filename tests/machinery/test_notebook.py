@@ -17,7 +17,7 @@ import data
 import train
 from losses import SCHEDULES
 
-NOTEBOOK = Path(__file__).parents[1] / "docs/omega.ipynb"
+NOTEBOOK = Path(__file__).parents[2] / "docs/omega.ipynb"
 CELLS = json.loads(NOTEBOOK.read_text())["cells"]
 CODE = ["".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "code"]
 TEXT = "\n".join("".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "markdown")

@@ -29,7 +29,7 @@ from scripts import prepare
 from utils import annotations, decode, files
 from utils.atomic import remove
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
 

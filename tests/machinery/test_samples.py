@@ -25,7 +25,7 @@ from utils.modalities import MODALITIES, Modality
 from utils.prepare import in_processes
 from utils.samples import Strings, read_own, read_prepared
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SMALL = ["--epochs", "1", "--workers", "0", "--method", "heuristic"]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from scripts import page
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 COMMITTED = page.PAGE.read_text(encoding="utf-8")
 
@@ -135,10 +135,10 @@ def test_a_function_is_shown_as_it_stands_in_its_file(made):
 def test_a_test_is_shown_by_its_name_and_first_sentence(made):
     """One with two sentences, from the file itself."""
     name = "test_alpha_ends_at_0_or_at_the_held_out_optimum"
-    tree = ast.parse((ROOT / "tests/test_bilevel.py").read_text())
+    tree = ast.parse((ROOT / "tests/method/test_bilevel.py").read_text())
     node = next(n for n in tree.body if getattr(n, "name", "") == name)
     first, rest = ast.get_docstring(node).split(". ", 1)
-    item = re.search(rf'<li id="tests/test_bilevel.py:{name}">(.*?)<details>', made, re.S)[1]
+    item = re.search(rf'<li id="tests/method/test_bilevel.py:{name}">(.*?)<details>', made, re.S)[1]
     assert text_of(item) == f"{name}: {first}." and rest
 
 
@@ -183,7 +183,10 @@ def test_names_have_the_colours_of_their_symbols(code, place, keys):
     [
         ("code\ntrain.py:alpha_slope", "train.py has no function, class or table alpha_slope"),
         ("code\nmodel.py:MultimodalModel.gone", "model.py has no .* MultimodalModel.gone"),
-        ("test\ntests/test_losses.py:test_gone", "tests/test_losses.py has no .* test_gone"),
+        (
+            "test\ntests/method/test_losses.py:test_gone",
+            "tests/method/test_losses.py has no .* test_gone",
+        ),
         ("code\ngone.py:f", "there is no file gone.py"),
         ("notes\ntrain.py:gone", "train.py has no .* gone"),
         ("release\nEq. 9", "no row of the release that begins: Eq. 9"),

@@ -1,6 +1,6 @@
 """Damage files of every format at random, and read each: only UnreadableFile may be raised.
 
-    python -m tests.damage 3000 0          how many files, the seed
+    python -m tests.machinery.damage 3000 0          how many files, the seed
 
 The tests do so with a few. Whole files must be read, also under the endings of other formats.
 """

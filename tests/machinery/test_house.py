@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FIVE = ["losses.py", "bilevel.py", "model.py", "data.py", "train.py"]
 FILES = sorted(p for folder in (".", "utils", "scripts") for p in (ROOT / folder).glob("*.py"))
 FLOORS = ["utils", "losses", "bilevel", "model", "data", "baselines", "train", "scripts"]

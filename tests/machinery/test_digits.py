@@ -11,7 +11,7 @@ import torch
 import data
 from utils import digits, media
 
-FSDD = Path(__file__).parents[1] / "../shared/samples/fsdd"
+FSDD = Path(__file__).parents[2] / "../shared/samples/fsdd"
 
 
 def tensors(split):

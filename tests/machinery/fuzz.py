@@ -1,4 +1,6 @@
-"""Change a folder of data at random, prepare it, train on it: python tests/fuzz.py 200 (by hand).
+"""Change a folder of data at random, prepare it, train on it.
+
+By hand: python tests/machinery/fuzz.py 200
 
 A sequence is a dozen random steps: edits of samples.csv, files replaced, renamed, moved, touched,
 added or damaged, a prepare that is killed or whose disk is full, a prepare, a training. After each
@@ -25,7 +27,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-sys.path.insert(0, os.fspath(Path(__file__).parents[1]))
+sys.path.insert(0, os.fspath(Path(__file__).parents[2]))
 import data  # noqa: E402
 import train  # noqa: E402
 from scripts import prepare  # noqa: E402

@@ -17,7 +17,7 @@ import model
 import train
 from utils import run as runs
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FLAGS = [
     "--dataset",
     "tiny",

@@ -29,7 +29,7 @@ from utils.modalities import MODALITIES
 from utils.origins import locked
 from utils.samples import alike, array_kind, prepared_table, read_prepared
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def hashes(root):
@@ -444,7 +444,7 @@ def test_a_script_without_a_main_guard_prepares_alone(tmp_path):
 
 
 def test_a_random_sequence_of_changes_is_read_as_from_nothing():
-    """A few of the sequences of tests/fuzz.py, each in a process of its own, which it forks."""
+    """A few of the sequences of fuzz.py, each in a process of its own, which it forks."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert all(
             len(done) == 6 for done in pool.starmap(fuzz.sequence, [(s, 6) for s in range(4)])
