@@ -20,10 +20,10 @@ from torch.utils.data import Dataset
 
 from utils import decode, digits, distributed, media
 from utils.cli import SettingsError, check_choice
-from utils.loader import BatchSampler, identity, make_loader
-from utils.modalities import MODALITIES, Modality
+from utils.loader import BatchSampler, hold_out, identity, make_loader
+from utils.modalities import MODALITIES, Modality, make_readers
 from utils.prepare import collect
-from utils.pretrained import is_text, load_tokenizer
+from utils.pretrained import is_text
 from utils.samples import Strings, class_index, own_settings
 from utils.trained import as_trained, check_channels
 
@@ -194,22 +194,6 @@ MODALITIES |= {
 }
 
 
-def make_readers(kinds, encoders):
-    """The reader of each modality; a text is cut into the tokens of its encoder, `bert:SOURCE`."""
-    built_in = {name for kind in MODALITIES.values() for name in kind.encoders}
-    readers = []
-    for kind, encoder in zip(kinds, encoders):
-        name, _, source = encoder.partition(":")
-        read, fitting = MODALITIES[kind].read, MODALITIES[kind].encoders
-        # Your own encoder can be for all kinds but text, and any encoder for a tensor in memory.
-        if name not in fitting and kind != "tensor" and (name in built_in or kind == "text"):
-            raise SettingsError(f"encoder {name!r} cannot encode {kind}; choose from {fitting}")
-        if kind == "text":
-            read = functools.partial(read, tokenizer=load_tokenizer(source))
-        readers.append(read)
-    return readers
-
-
 def load(name, root=""):
     """A set of SETS, or your own folder `name`; prepared first if it is not up to date.
 
@@ -273,15 +257,6 @@ def spoken_digits(root=""):
 
 DATASETS = {"keypad": keypad, "spoken-digits": spoken_digits}
 DATASETS |= {name: functools.partial(load, name) for name in SETS}
-
-
-def hold_out(dataset, groups, fraction, seed):
-    """(rest, held out): about that fraction of a data set, no group (n,) of ints on both sides."""
-    members = np.random.default_rng(seed).permutation(np.unique(groups))
-    held_out = np.isin(groups, members[: max(1, round(fraction * len(members)))])
-    if held_out.all():
-        raise SettingsError(f"--val-fraction {fraction} leaves nothing to train on; choose less")
-    return dataset.subset(np.flatnonzero(~held_out)), dataset.subset(np.flatnonzero(held_out))
 
 
 def load_data(args, encoders, needs_val=False, trained=None):

@@ -23,17 +23,18 @@ from utils.modules import eval_mode
 from utils.run import Run, check_together, mean_losses, resumed_settings
 
 
-def losses(z, logits, y, args):
+def losses(z, o, y, args):
     """(L_CLS, L_MM) of one batch, from what the model returns (Sec. 3.1, 3.2)."""
-    l_cls = classification_loss(logits.float(), y, args.smoothing)
-    return l_cls, modality_matching_loss([z_j.float() for z_j in z], args.tau)
+    l_cls = sum(classification_loss(o_k.float(), y, args.smoothing) for o_k in o)
+    classes = y if args.matching == "classes" else None
+    return l_cls, modality_matching_loss([z_j.float() for z_j in z], args.tau, classes)
 
 
 def inner_step(model, optimizer, x, y, alpha, args):
     """One step of theta along the gradient of L_Total; returns the three losses, (3,), to log."""
     with torch.autocast(y.device.type, torch.bfloat16, enabled=args.bf16):
-        z, logits = model(x)
-    l_cls, l_mm = losses(z, logits, y, args)
+        z, o = model(x)
+    l_cls, l_mm = losses(z, o, y, args)
     l_total = total_loss(l_cls, l_mm, alpha)
     optimizer.zero_grad()
     l_total.backward()
@@ -82,7 +83,7 @@ def train(args, data, model, run):
         steps = []
         for x, y in run.progress(batches, t):  # Inner_Iters batches
             steps.append(method.inner_step(ddp_model, optimizer, x, y, alpha, args))
-        lr = optimizer.param_groups[0]["lr"]
+        lr = optimizer.param_groups[-1]["lr"]
         trained = {"t": t, "alpha": alpha, "lr": lr, **mean_losses(steps, t)}
 
         # update the weighting parameter alpha with the chosen method
@@ -100,7 +101,7 @@ def train(args, data, model, run):
             # that the paper does not give. By Sec. 3.3, alpha_t = omega(t): this is epoch t + 1's.
             alpha = method.omega(min(t + 1, T), T)
 
-        plateau.step(trained["l_total"])
+        plateau.step(trained["l_cls"])
         scores = evaluate(model, eval_batches, data.modalities)
         split = "val" if "val" in data.splits else "test"
         after = method.end_of_epoch(optimizer, eval_batches)
@@ -126,7 +127,8 @@ def make_optimizer(args, params):
         optimizer = torch.optim.Adam(params, args.lr, weight_decay=args.weight_decay)
     else:
         optimizer = torch.optim.SGD(params, args.lr, 0.9, weight_decay=args.weight_decay)
-    # Paper silent: which loss reaches a plateau, and for how long. Here: the epoch's mean L_Total.
+    # Paper silent: which loss reaches a plateau, and for how long. Here: the epoch's mean L_CLS of
+    # the fused logits, whose meaning does not change with alpha, as that of L_Total does.
     patience = args.plateau or args.epochs
     return optimizer, torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "min", 0.1, patience)
 
@@ -213,7 +215,7 @@ class Settings:
     optimizer: str = setting("sgd", "of theta", choices=["sgd", "adam"])
     lr: float = setting(0.02, "learning rate of theta", above=0)
     weight_decay: float = setting(1e-4, "of theta, in the inner problem of Eq. 2", least=0)
-    plateau: int = setting(0, "patience on a plateau of L_Total, then lr / 10; 0: never", least=0)
+    plateau: int = setting(0, "patience on a plateau of L_CLS, then lr / 10; 0: never", least=0)
     val_fraction: float = setting(0.0, "part of the training split to hold out", least=0, most=1)
     encoders: str = setting(
         "cnn", "resnet18, or one each: cnn,bert:FOLDER", group="model and losses", listed=ENCODERS
@@ -222,6 +224,8 @@ class Settings:
     fusion: str = setting("concat", "fusion f of the features", choices=FUSIONS)
     # Paper silent: tau, and all settings of alpha. How they were chosen: docs/RESULTS.md.
     tau: float = setting(0.1, "temperature of L_MM", above=0)
+    matching: str = setting("pairs", "who matches in L_MM", choices=["pairs", "classes"])
+    heads: bool = setting(False, "a classifier per modality besides, its loss part of L_CLS")
     smoothing: float = setting(0.0, "weight of uniform labels in L_CLS", least=0, most=1)
     alpha_0: float = setting(0.95, "alpha of epoch 1", group="learning-based", least=0, most=1)
     eta_alpha: float = setting(2.0, "learning rate of alpha", least=0)
@@ -267,9 +271,10 @@ def make_model(args, data):
     """The model on its device, with weights from the seed."""
     torch.manual_seed(args.seed)
     new = BASELINES.get(args.method.split(":")[0], MultimodalModel)
-    model = new(data.channels, len(data.classes), args.encoders, args.fusion, args.pretrained)
+    how = args.encoders, args.fusion, args.pretrained, args.heads
+    model = new(data.channels, len(data.classes), *how)
     if isinstance(model, Baseline):
-        model.start(args)
+        model.start(args, data)
     layout = torch.channels_last if args.bf16 else torch.preserve_format
     return model.to(distributed.pick_device(args.device), memory_format=layout)
 
