@@ -127,8 +127,7 @@ def make_optimizer(args, params):
         optimizer = torch.optim.Adam(params, args.lr, weight_decay=args.weight_decay)
     else:
         optimizer = torch.optim.SGD(params, args.lr, 0.9, weight_decay=args.weight_decay)
-    # Paper silent: which loss reaches a plateau, and for how long. Here: the epoch's mean L_CLS of
-    # the fused logits, whose meaning does not change with alpha, as that of L_Total does.
+    # Paper silent: which loss reaches a plateau, and for how long. Here: L_CLS of the fused logits.
     patience = args.plateau or args.epochs
     return optimizer, torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "min", 0.1, patience)
 

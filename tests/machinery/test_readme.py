@@ -226,7 +226,7 @@ def test_five_lines_add_a_method(tmp_path, monkeypatch):
     assert train.main([*arguments, "--out", str(tmp_path / "run")]) == 0
     log = (tmp_path / "run/log.jsonl").read_text().splitlines()
     epoch = json.loads(log[1])
-    assert epoch["alpha"] == 0 and epoch["l_cls"] > 3  # log 10 for the fused loss, 2.3 more for own
+    assert epoch["alpha"] == 0 and epoch["l_total"] > 3  # log 10 for the fused loss, 2.3 for own
 
 
 def test_one_entry_adds_a_kind_of_data(tmp_path, monkeypatch):
