@@ -126,7 +126,7 @@ def modality_columns(place, header):
     return columns
 
 
-def own_table(root):
+def own_table(root, needed=("split", "label")):
     """(kinds, rows) of DIR/samples.csv: {name: kind}, and a list of (place, fields).
 
     fields: {"split", "label", "group": a text, "cells": one for each modality}. An array is of the
@@ -141,7 +141,7 @@ def own_table(root):
     place, header = next(lines, (f"{path}, line 1", []))
     header = ";".join(map(str.strip, header)).rstrip(";").split(";")  # without empty columns behind
     header = [field.lower() if field.lower() in NO_MODALITY else field for field in header]
-    if absent := [column for column in ("split", "label") if column not in header]:
+    if absent := [column for column in needed if column not in header]:
         expected = "expected a first line like split,label,image,audio"
         raise SettingsError(f"{place} is a header without {absent}: {header[:4]}; {expected}")
     kinds = modality_columns(place, header)
@@ -152,7 +152,7 @@ def own_table(root):
         if len(fields) < len(header) or any(map(str.strip, fields[len(header) :])):
             expected = f"{len(header)}: {','.join(header)}; quote a field that has a separator"
             raise SettingsError(f"{place} has {len(fields)} columns, expected {expected}")
-        row = {"group": "", **dict(zip(header, map(str.strip, fields)))}
+        row = {"split": "", "label": "", "group": "", **dict(zip(header, map(str.strip, fields)))}
         rows.append((place, row | {"cells": [row[c] for c in header if c not in NO_MODALITY]}))
     for j, (name, kind) in enumerate(kinds.items()):
         if kind == "array":
