@@ -25,7 +25,7 @@ from utils.modalities import MODALITIES, Modality, make_readers
 from utils.prepare import collect
 from utils.pretrained import is_text
 from utils.samples import Strings, class_index, own_settings
-from utils.trained import as_trained, check_channels
+from utils.trained import as_trained, check_channels, check_splits
 
 CREMAD = {"audio": "audio-3s", "video": "video"}
 AUDIO_VIDEO = {"audio": "audio", "video": "video"}
@@ -279,10 +279,7 @@ def load_data(args, encoders, needs_val=False, trained=None):
     if fraction:
         groups = np.arange(len(splits["train"])) if data.groups is None else data.groups
         splits["train"], splits["val"] = hold_out(splits["train"], groups, fraction, args.seed)
-    if args.eval and args.split not in splits:
-        raise SettingsError(f"{args.eval} has no validation part; choose --split train or test")
-    if (n := len(splits["train"])) < 2:
-        raise SettingsError(f"{args.dataset} has {n} training sample here, expected 2 or more")
+    check_splits(args, splits)
     readers = make_readers(data.kinds.values(), encoders(len(data.kinds)))
     device = distributed.pick_device(args.device)
     for name, samples in splits.items():

@@ -19,7 +19,7 @@ from model import ENCODERS, FUSIONS, MultimodalModel, encoder_names
 from utils import cli, distributed
 from utils.cli import SettingsError, setting
 from utils.loader import eval_loader
-from utils.modules import eval_mode
+from utils.modules import FEW_STEPS, eval_mode, renew_statistics
 from utils.run import Run, check_together, mean_losses, resumed_settings
 
 
@@ -102,6 +102,9 @@ def train(args, data, model, run):
             alpha = method.omega(min(t + 1, T), T)
 
         plateau.step(trained["l_cls"])
+        if len(batches) < FEW_STEPS:
+            # Departs from paper: after few steps batch norm's running statistics lag behind.
+            renew_statistics(model, inner.draw(t))
         scores = evaluate(model, eval_batches, data.modalities)
         split = "val" if "val" in data.splits else "test"
         after = method.end_of_epoch(optimizer, eval_batches)

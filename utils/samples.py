@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import unicodedata
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -135,7 +136,9 @@ def own_table(root, needed=("split", "label")):
     """
     path = Path(root) / "samples.csv"
     if not path.is_file():
-        expected = "expected a line for each sample, see docs/DATA.md#your-own-data"
+        expected = "expected a line for each sample, see docs/DATA.md#your-own-data; from a folder "
+        expected += f"for each class python -m scripts.prepare --table {shlex.quote(str(root))} "
+        expected += "writes it"
         raise FileNotFoundError(f"{root} has no samples.csv; {expected}")
     lines = read_table(path)
     place, header = next(lines, (f"{path}, line 1", []))

@@ -98,6 +98,14 @@ def as_trained(data, trained):
     return dataclasses.replace(data, kinds=trained["kinds"], classes=classes, splits=splits)
 
 
+def check_splits(args, splits):
+    """SettingsError without the split to evaluate, or with too few training samples."""
+    if args.eval and args.split not in splits:
+        raise SettingsError(f"{args.eval} has no validation part; choose --split train or test")
+    if (n := len(splits["train"])) < 2:
+        raise SettingsError(f"{args.dataset} has {n} training sample here, expected 2 or more")
+
+
 def check_channels(modalities, channels, trained):
     """SettingsError for inputs of another form than the run's."""
     for name, now, then in zip(modalities, channels, trained["channels"]):
