@@ -83,7 +83,7 @@ class Baseline(MultimodalModel):
         """
 
     def omega(self, t, T):
-        """alpha of epoch t, asked for before that epoch; 0: L_MM is not trained."""
+        """alpha of epoch t; called once before each epoch, which it may prepare; 0: no L_MM."""
         return 0.0
 
     def groups(self, lr):
@@ -141,7 +141,7 @@ def numbers_of(text, begin):
     for key, value in given.items():
         for number in value if isinstance(value, tuple) else [value]:  # a tuple is of *rates
             whole = isinstance(defaults[key].default, int)
-            if number < whole or (whole and number != int(number)):
+            if number < int(whole) or (whole and number != int(number)):
                 what = "a whole number from 1 on" if whole else "0 or more"
                 raise SettingsError(f"method {text!r} has {key} = {number:g}, expected {what}")
             numbers.append(int(number) if whole else number)

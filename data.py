@@ -122,8 +122,8 @@ def take(values, chosen):
     return values[chosen] if torch.is_tensor(values) else type(values)([values[i] for i in chosen])
 
 
-# A reader is called as (source, seed). Without a seed nothing is augmented; with one, the
-# augmentation is a function of the seed. Images stay uint8, sounds float16: see normalize.
+# A reader is called as (source, seed); with a seed it augments, as a function of that seed. Images
+# stay uint8, sounds float16: see normalize.
 
 
 def sound(path, seed=None, seconds=10):
@@ -149,6 +149,7 @@ def flow(path, seed=None, frames=8):
 
 def text(sentence, seed=None, tokenizer=None, length=128):
     """A sentence's L <= length token ids and its attention mask of ones: (2, L) int64."""
+    # Departs from paper: 128 characters. Here: 128 tokens, as BERT counts.
     length = min(length, tokenizer.model_max_length)
     codes = tokenizer(sentence, truncation=True, max_length=length)
     return torch.tensor([codes["input_ids"], codes["attention_mask"]])

@@ -49,7 +49,7 @@ def modality_matching_loss(z, tau, y=None):
         raise SettingsError(f"L_MM pairs modalities: got {len(z)}, expected at least 2")
     match = torch.arange(len(z[0]), device=z[0].device)  # sample i matches sample i
     if y is not None:
-        # Departs from paper: with --matching classes samples of one class are no negatives.
+        # Departs from paper: --matching classes pulls together all samples of one class.
         same = (y[:, None] == y).to(z[0])
         match = same / same.sum(1, keepdim=True)  # (B, B): row i has the weights of i's matches
     pairs = []
@@ -84,8 +84,8 @@ def heuristic(t, T):
 def cubic(t, T, last=None):
     """a t^3 + b t^2 + c t + d, the paper's fit of a learned alpha on KineticsSounds (Sec. 4.4).
 
-    Its minimum is 0.074 at t = 26; then it rises again. `cubic:26` scales t so that the last epoch
-    gets that minimum, whatever T is.
+    Its minimum is 0.074 at t = 26; for t <= 5 and t >= 38 it is above 1, which is clipped.
+    `cubic:26` scales t so that the last epoch gets the minimum, whatever T is.
     """
     # Paper silent: the T of that fit. Here: t is the epoch itself, unless `last` is given.
     t = t if last is None else t * last / T
