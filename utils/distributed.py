@@ -25,7 +25,7 @@ def pick_device(name):
         name = "cuda" if available["cuda"] else "cpu"
     if not available.get(name):
         choices = ["auto", *(device for device in available if available[device])]
-        raise SettingsError(f"device {name!r} is not available; choose from {choices}")
+        raise SettingsError(f"device {name!r} is not available; choose from {', '.join(choices)}")
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name
 
 
