@@ -306,7 +306,7 @@ def test_other_data_are_refused(tiny_data, monkeypatch, capsys):
     capsys.readouterr()
     assert train.main(["--resume", "run"]) == 1
     message = said(capsys)
-    assert "began with {'train': 48, 'test': 15} samples, now there are {'train': 46" in message
+    assert "began with 48 train, 15 test samples, now there are 46 train, 15" in message
     assert message.endswith("resume it with the same data")
     assert Path("run/log.jsonl").read_bytes() == log
 
@@ -443,12 +443,12 @@ def test_a_run_of_another_version_is_refused(tiny_data, capsys):
     Path("run/log.jsonl").write_text(log)
     capsys.readouterr()
     assert train.main(["--resume", "run"]) == 2
-    assert "another version of train.py, which differs in ['draws']" in said(capsys)
+    assert "another version of train.py, which differs in draws;" in said(capsys)
     del state["data"]
     rewritten(Path("run/t0004.pt"), state)
     Path("run/log.jsonl").write_text(state["log"])
     assert train.main(["--eval", "run"]) == 2
-    assert "another version of train.py, which differs in ['data']" in said(capsys)
+    assert "another version of train.py, which differs in data;" in said(capsys)
 
 
 @pytest.mark.parametrize(
