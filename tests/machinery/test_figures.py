@@ -112,7 +112,7 @@ def test_table_of_another_metric(tmp_path, capsys):
         == "| heuristic | 1 | 50.0 | 51.0 | 50.0 | 51.0 | 51.0 | 0.0 |"
     )
     assert figures.main(["table", run, "--metric", "auc"]) == 2
-    assert "unknown metric 'auc'; choose from ['acc', 'f1', 'map']" in capsys.readouterr().err
+    assert "unknown metric 'auc' (did you mean acc?); choose from acc, f1, map" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -287,7 +287,7 @@ def test_a_clip_shows_its_middle_frame():
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--modality", "smell"], "unknown modality 'smell'; choose from ['image', 'sound']"),
+        (["--modality", "smell"], "unknown modality 'smell'; choose from image, sound"),
         (["--sample", "15"], "--sample is 15, expected 0 to 14"),
         (["--sample", "-1"], "--sample is -1"),
     ],
@@ -313,7 +313,7 @@ def test_checkpoints_that_cannot_be_drawn_are_one_sentence(runs, capsys, command
     assert "t0003.pt is damaged" in refused(capsys, command, *runs)
     save_checkpoint("step", state, [])
     if command == "gradcam":
-        few = "step has checkpoints of epochs [3], gradcam needs three; train with --keep 9"
+        few = "step has checkpoints of epochs 3, gradcam needs three; train with --keep 9"
         assert few in refused(capsys, command, *runs)
     path.unlink()
     assert "step has no checkpoint" in refused(capsys, command, *runs)
