@@ -32,7 +32,6 @@ import os
 import shlex
 import subprocess
 import sys
-import textwrap
 from collections import Counter
 from pathlib import Path
 
@@ -59,6 +58,8 @@ REBALANCING = {"MSES": "mses", "G-Blend": "g-blend", "OGM": "ogm"}
 REBALANCING |= {"Greedy": "greedy --fusion channel", "DOMFN": "domfn", "MSLR": "mslr", "PMR": "pmr"}
 LATEST = {"AGM": "agm", "MLA": "mla", "ReconBoost": "reconboost", "MMPareto": "mmpareto"}
 OWN_VAL = ["sarcasm", "twitter2015"]  # the paper's sets that have a validation part
+# What the runs of a table have in common (utils.trained.describe); "samples" is a digest.
+COMPARED = {"kinds": "modalities", "classes": "classes", "samples": "labels or files"}
 TRIALS = {  # the values that --tune tries beside a method's default
     "heuristic": (" --tau 0.05", " --tau 0.2"),
     "learning-based": (" --eta-alpha 1", " --eta-alpha 4"),
@@ -259,30 +260,18 @@ def run_all(jobs, args):
     return failed
 
 
-def data_of(first):
-    """{fact: value} that the runs of one table have in common, from a log's first record."""
-    data = first.get("data", {})  # the log of an earlier version does not name its data
-    counts = data.get("class_counts", {})
-    # Which samples are held out depends on the seed: counted with the training split.
-    parts = [counts[split] for split in ("train", "val") if split in counts]
-    return {
-        "modalities": data.get("kinds"),
-        "classes": data.get("classes"),
-        "training samples of each class": [sum(n) for n in zip(*parts)],
-        "test samples of each class": counts.get("test"),
-        "labels or files, by their digest": data.get("samples"),
-    }
-
-
 def on_other_data(firsts):
     """{folder: why} of the runs on other data than most. firsts: {folder: first record}."""
-    facts = {folder: data_of(first) for folder, first in firsts.items()}
-    usual = json.loads(Counter(map(json.dumps, facts.values())).most_common(1)[0][0])
+    facts = {}
+    for folder, first in firsts.items():
+        data = first.get("data", {})  # the log of an earlier version does not name its data
+        facts[folder] = tuple(json.dumps(data.get(fact)) for fact in COMPARED)
+    [(usual, _)] = Counter(facts.values()).most_common(1)
     others = {}
-    for folder, fact in facts.items():
-        if apart := [name for name in usual if fact[name] != usual[name]]:
-            own, most = (textwrap.shorten(json.dumps(x[apart[0]]), 100) for x in (fact, usual))
-            others[folder] = f"it has other {apart[0]}, {own}, most runs have {most}"
+    for folder, own in facts.items():
+        apart = [name for name, a, b in zip(COMPARED.values(), own, usual) if a != b]
+        if apart:
+            others[folder] = f"it has other {apart[0]} than most runs"
     return others
 
 

@@ -18,8 +18,6 @@ import json
 import os
 import re
 import shlex
-import signal
-import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -50,27 +48,6 @@ def deterministic_kernels():
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-
-
-@contextlib.contextmanager
-def delayed_signals():
-    """Delay Ctrl-C and SIGTERM to the end of the block."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    waiting = []
-
-    def wait(number, frame):
-        waiting.append(number)
-
-    handlers = {n: signal.signal(n, wait) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for n, handler in handlers.items():
-            signal.signal(n, handler)
-        for n in waiting[:1]:
-            signal.raise_signal(n)
 
 
 def write_bytes(path, content):
@@ -142,12 +119,11 @@ def save_checkpoint(folder, state, kept):
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
-    with delayed_signals():
-        digest = hashlib.sha256(content).digest()
-        write_bytes(checkpoint_path(folder, state["t"]), content + digest)
-        for t in checkpoint_epochs(folder):
-            if t != state["t"] and t not in kept:
-                checkpoint_path(folder, t).unlink()
+    digest = hashlib.sha256(content).digest()
+    write_bytes(checkpoint_path(folder, state["t"]), content + digest)
+    for t in checkpoint_epochs(folder):
+        if t != state["t"] and t not in kept:
+            checkpoint_path(folder, t).unlink()
 
 
 def load_checkpoint(folder, t=None):

@@ -119,7 +119,7 @@ def test_a_killed_process_resumes(tmp_path):
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_stop_with_their_status(tiny_data, monkeypatch, capsys, number, status):
-    """Also while a checkpoint is written: then after it."""
+    """Also while a checkpoint is written: the one before stays."""
     real = os.fsync
 
     def fsync(file):
