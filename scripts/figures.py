@@ -1,20 +1,12 @@
 """Pictures and tables from the logs and checkpoints of runs (Fig. 1 to 4, Tables 1, 3 and 4).
 
     python -m scripts.figures curves runs/keypad-constant0-seed0 runs/keypad-learning-based-seed0
-    python -m scripts.figures alpha runs/*-learning-based-seed0 --out alpha.pdf
-    python -m scripts.figures gap runs/keypad-constant0-seed0 runs/keypad-learning-based-seed0
-    python -m scripts.figures gradcam RUN RUN --modality sound     two runs trained with --keep 9
-    python -m scripts.figures table runs/keypad-* --metric map
-    python -m scripts.figures curves class/*        thirty runs: small panels and the median
-    python -m scripts.figures landscape             no run: a small problem, solved to the end
-
-here       the paper
-curves     losses and scores over the epochs
-alpha      Fig. 3
-gap        Fig. 2
-gradcam    Fig. 4
-table      Tables 1, 3, 4; with runs of --smoothing 0.3 Fig. 1
-landscape  Eq. 2 and 3: L_CLS(theta*(alpha)), its tangents, the path of alpha
+    python -m scripts.figures curves class/*                       thirty runs: small panels
+    python -m scripts.figures alpha runs/*-learning-based-seed0 --out alpha.pdf            Fig. 3
+    python -m scripts.figures gap runs/keypad-constant0-seed0 runs/keypad-heuristic-seed0  Fig. 2
+    python -m scripts.figures gradcam RUN RUN --modality sound     with --keep 9,          Fig. 4
+    python -m scripts.figures table runs/keypad-* --metric map     Tables 1, 3, 4; Fig. 1
+    python -m scripts.figures landscape                            Eq. 2, 3; needs no run
 
 curves, alpha and table read only RUN/log.jsonl; gap and gradcam also read checkpoints and data.
 """

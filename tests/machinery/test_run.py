@@ -124,17 +124,17 @@ def test_signals_stop_with_their_status(tiny_data, monkeypatch, capsys, number, 
     real = os.fsync
 
     def fsync(file):
-        if runs.checkpoint_epochs("run"):
+        if runs.checkpoint_epochs("my run"):
             os.kill(os.getpid(), number)
         real(file)
 
     monkeypatch.setattr(os, "fsync", fsync)
     handler = signal.getsignal(signal.SIGINT)
-    assert start("run") == status
-    assert said(capsys) == "stopped; resume with: python train.py --resume run"
+    assert start("my run") == status
+    assert said(capsys) == "stopped; resume with: python train.py --resume 'my run'"
     monkeypatch.setattr(os, "fsync", real)
-    assert signal.getsignal(signal.SIGINT) is handler and runs.load_checkpoint("run")
-    assert not list(Path("run").glob(".part*"))
+    assert signal.getsignal(signal.SIGINT) is handler and runs.load_checkpoint("my run")
+    assert not list(Path("my run").glob(".part*"))
 
 
 def test_no_room_leaves_the_checkpoint_before(tiny_data, monkeypatch, capsys):
