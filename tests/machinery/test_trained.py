@@ -43,7 +43,7 @@ def edit(folder, change):
     """Change the text of FOLDER/samples.csv, which is then prepared again."""
     path = Path(folder, "samples.csv")
     path.write_text(change(path.read_text()))
-    shutil.rmtree(Path(folder, "prepared"))
+    shutil.rmtree(Path(folder, "prepared"), ignore_errors=True)
 
 
 @pytest.fixture
@@ -236,10 +236,24 @@ def test_other_labels_or_files_of_the_same_counts_are_refused(own, capsys):
     header, *rows = Path("mine/samples.csv").read_text().splitlines()
     Path("mine/samples.csv").write_text("\n".join([header, *rows[::-1]]))
     assert train.main(["--resume", "run"]) == 0
-    swap = {"ant": "bee", "bee": "ant"}
-    swapped = [",".join(swap.get(field, field) for field in row.split(",")) for row in rows]
-    Path("mine/samples.csv").write_text("\n".join([header, *swapped]))
-    assert said(capsys, "--resume", "run").endswith("resume it with the same data")
+    first, second, *rest = rows
+    rows = [first.replace(",ant,", ",bee,"), second.replace(",bee,", ",ant,"), *rest]
+    Path("mine/samples.csv").write_text("\n".join([header, *rows]))
+    message = "run began with other labels or files; resume it with the same data"
+    assert said(capsys, "--resume", "run") == message
+
+
+def test_samples_that_moved_to_the_validation_part_are_refused(tmp_path, monkeypatch, capsys):
+    """As many samples in each part, but an `ant` changed places with a `bee`."""
+    monkeypatch.chdir(tmp_path)
+    write_own("mine", counts=COUNTS | {"val": 6})
+    assert train.main(["--dataset", "mine", *FAST, "--out", "run"]) == 0
+    ant, bee = "train,ant,train0-", "val,bee,val1-"
+    moved = {ant: ant.replace("train,", "val,"), bee: bee.replace("val,", "train,")}
+    for old, new in moved.items():
+        edit("mine", lambda text, old=old, new=new: text.replace(old, new))
+    message = "run began with other labels or files; resume it with the same data"
+    assert said(capsys, "--resume", "run") == message
 
 
 @pytest.mark.parametrize("flag", ["--root", "--dataset"])
