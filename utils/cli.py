@@ -305,7 +305,7 @@ class one_sentence:
             return told
         if not isinstance(error, (SettingsError, OSError, FloatingPointError)):
             return None
-        if isinstance(error, OSError) and error.filename:
+        if isinstance(error, OSError) and error.filename and error.strerror:
             text = f"{error.filename} cannot be used ({error.strerror})"
         last = re.sub(r"^[\w.]+Error: |^[\w.]*UnreadableFile: ", "", text.splitlines()[-1])
         hints = [hint for kind, hint in self.hints.items() if isinstance(error, kind)]
