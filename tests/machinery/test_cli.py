@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.error import HTTPError
 
 import numpy as np
 import pytest
@@ -96,6 +97,7 @@ ERRORS = {  # what torch, the system and DataLoader's workers say
         FileNotFoundError(2, "No such file or directory", "/allocate")
     ],
     "urlopen error": [OSError("<urlopen error [Errno 104] Connection reset by peer>")],
+    "HTTP Error 404": [HTTPError("https://x.org", 404, "Not Found", {}, None)],
 }
 
 
