@@ -292,7 +292,7 @@ def test_a_set_that_is_no_set_is_one_sentence(tmp_path, monkeypatch, capsys):
     Path("empty").mkdir()
     vectors(tmp_path / "v")
     for flags, said in [
-        (["cremd"], "unknown data set or folder 'cremd'; choose from ['cremad'"),
+        (["cremd"], "unknown data set or folder 'cremd' (did you mean cremad?)"),
         (["empty"], "empty has no samples.csv; expected a line for each sample"),
         (["v", "--root", "v"], "v is a folder of your own data; leave --root out"),
         (["v", "--encoders", "cnn"], "encoder 'cnn' cannot encode vector; choose from ['mlp']"),

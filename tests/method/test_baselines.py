@@ -139,7 +139,7 @@ def test_every_method_resumes(tiny_data, monkeypatch, name):
         ("--method greedy", "--method greedy needs --fusion channel, got concat"),
         ("--method mla --fusion affine", "--method mla needs --fusion concat, got affine"),
         ("--method etmc --smoothing 0.1", "--smoothing changes nothing in --method etmc"),
-        ("--method agn", "unknown method 'agn'; choose from ['agm', "),
+        ("--method agn", "unknown method 'agn' (did you mean agm?); choose from agm, "),
     ],
 )
 def test_settings_that_do_not_fit_are_one_sentence(flags, said):

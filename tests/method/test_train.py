@@ -430,26 +430,30 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_data, monkeypatch, capsys)
     [
         (
             "--dataset cremat",
-            "unknown data set or folder 'cremat'; choose from ['cremad', ",
+            "unknown data set or folder 'cremat' (did you mean cremad?); choose from cremad, ",
         ),
-        ("--method heuristics", "unknown method 'heuristics'; choose from ['agm', 'constant'"),
+        ("--method heuristics", "unknown method 'heuristics' (did you mean heuristic?)"),
         ("--method constant", "expected constant:p with numbers"),
         (
             "--method heuristic:2",
             "does not fit heuristic(t, T); expected heuristic without a number",
         ),
         ("--method unimodal:1", "does not fit unimodal(); expected unimodal without a number"),
-        ("--method learning-based:1", "unknown method 'learning-based:1'; choose from"),
-        ("--fusion cat", "unknown fusion 'cat'; choose from ['add', 'affine'"),
+        ("--method learning-based:1", "'learning-based:1' (did you mean learning-based?)"),
+        ("--fusion cat", "unknown fusion 'cat'"),
         ("--encoders vit", "unknown encoder 'vit'"),
         ("--solver exact", "unknown solver 'exact'"),
-        ("--outer test", "unknown outer 'test'; choose from ['held-out', 'shared', 'train']"),
-        ("--device tpu", "device 'tpu' is not available; choose from ['auto'"),
+        ("--outer test", "unknown outer 'test'; choose from held-out, shared, train"),
+        ("--device tpu", "device 'tpu' is not available; choose from auto, "),
         ("--dataset spoken-digits", "data/spoken-digits is not a folder"),
         (
             "--dataset spoken-digits --root nowhere",
             "nowhere is not a folder; expected a clone",
         ),
+        ("--epochs many", "--epochs is 'many', expected a whole number"),
+        ("--metod heuristic", "unknown flag '--metod' (did you mean --method?); --help lists"),
+        ("keypad", "unknown argument 'keypad'; --help lists all flags"),
+        ("--lr", "--lr: expected one argument"),
         ("--epochs 0", "--epochs is 0, expected more than 0"),
         ("--batch-size 1", "--batch-size is 1, expected 2 or more"),
         ("--method constant:5", "has p = 5, expected 0 to 1"),
@@ -479,14 +483,6 @@ def test_bad_input_is_one_sentence(tiny_data, capsys, arguments, said):
     assert train.main([*arguments.split(), *defaults]) == 2
     assert said in sentence(capsys)
     assert not Path("runs").exists()
-
-
-@pytest.mark.parametrize("arguments", ["--epochs many", "--metod heuristic", "keypad"])
-def test_a_flag_that_is_none_is_named(arguments, capsys):
-    """argparse's own sentence and status."""
-    with pytest.raises(SystemExit) as error:
-        train.main(arguments.split())
-    assert error.value.code == 2 and "error:" in capsys.readouterr().err
 
 
 def test_a_run_is_not_written_over(tiny_data, capsys):
