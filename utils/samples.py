@@ -21,16 +21,18 @@ from typing import NamedTuple
 
 import torch
 
+from utils.annotations import read_table
 from utils.atomic import atomic
 from utils.cli import SettingsError
 from utils.media import array_shape
 from utils.modalities import MODALITIES
-from utils.origins import FORMAT, PREPARED, digest, stamp
+from utils.origins import FORMAT, PREPARED, digest, in_the_way, stamp
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLITS |= dict.fromkeys(["val", "valid", "validation", "dev"], "val")
 NO_MODALITY = ["split", "label", "group", "status", "problem"]
 USABLE = "usable"
+MADE_CELL = re.compile(f"{PREPARED}/.*-[0-9a-f]{{12}}(\\.npy)?")  # of samples.csv, a made file
 
 
 class Sample(NamedTuple):
@@ -75,34 +77,6 @@ class Strings:
 def prepared_table(root):
     """The path of DIR/prepared/samples.csv."""
     return Path(root) / PREPARED / "samples.csv"
-
-
-def read_table(path, errors="strict", comments=0):
-    """Yield (place, [fields]) for each line of a csv file that is not blank; first its header.
-
-    Commas, semicolons or tabs separate the fields; a byte order mark is skipped, and so are the
-    first `comments` lines. place is "PATH, line N". ValueError for a file that is not UTF-8 or csv.
-    """
-    rows = None
-    try:
-        with open(path, encoding="utf-8-sig", errors=errors, newline="") as file:
-            for _ in range(comments):
-                file.readline()
-            start = file.tell()
-            separator = max(",;\t", key=file.readline().count)
-            file.seek(start)
-            rows = csv.reader(file, delimiter=separator, strict=True)
-            for row in rows:
-                if any(field.strip() for field in row):
-                    yield f"{path}, line {comments + rows.line_num}", row
-    except UnicodeDecodeError as error:
-        what = f"{error.reason} at byte {error.start}"
-        raise SettingsError(f"{path} is not UTF-8 text ({what}); save it as CSV UTF-8") from error
-    except csv.Error as error:
-        number = rows.line_num if rows else 1
-        raise SettingsError(
-            f"{path}, line {number} is not csv ({error}); check its quotes"
-        ) from error
 
 
 def modality_columns(place, header):
@@ -264,7 +238,7 @@ class Outdated(Exception):
 def read_about(root):
     """The first line of DIR/prepared/samples.csv, see write_prepared.
 
-    Outdated without one; ValueError for a file that prepare did not write.
+    Outdated without one; SettingsError for a file that prepare did not write or nobody can read.
     """
     path = prepared_table(root)
     try:
@@ -272,6 +246,8 @@ def read_about(root):
             line = file.readline()
     except FileNotFoundError as error:
         raise Outdated("it was not prepared before") from error
+    except OSError as error:
+        raise in_the_way(path, error) from error
     try:
         about = json.loads(line.removeprefix("# "))
         if not {"format", "lists", "usable", "usable before"} <= about.keys():
@@ -317,17 +293,6 @@ def check_stamp(root, cell):
             raise Outdated(f"{os.path.join(root, path)} has changed")
 
 
-def originals_of(root, cells):
-    """The paths of a row's originals, see check_stamp."""
-    return [located(root, cell.split(" ", 2)[-1]) for cell in cells if cell]
-
-
-def readable(path):
-    """Whether a file, or a folder with all its files, may be read."""
-    inside = [entry.path for entry in os.scandir(path)] if os.path.isdir(path) else []
-    return all(os.access(p, os.R_OK) for p in [path, *inside])
-
-
 def read_prepared(root, expected=None):
     """({name: kind}, Prepared) from DIR/prepared/samples.csv; Outdated if it is not up to date.
 
@@ -352,8 +317,6 @@ def read_prepared(root, expected=None):
             check_stamp(root, cell)
         counts[split][status] += 1
         labels.add(label)
-        if status == "no permission" and all(map(readable, originals_of(root, fields[5 + m :]))):
-            raise Outdated(f"{place}: its files can be read now")
         if status != USABLE:
             problems.setdefault(split, problem or f"{place}: {status}")
             continue
@@ -362,6 +325,9 @@ def read_prepared(root, expected=None):
         groups.append(group)
         for source, kind, cell in zip(sources, kinds.values(), cells):
             source.append(os.path.join(root, cell) if MODALITIES[kind].is_file else cell)
+            made = MADE_CELL.match(cell) if MODALITIES[kind].is_file else None
+            if made and not os.path.exists(path := os.path.join(root, made[0])):
+                raise Outdated(f"{path} is missing")
     return kinds, Prepared(splits, counts, labels, problems, about["usable before"])
 
 
