@@ -146,17 +146,13 @@ def find_track(path, media, kind):
     """
     from av.stream import Disposition
 
-    tracks = [
-        track
-        for track in getattr(media.streams, kind)
-        if not track.disposition & Disposition.attached_pic
-    ]
+    cover, default = Disposition.attached_pic, Disposition.default
+    tracks = [t for t in getattr(media.streams, kind) if not t.disposition & cover]
     if not tracks:
         other = ", and there is no wav of its name; add the wav, or" if kind == "audio" else ";"
-        raise UnreadableFile(
-            f"{path} has no {kind} track{other} download it again", f"no {kind} track"
-        )
-    track = max(tracks, key=lambda track: bool(track.disposition & Disposition.default))
+        message = f"{path} has no {kind} track{other} download it again"
+        raise UnreadableFile(message, f"no {kind} track")
+    track = max(tracks, key=lambda track: bool(track.disposition & default))
     if track.codec_context is None:
         raise unreadable(path, f"its {kind} is in a format that is not known")
     return track
@@ -310,12 +306,6 @@ def map_array(path):
     if b"|O" in head:
         raise ValueError("it holds Python objects; save one array of numbers with numpy.save")
     return np.load(path, mmap_mode="r")
-
-
-def array_shape(path):
-    """The shape of the array in a .npy file; None for any other file."""
-    with suppress(UnreadableFile), reading(path):
-        return map_array(path).shape
 
 
 def read_array(path, *shape):

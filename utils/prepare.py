@@ -124,20 +124,19 @@ def prepare_sample(modalities, raw, into, keep, sample):
     return USABLE, "; ".join(notes), sources, shapes
 
 
+def end_with_parent():
+    """Without this, workers of a killed process wait for each other for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
 def worker_signals():
-    """In a worker: Ctrl-C is for the main process alone; SIGTERM ends it, and the main process's
-    end, also by kill -9."""
+    """In a worker: Ctrl-C is for the main process alone; SIGTERM, or the end of that, ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def end_with_parent():
-    """Without this, workers of a killed process wait for each other for ever."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 @contextlib.contextmanager
@@ -151,14 +150,6 @@ def held_back():
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def in_worker():
-    """Whether this is a worker that imports the main program, and would now prepare a second time.
-
-    That happens where a script calls train.main without `if __name__ == "__main__":`.
-    """
-    return getattr(multiprocessing.current_process(), "_inheriting", False)
 
 
 def in_processes(work, jobs, workers):
@@ -267,19 +258,15 @@ def prepare(name, root, kinds=None, workers=None, raw=False, program=None):
 def of_one_shape(kinds, results):
     """[(status, problem, sources)] from what prepare_sample returned.
 
-    Where a modality must have one shape, usable samples of another than the most frequent are not.
+    Where a modality must have one shape, a sample of another than the most frequent is not usable.
     """
-    results = [list(result) for result in results]
-    for j, kind in enumerate(kinds):
-        usable = [result for result in results if result[0] == USABLE]
-        if not (MODALITIES[kind].one_shape and usable):
-            continue
-        usual = Counter(shapes[j] for *_, shapes in usable).most_common(1)[0][0]
-        for result in usable:
-            source, shape = result[2][j], result[3][j]
-            if shape != usual:
-                problem = f"{source} holds {shape}, expected {usual} as in most other files"
-                result[:2] = "another shape", problem
+    for j in [j for j, kind in enumerate(kinds) if MODALITIES[kind].one_shape]:
+        shapes = Counter(result[3][j] for result in results if result[0] == USABLE)
+        usual = max(shapes, key=shapes.get, default=None)
+        for i, (status, _, sources, found) in enumerate(results):
+            if status == USABLE and found[j] != usual:
+                problem = f"{sources[j]} holds {found[j]}, expected {usual} as in most other files"
+                results[i] = "another shape", problem, sources, found
     return [result[:3] for result in results]
 
 
@@ -332,8 +319,8 @@ def collect(name, root, kinds=None, paper=None):
     kinds: of a set of SETS. Prints how many samples of each split are usable, beside `paper`, the
     paper's (train, val, test) numbers. FileNotFoundError if train or test has none.
     """
-    if in_worker():
-        os._exit(1)
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        os._exit(1)  # a worker imports a script that calls train.main without a main guard
     command = prepare_command(name, root)
     kinds, found = read_or_prepare(name, root, kinds)
     for split, expected in zip(("train", "val", "test"), paper or [None] * 3):

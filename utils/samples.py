@@ -16,6 +16,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ import torch
 from utils.annotations import read_table
 from utils.atomic import atomic
 from utils.cli import SettingsError
-from utils.media import array_shape
+from utils.media import UnreadableFile, map_array, reading
 from utils.modalities import MODALITIES
 from utils.origins import FORMAT, PREPARED, digest, in_the_way, stamp
 
@@ -113,8 +114,9 @@ def own_table(root):
         raise FileNotFoundError(f"{root} has no samples.csv; {expected}")
     lines = read_table(path)
     place, header = next(lines, (f"{path}, line 1", []))
-    header = ";".join(map(str.strip, header)).rstrip(";").split(";")  # without empty columns behind
-    header = [field.lower() if field.lower() in NO_MODALITY else field for field in header]
+    header = [f.strip().lower() if f.strip().lower() in NO_MODALITY else f.strip() for f in header]
+    while header and not header[-1]:
+        header.pop()  # empty columns behind
     if absent := [column for column in ("split", "label") if column not in header]:
         expected = "expected a first line like split,label,image,audio"
         raise SettingsError(f"{place} is a header without {absent}: {header[:4]}; {expected}")
@@ -182,19 +184,13 @@ def read_own(root):
             problem = f"{place}: no file {' and '.join(absent)} in {os.path.abspath(root)}"
         rest = [names, sources, originals, [None] * len(columns), status, problem]
         samples.append(Sample(split, row["label"], group, *rest))
-    check_splits(root, samples)
-    return columns, samples
-
-
-def check_splits(root, samples):
-    """Raise ValueError for your own data without both splits, or with a single class."""
-    splits, classes = {s.split for s in samples}, {s.label for s in samples}
-    path = Path(root) / "samples.csv"
-    if absent := {"train", "test"} - splits:
+    path, classes = Path(root) / "samples.csv", {sample.label for sample in samples}
+    if absent := {"train", "test"} - {sample.split for sample in samples}:
         what = f"{path} has no sample of the split {' and '.join(sorted(absent))}"
         raise SettingsError(f"{what}; name train or test in the column split of each line")
     if len(classes) < 2:
         raise SettingsError(f"{path} has one class, {classes.pop()!r}; expected two or more")
+    return columns, samples
 
 
 def relative(path, root):
@@ -333,9 +329,11 @@ def read_prepared(root, expected=None):
 
 def array_kind(paths):
     """ "vector" or, if most of the first 100 .npy files have more dimensions, "grid"."""
-    shapes = [array_shape(path) for path in itertools.islice(paths, 100)]
-    dimensions = Counter(len(shape) for shape in shapes if shape is not None)
-    return "grid" if dimensions and dimensions.most_common(1)[0][0] > 1 else "vector"
+    dimensions = Counter()
+    for path in itertools.islice(paths, 100):
+        with suppress(UnreadableFile), reading(path):
+            dimensions[map_array(path).ndim] += 1
+    return "grid" if max(dimensions, key=dimensions.get, default=1) > 1 else "vector"
 
 
 def alike(labels):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import SHARED, make_jpg, make_wav, needs_shared
+from conftest import make_jpg, make_wav
 from PIL import Image
 
 import data
@@ -127,18 +127,6 @@ def test_a_recording_is_whole_or_refused(name, tmp_path):
         (tmp_path / "a").write_bytes(content[: int(part * len(content))])
         with pytest.raises(UnreadableFile, match="cannot be read"):
             read_audio(tmp_path / "a", 16000)
-
-
-@needs_shared
-def test_odd_wavs_are_read_or_refused():
-    """8,000 samples, whatever the sizes; one is really cut off, one holds 16-bit values."""
-    names = ("whole", "riff_8_too_many", "sox_pipe")
-    whole, *odd = (read_audio(SHARED / f"odd/{name}.wav", 16000) for name in names)
-    assert len(whole) == 8000 and all(np.array_equal(wave, whole) for wave in odd)
-    with pytest.raises(UnreadableFile, match="truncated: shorter than its header says"):
-        read_audio(SHARED / "odd/really_cut_off.wav", 16000)
-    with pytest.raises(UnreadableFile, match="its samples reach 9000, expected -1 to 1; divide"):
-        read_audio(SHARED / "odd2/11_float_wav/float_of_int16_scale.wav", 16000)
 
 
 def test_decimals_on_the_scale_of_integers_are_refused(tmp_path):
@@ -301,30 +289,17 @@ def test_too_many_open_files_are_no_fault_of_the_file(tmp_path, monkeypatch):
         read_image(tmp_path / "1.jpg")
 
 
-@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="no other users here")
-def test_a_file_without_permission_is_said(tmp_path):
-    """Also where the permission of its folder is missing."""
-    make_jpg(tmp_path / "closed/1.jpg")
-    make_jpg(tmp_path / "2.jpg")
-    me = os.geteuid()
-    opened = [folder for folder in tmp_path.parents if folder.stat().st_uid == me]
-    modes = {folder: folder.stat().st_mode for folder in [tmp_path, *opened[:2]]}
-    (tmp_path / "2.jpg").chmod(0)
-    (tmp_path / "closed").chmod(0)
-    try:
-        for folder in modes:
-            folder.chmod(0o755)
-        if me == 0:
-            os.seteuid(65534)
-        for path in (tmp_path / "closed/1.jpg", tmp_path / "2.jpg"):
-            with pytest.raises(UnreadableFile, match="Permission denied; change") as error:
-                read_image(path)
-            assert str(path) in str(error.value) and error.value.reason == "no permission"
-    finally:
-        os.seteuid(me)
-        (tmp_path / "closed").chmod(0o755)
-        for folder, mode in modes.items():
-            folder.chmod(mode)
+def test_a_file_without_permission_is_said(tmp_path, monkeypatch):
+    """It is counted by a reason of its own."""
+
+    def refuse(path, *_, **__):
+        raise PermissionError(13, "Permission denied", os.fspath(path))
+
+    make_jpg(tmp_path / "1.jpg")
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(UnreadableFile, match="1.jpg cannot be read: Permission den.*; ch") as error:
+        read_image(tmp_path / "1.jpg")
+    assert error.value.reason == "no permission"
 
 
 # --- pictures as they are shown ---
@@ -385,17 +360,6 @@ def test_damaged_exif_stops_no_picture(tmp_path):
     assert shapes == {(3, 48, 96), (3, 96, 48)}
 
 
-@needs_shared
-def test_odd_pictures_are_read_as_they_are_shown():
-    """A photograph turned by EXIF; a ramp of 16 bits; a clip from a Mac's disk."""
-    x = read_image(SHARED / "odd/photo_turned_by_exif.jpg")
-    expected = [[[220, 30, 30], [30, 180, 30]], [[30, 30, 220], [255, 255, 255]]]
-    assert np.allclose(four_corners(x), expected, atol=25)
-    x = read_image(SHARED / "odd/grey_16_bit.png").float().mean((0, 1))
-    assert x[0] == 0 and x[-1] == 255 and abs(x[len(x) // 2] - 128) < 3 and (x.diff() >= 0).all()
-    assert len(media.frame_paths(SHARED / "odd2/07_appledouble/c0")) == 12
-
-
 RAMP = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
 DEEP = {  # grey of 16 bits and more, and what it is to become
     "a.png": (RAMP, RAMP >> 8),
@@ -450,11 +414,11 @@ def smooth(height, width):
 
 def by_both(path, mode, monkeypatch):
     """[pixels or the error's text] as they are read, and by Pillow alone; was torchvision used?"""
-    results, by_torchvision = [], []
+    results, used = [], []
 
     def spy(image, decode=media.decode_jpeg):
-        by_torchvision.append(decode(image))
-        return by_torchvision[-1]
+        used.append(decode(image))
+        return used[-1]
 
     for decoder in (spy, lambda image: None):
         monkeypatch.setattr(media, "decode_jpeg", decoder)
@@ -465,7 +429,7 @@ def by_both(path, mode, monkeypatch):
     monkeypatch.undo()
     assert isinstance(results[0], str) == isinstance(results[1], str)
     assert np.array_equal(*results)
-    return results[0], any(values is not None for values in by_torchvision)
+    return results[0], any(values is not None for values in used)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
@@ -488,10 +452,7 @@ def test_only_pillow_reads_what_torchvision_might_read_otherwise(tmp_path, monke
     for path in tmp_path.iterdir():
         assert not by_both(path, "RGB", monkeypatch)[1], path.name
     smooth(48, 64).save(tmp_path / "1.jpg")
-    monkeypatch.delattr(torch.ops.image, "decode_jpeg", raising=False)
-    monkeypatch.setattr(type(torch.ops.image), "__getattr__", lambda *_: 1 / 0)
-    with Image.open(tmp_path / "1.jpg") as image:
-        assert media.decode_jpeg(image) is None
+    monkeypatch.setattr(torch.ops, "image", None)
     assert read_image(tmp_path / "1.jpg").shape == (3, 48, 64)
 
 
@@ -636,12 +597,12 @@ def test_a_direction_is_not_mirrored(tmp_path):
     np.save(tmp_path / "flow.npy", ramp[..., :2, None].repeat(8, 3))
 
     def rising(read, name):
-        rows = [read(tmp_path / name, seed).flatten(0, -2)[0].float() for seed in range(40)]
+        rows = [read(tmp_path / name, seed).flatten(0, -2)[0].float() for seed in range(20)]
         return sum(bool((row.diff() >= -1e-3).all()) for row in rows)
 
-    assert 0 < rising(data.picture, "1.png") < 40 and 0 < rising(data.clip, "") < 40
-    assert rising(data.flow, "flow.npy") == 40
-    assert rising(functools.partial(data.clip, flip=False), "") == 40
+    still = functools.partial(data.clip, flip=False)
+    assert rising(data.flow, "flow.npy") == rising(still, "") == 20
+    assert 0 < rising(data.picture, "1.png") < 20 and 0 < rising(data.clip, "") < 20
 
 
 # --- arrays ---
@@ -722,7 +683,7 @@ def test_an_array_that_is_of_no_use_is_one_sentence(write, said, tmp_path):
     """Nothing in the file is executed; a truncated file is refused, too."""
     path = tmp_path / "a.npy"
     write(path)
-    assert media.array_shape(path) in (None, (4,), (5, 5), (0,))
+
     for _ in range(2):
         with pytest.raises(UnreadableFile) as error:
             media.vector(path)
