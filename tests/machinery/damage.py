@@ -1,16 +1,7 @@
-"""Damage files of every format at random, and read each: only UnreadableFile may be raised.
-
-    PYTHONPATH=tests python -m tests.machinery.damage 3000 0     how many files, the seed
-
-The tests do so with a few. Whole files must be read, also under the endings of other formats.
-"""
+"""Files of every format, whole and damaged at random: KINDS, DAMAGES, and how each is read."""
 
 import io
-import shutil
-import signal
-import sys
 import tempfile
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +10,6 @@ from conftest import make_video
 from PIL import Image
 
 from utils import decode, media
-
-SECONDS = 20  # to read one file, or it hangs
 
 
 def picture(form, mode="RGB", **options):
@@ -120,53 +109,3 @@ DAMAGES = {
     "repeat": lambda content, rng: content + content[rng.integers(len(content)) :],
     "noise": lambda content, rng: content[: rng.integers(1, 64)] + rng.bytes(rng.integers(1, 5000)),
 }
-
-
-class HangError(BaseException):
-    """Reading a file takes too long."""
-
-
-def ring(*_):
-    raise HangError
-
-
-def attempt(path, kind, folder):
-    """ "read", "refused", or the error that should not have been raised."""
-    signal.alarm(SECONDS)
-    try:
-        read(path, kind, folder)
-        return "read"
-    except media.UnreadableFile as error:
-        named = str(path) in str(error) and len(str(error)) < 600 and "\n" not in str(error)
-        return "refused" if named else f"unclear: {error}"
-    except (Exception, HangError) as error:
-        return f"{type(error).__name__}: {error}"
-    finally:
-        signal.alarm(0)
-        shutil.rmtree(folder / "frames", ignore_errors=True)
-
-
-def run(n, seed, folder):
-    """Damage and read n files: a Counter of the outcomes, and the faults."""
-    before = signal.signal(signal.SIGALRM, ring)
-    rng, counts, faults = np.random.default_rng(seed), Counter(), []
-    for i in range(n):
-        kind, name = list(KINDS)[i % len(KINDS)], rng.choice(list(DAMAGES))
-        alike = list(PICTURES if kind in PICTURES else RECORDINGS | VIDEOS)  # other endings for it
-        ending = kind if kind == "npy" or rng.integers(2) else rng.choice(alike)
-        path = folder / f"file{i}.{ending}"
-        path.write_bytes(DAMAGES[name](KINDS[kind], rng))
-        outcome = attempt(path, kind, folder)
-        counts[outcome] += 1
-        if outcome not in ("read", "refused") or (outcome, name) == ("refused", "whole"):
-            faults.append((path, name, outcome))
-        else:
-            path.unlink()
-    signal.signal(signal.SIGALRM, before)
-    return counts, faults
-
-
-if __name__ == "__main__":
-    counts, faults = run(int(sys.argv[1]), int(sys.argv[2]), Path(tempfile.mkdtemp()))
-    print(counts, *faults, sep="\n")
-    sys.exit(bool(faults))

@@ -277,20 +277,12 @@ def copy_writable(source, target):
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ["cremad", "vggsound", "nvgesture"])
+@pytest.mark.parametrize("name", ["vggsound", "nvgesture"])
 def test_real_media_go_from_the_original_to_the_table(name, tmp_path, monkeypatch):
     """The real clips under their real names; a list of our own divides them if a split has none."""
     monkeypatch.chdir(tmp_path)
     root = tmp_path / name
-    if name == "cremad":
-        copy_writable(SHARED / "cremad", root)
-        for wav in (root / "AudioWAV").glob("*.wav"):
-            make_video(root / f"VideoFlash/{wav.stem}.flv", sound=False, video="flv")
-        names = sorted(wav.stem for wav in (root / "AudioWAV").glob("*.wav"))
-        rows = [f"{clip},{clip.split('_')[2]}\r\n" for clip in names]
-        write(root / "annotations/test.csv", "".join(rows[:2]))
-        write(root / "annotations/train.csv", "".join(rows[2:]))
-    elif name == "vggsound":
+    if name == "vggsound":
         copy_writable(SHARED / "vggsound/video", root)
         rows = []
         for i, clip in enumerate(root.iterdir()):

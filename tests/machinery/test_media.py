@@ -607,28 +607,6 @@ def test_a_direction_is_not_mirrored(tmp_path):
 
 # --- arrays ---
 
-NPY = {  # arrays, each as np.load reads it
-    "half": np.arange(12, dtype=np.float16).reshape(3, 4),
-    "fortran": np.asfortranarray(np.arange(12.0).reshape(3, 4)),
-    "big": np.arange(12, dtype=">i4").reshape(3, 4),
-    "bytes": np.arange(12, dtype=np.uint8).reshape(3, 4),
-}
-
-
-@pytest.mark.parametrize("name", NPY)
-def test_an_array_is_mapped_as_by_numpy(name, tmp_path):
-    """Any dtype and order, any version of the format; the file is never written to."""
-    np.save(tmp_path / "a.npy", NPY[name])
-    with open(tmp_path / "b.npy", "wb") as file:
-        np.lib.format.write_array(file, NPY[name], version=(2, 0))
-    for path in (tmp_path / "a.npy", tmp_path / "b.npy"):
-        values = media.read_array(path, 3, "n")
-        assert np.array_equal(values, NPY[name]) and values.dtype == NPY[name].dtype
-        assert isinstance(values, np.memmap) and not values.flags.writeable
-    with pytest.raises(UnreadableFile, match=r"holds .* \(3, 4\), expected numbers \(9, n\)"):
-        media.read_array(tmp_path / "a.npy", 9, "n")
-
-
 NUMBERS = [  # arrays, and the values that training sees
     (np.arange(4, dtype=">f8"), [0, 1, 2, 3]),
     (np.arange(4, dtype=">u2"), [0, 1, 2, 3]),
