@@ -11,6 +11,7 @@ import codecs
 import csv
 import os
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 from utils.cli import SettingsError
@@ -42,14 +43,21 @@ def annotation_file(files, *names):
     raise FileNotFoundError(f"{files['root']} has no {' or '.join(names)}; see docs/DATA.md")
 
 
-def not_utf8(path, error):
-    """The SettingsError for a text file that is none: it names the two that spreadsheets write."""
-    usual = f"is not UTF-8 text ({error.reason} at byte {error.start})"
-    forms = dict.fromkeys([codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE], "is UTF-16 text")
-    forms[b"PK"] = "is an Excel workbook"
-    form = forms.get(first_bytes(path, 2), usual)
-    way_out = "in a spreadsheet choose Save As and CSV UTF-8, or download the file again"
-    return SettingsError(f"{path} {form}, expected UTF-8; {way_out}")
+@contextmanager
+def reading_text(path):
+    """Inside the block a file that is no UTF-8 text, or is not permitted, is a SettingsError."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        usual = f"is not UTF-8 text ({error.reason} at byte {error.start})"
+        forms = dict.fromkeys([codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE], "is UTF-16 text")
+        forms[b"PK"] = "is an Excel workbook"
+        form = forms.get(first_bytes(path, 2), usual)
+        way_out = "in a spreadsheet choose Save As and CSV UTF-8, or download the file again"
+        raise SettingsError(f"{path} {form}, expected UTF-8; {way_out}") from error
+    except PermissionError as error:
+        message = f"{path} cannot be read ({error.strerror}); change its permissions"
+        raise SettingsError(message) from error
 
 
 def read_lines(path):
@@ -57,13 +65,10 @@ def read_lines(path):
 
     SettingsError if the file is not UTF-8.
     """
-    try:
-        with open(path, encoding="utf-8-sig", newline="\n") as file:
-            for n, line in enumerate(file, 1):
-                if line.strip():
-                    yield f"{path}, line {n}", line.rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise not_utf8(path, error) from error
+    with reading_text(path), open(path, encoding="utf-8-sig", newline="\n") as file:
+        for n, line in enumerate(file, 1):
+            if line.strip():
+                yield f"{path}, line {n}", line.rstrip("\r\n")
 
 
 def read_table(path, errors="strict", comments=0):
@@ -72,23 +77,21 @@ def read_table(path, errors="strict", comments=0):
     Commas, semicolons or tabs separate the fields. The first `comments` lines are skipped.
     SettingsError for a file that is not UTF-8 or csv.
     """
-    rows = None
-    try:
-        with open(path, encoding="utf-8-sig", errors=errors, newline="") as file:
-            for _ in range(comments):
-                file.readline()
-            start = file.tell()
-            separator = max(",;\t", key=file.readline().count)
-            file.seek(start)
-            rows = csv.reader(file, delimiter=separator, strict=True)
+    how = {"encoding": "utf-8-sig", "errors": errors, "newline": ""}
+    with reading_text(path), open(path, **how) as file:
+        for _ in range(comments):
+            file.readline()
+        start = file.tell()
+        separator = max(",;\t", key=file.readline().count)
+        file.seek(start)
+        rows = csv.reader(file, delimiter=separator, strict=True)
+        try:
             for row in rows:
                 if any(field.strip() for field in row):
                     yield f"{path}, line {comments + rows.line_num}", row
-    except UnicodeDecodeError as error:
-        raise not_utf8(path, error) from error
-    except csv.Error as error:
-        place = f"{path}, line {rows.line_num if rows else 1}"
-        raise SettingsError(f"{place} is not csv ({error}); check its quotes") from error
+        except csv.Error as error:
+            place = f"{path}, line {comments + rows.line_num}"
+            raise SettingsError(f"{place} is not csv ({error}); check its quotes") from error
 
 
 def read_csv(path, *columns):

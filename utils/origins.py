@@ -21,6 +21,7 @@ from utils.cli import SettingsError
 
 PREPARED = "prepared"  # the folder, below the root, of everything that prepare writes
 FORMAT = 2  # increase it where prepare writes other values: everything is then prepared again
+IN_THE_WAY = (NotADirectoryError, IsADirectoryError, PermissionError)
 MADE = re.compile(r"(.*)-[0-9a-f]{12}(\.npy)?")  # the names of prepared files and folders
 PART = re.compile(rf"\.part-\d+-({MADE.pattern}|samples\.csv)")  # and while they are written
 
@@ -65,7 +66,7 @@ def made_files(folder):
         entries = sorted(os.scandir(folder), key=lambda entry: entry.stat().st_mtime_ns)
     except FileNotFoundError:
         return {}
-    except OSError as error:
+    except IN_THE_WAY as error:
         raise in_the_way(folder, error) from error
     matches = [(MADE.fullmatch(entry.name), entry.path) for entry in entries]
     return {match[1]: path for match, path in matches if match}

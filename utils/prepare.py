@@ -49,7 +49,7 @@ from utils.samples import (
 
 FEW = 50  # samples, which are done before processes have started
 PROGRAMMING = (TypeError, NameError, AttributeError, ImportError)  # of a kind of your own
-IN_THE_WAY = "move away what is in its place, or change its permissions"
+WAY_OUT = "move away what is in its place, or change its permissions"
 
 
 def checked(modality, window, source):
@@ -60,7 +60,7 @@ def checked(modality, window, source):
 
 def made(modality, target, original, window, keep):
     """(path, shape) of the prepared file of an original, made unless it is there and readable."""
-    with writing(target.parent, IN_THE_WAY):
+    with writing(target.parent, WAY_OUT):
         target.parent.mkdir(parents=True, exist_ok=True)
         there = [p for p in (target.with_name(f"{target.name}.npy"), target) if p.exists()]
     for path in there:
@@ -71,13 +71,13 @@ def made(modality, target, original, window, keep):
                 what = "has the name of a prepared file, and samples.csv names it"
                 message = f"{path} {what}; give your file another name"
                 raise UnreadableFile(message) from error
-            with writing(path, IN_THE_WAY):
+            with writing(path, WAY_OUT):
                 remove(path)  # damaged, but it can be made again
     path = modality.make(original, target, window)
     return path, checked(modality, window, path)
 
 
-def place(error):
+def line_of(error):
     """`line N of FILE` where the reader or the `make` of a kind raised an error."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
     return f"line {frames[0].lineno} of {Path(frames[0].filename).name}" if frames else "at a call"
@@ -118,7 +118,7 @@ def prepare_sample(modalities, raw, into, keep, sample):
         except Exception as error:  # of any library, for any file: the other samples go on
             if getattr(error, "errno", None) in TOO_MANY_OPEN:
                 raise
-            why = f"{type(error).__name__}: {error}, {place(error)}"
+            why = f"{type(error).__name__}: {error}, {line_of(error)}"
             problem = f"{original or sources[j]} cannot be read ({why})"
             return "undecodable", " ".join(problem.split()), sources, shapes
     return USABLE, "; ".join(notes), sources, shapes

@@ -27,7 +27,7 @@ from utils.atomic import atomic
 from utils.cli import SettingsError
 from utils.media import UnreadableFile, map_array, reading
 from utils.modalities import MODALITIES
-from utils.origins import FORMAT, PREPARED, digest, in_the_way, stamp
+from utils.origins import FORMAT, IN_THE_WAY, PREPARED, digest, in_the_way, stamp
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLITS |= dict.fromkeys(["val", "valid", "validation", "dev"], "val")
@@ -242,7 +242,7 @@ def read_about(root):
             line = file.readline()
     except FileNotFoundError as error:
         raise Outdated("it was not prepared before") from error
-    except OSError as error:
+    except IN_THE_WAY as error:
         raise in_the_way(path, error) from error
     try:
         about = json.loads(line.removeprefix("# "))

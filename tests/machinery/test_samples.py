@@ -245,6 +245,19 @@ def test_a_table_in_another_format_is_one_sentence(tmp_path, capsys):
         assert said in told and "choose Save As and CSV UTF-8" in told
 
 
+def test_a_table_without_permission_is_one_sentence(tmp_path, monkeypatch, capsys):
+    """Neither a traceback nor an error number."""
+    vectors(tmp_path)
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("utils.annotations.open", refuse, raising=False)
+    assert prepare.main([str(tmp_path)]) == 2
+    said = "samples.csv cannot be read (Permission denied); change its permissions\n"
+    assert capsys.readouterr().err.endswith(said)
+
+
 def test_a_silent_recording_is_said(tmp_path, capsys):
     """It is usable, its line names it, and prepare counts it; also where nothing is made anew."""
     pictures_and_sounds(tmp_path, 12)
