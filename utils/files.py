@@ -4,13 +4,11 @@ index            all files below the folder, by kind and name
 find_samples     every sample of the annotation files, with its files and its status
 """
 
-import contextlib
 import os
 from collections import defaultdict
 from pathlib import Path
 
 from utils.annotations import LISTS
-from utils.media import is_pointer
 from utils.origins import PREPARED, contents, made_files
 from utils.samples import Sample
 
@@ -26,10 +24,9 @@ KINDS = {ending: kind for kind, endings in ENDINGS.items() for ending in endings
 def index(name, root, modalities):
     """The files below root, by kind: {"audio": {stem: path}, "video": {stem: path}, ...}.
 
-    "frames": folders of images; "list": annotation files, by their names with the ending;
-    "pointer": git-lfs pointers, which are in no other kind; "image" is empty for a set without
-    images. Of two files with one name the one nearer to the root is taken. "made": for each
-    modality the prepared files, by name. FileNotFoundError without a folder.
+    "frames": folders of images; "list": annotation files, by their names with the ending; "image"
+    is empty for a set without images. Of two files with one name the one nearer to the root is
+    taken. "made": each modality's prepared files, by name. FileNotFoundError without a folder.
     """
     if not Path(root).is_dir():
         how = f"download the data as docs/DATA.md#{name} says, or give their folder with --root"
@@ -44,13 +41,8 @@ def index(name, root, modalities):
             files["frames"].setdefault(parent if video in KINDS else parent + video, folder)
             if "image" not in modalities:
                 continue
-        if not entry.is_file():
-            continue  # a broken link
-        small = entry.stat().st_size < 1024  # a pointer has about 130 bytes
-        if small and kind in ("audio", "video", "image"):
-            with contextlib.suppress(OSError):  # prepare says which files it cannot read
-                kind = "pointer" if is_pointer(entry.path) else kind
-        files[kind].setdefault(entry.name if kind == "list" else stem, entry.path)
+        if entry.is_file():  # no broken link
+            files[kind].setdefault(entry.name if kind == "list" else stem, entry.path)
     return files
 
 
@@ -121,12 +113,9 @@ def find_samples(name, files, modalities):
         for j, m in enumerate(modalities):
             if m in gone and (m != "flow" or "rgb" in gone):  # flow is made from rgb's frames
                 sources[j] = files["made"][m].get(names[0])
-        there = [s or o or m == "flow" for m, s, o in zip(modalities, sources, originals)]
-        status = "" if all(there) else "missing"
-        if not all(sources) and any(n in files["pointer"] for n in names):
-            status = "git-lfs pointer"
+        absent = [m for m, s in zip(modalities, sources) if m in gone and not s and m != "flow"]
+        status = "missing" if absent else ""
+        problem = f"no {' and no '.join(absent)} of {names[0]}" if absent else ""
         windows = [w[3:] if m in ("rgb", "depth") else None for m, w in zip(modalities, wanted)]
-        absent = [m for m, there in zip(modalities, there) if not there]
-        problem = f"no {' and no '.join(absent)} of {names[0]}" if status else ""
         rest = [[names[0]] * len(modalities), sources, originals, windows, status, problem]
         yield Sample(split, str(label), group, *rest)

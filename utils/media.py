@@ -44,11 +44,6 @@ def first_bytes(path, n=64):
         return file.read(n)
 
 
-def is_pointer(path):
-    """Whether the file is a git-lfs pointer instead of the media."""
-    return first_bytes(path).startswith(b"version https://git-lfs")
-
-
 def unreadable(path, error):
     """The UnreadableFile that says why `path` could not be read; error: an exception or a text."""
     text = getattr(error, "strerror", None) or getattr(error, "error_string", None) or str(error)
@@ -57,10 +52,10 @@ def unreadable(path, error):
     try:
         if os.path.isdir(path):
             return UnreadableFile(f"{path} is a folder, expected a file; put the file back")
-        if is_pointer(path):
+        head = first_bytes(path)
+        if head.startswith(b"version https://git-lfs"):
             message = f"{path} is a git-lfs pointer, not media; run `git lfs pull` in its folder"
             return UnreadableFile(message, "git-lfs pointer")
-        head = first_bytes(path)
         if not head:
             text = "the file is empty"
         elif head[4:8] == b"ftyp" and (b"hei" in head[8:] or head[8:12] == b"mif1"):

@@ -73,12 +73,11 @@ def made_files(folder):
 
 
 def stamp(path):
-    """`SIZE TIME` of a file, or the sums over the files of a folder; of files that can be read."""
+    """`SIZE TIME` of a file, or the sums over the files of a folder; `- -` if it does not exist."""
     try:
-        paths = [e.path for e in contents(path)] if os.path.isdir(path) else [path]
-        stats = [os.stat(p) for p in paths if os.access(p, os.R_OK)]
+        stats = [e.stat() for e in contents(path)] if os.path.isdir(path) else [os.stat(path)]
     except (OSError, ValueError):  # no file can have a NUL in its name
-        stats = []
+        return "- -"
     return f"{sum(s.st_size for s in stats)} {sum(s.st_mtime_ns for s in stats)}"
 
 

@@ -289,6 +289,13 @@ def check_stamp(root, cell):
             raise Outdated(f"{os.path.join(root, path)} has changed")
 
 
+def readable(root, cell):
+    """Whether an original, a file or a folder with its files, may be read; see check_stamp."""
+    path = located(root, cell.split(" ", 2)[-1])
+    inside = [entry.path for entry in os.scandir(path)] if os.path.isdir(path) else []
+    return all(os.access(p, os.R_OK) for p in [path, *inside])
+
+
 def read_prepared(root, expected=None):
     """({name: kind}, Prepared) from DIR/prepared/samples.csv; Outdated if it is not up to date.
 
@@ -313,6 +320,8 @@ def read_prepared(root, expected=None):
             check_stamp(root, cell)
         counts[split][status] += 1
         labels.add(label)
+        if status == "no permission" and all(readable(root, c) for c in fields[5 + m :] if c):
+            raise Outdated(f"{place}: its files can be read now")
         if status != USABLE:
             problems.setdefault(split, problem or f"{place}: {status}")
             continue

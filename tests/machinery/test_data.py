@@ -748,7 +748,8 @@ def flow_of(value, *shape):
 
 MEDIA = [  # damage to media: prepare counts it by this reason, training leaves it out
     ("cremad", WAV, cut, "undecodable", "truncated"),
-    ("cremad", WAV, lambda p: write(p, LFS), "git-lfs pointer", "no "),
+    ("cremad", WAV, lambda p: write(p, LFS), "git-lfs pointer", "run `git lfs pull`"),
+    ("sarcasm", JPG, lambda p: write(p, LFS), "git-lfs pointer", "run `git lfs pull`"),
     ("cremad", WAV, lambda p: p.unlink(), "no audio track", "has no audio track"),
     ("cremad", FLV, lambda p: cut(p, 0.6), "undecodable", "truncated"),
     ("cremad", FLV, lambda p: write(p, ""), "undecodable", "the file is empty"),

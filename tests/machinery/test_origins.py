@@ -521,9 +521,9 @@ def test_a_list_that_is_not_ours_is_refused(line, tmp_path, capsys):
 def test_a_file_whose_permission_was_mended_is_used(tmp_path, monkeypatch):
     """Neither its size nor its time changes."""
     vectors(tmp_path)
+    load(tmp_path)
     real = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith("a0.npy"))
-    load(tmp_path)
     text = prepared_table(tmp_path).read_text().replace("0,usable", "0,no permission", 1)
     prepared_table(tmp_path).write_text(text)
     assert len(load(tmp_path)["test"]) == 9
