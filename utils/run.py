@@ -15,6 +15,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import re
 import shlex
@@ -390,7 +391,8 @@ class Run:
         if any(began[fact] != now["data"][fact] for fact in ("class_counts", "samples")):
             problem = f"{self.folder} began with other labels or files"
             raise RunError(f"{problem}; resume it with the same data")
-        if (first := log.epochs[0]["alpha"]) != alpha:
+        first = log.epochs[0]["alpha"]
+        if not math.isclose(first, alpha, rel_tol=1e-6):  # a computed one differs in rounding
             problem = f"{self.folder} has alpha {first:.4g} in epoch 1, now it would be {alpha:.4g}"
             raise RunError(f"{problem}; the schedule has changed, use another --out")
 
