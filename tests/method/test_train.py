@@ -220,6 +220,16 @@ class NoFolder:
         pass
 
 
+@pytest.mark.parametrize("steps, renewed", [(2, 3), (3, 0)])
+def test_statistics_are_renewed_in_epochs_of_few_steps(tiny_data, monkeypatch, steps, renewed):
+    """Once before each evaluation, with batches of the inner level."""
+    seen = []
+    monkeypatch.setattr(train, "FEW_STEPS", 3)
+    monkeypatch.setattr(train, "renew_statistics", lambda model, batches: seen.append(batches))
+    run(method="constant:0", inner_iters=steps, alpha_batch=8)
+    assert len(seen) == renewed and all(len(next(batches)[1]) == 8 for batches in seen)
+
+
 def test_the_optimiser_minimises_the_total_loss(tiny_data):
     """alpha = 1 leaves the classifier as it was initialised, alpha = 0 moves it."""
     for method, moved in [("constant:1", False), ("constant:0", True)]:
