@@ -163,6 +163,18 @@ def held_out(model, batches):
     return torch.cat(parts, dim=2).mean(2)
 
 
+def train_and_held_out(model):
+    """CE of the fused model and of each modality, (2, 1 + m): on training and on held-out samples.
+
+    As many training samples as there are held-out ones, the same ones whenever it is called.
+    """
+    train, val = model.data.splits["train"], model.data.splits["val"]
+    some = np.random.default_rng(model.args.seed).permutation(len(train))[: len(val)]
+    device = next(model.parameters()).device
+    parts = [eval_loader(samples, 64, device) for samples in (train.subset(some), val)]
+    return torch.stack([held_out(model, batches)[0] for batches in parts])
+
+
 class Unimodal(Baseline):
     """Each encoder with a classifier of its own; the fused logits are the sum of the modalities'.
 
@@ -248,8 +260,7 @@ class MSLR(Unimodal):
 class GBlend(Heads):
     """G-Blend [38]: sum_k w_k CE_k over the fused and the own heads, w by rebalance.blend.
 
-    w is set anew after each `every` epochs, from CE_k on the held-out samples and on as many
-    training samples, then and `every` epochs before; the first time against the untrained model.
+    w is set anew after each `every` epochs, from the CE_k of train_and_held_out now and before.
     """
 
     needs_val = True
@@ -259,33 +270,24 @@ class GBlend(Heads):
         super().check(args)
         every = (cls.numbers(args.method) or [1])[0]
         if 2 * every >= args.epochs:
-            raise SettingsError(
-                f"--method {args.method} needs more than {2 * every} epochs, got {args.epochs}"
-            )
+            raise SettingsError(f"--method {args.method} needs more than {2 * every} epochs")
 
     def begin(self, every=1):
         self.every, self.blend = every, rebalance.Blend(1 + len(self.phi))
 
-    def update(self):
-        # Departs from paper: [38] trains a copy for each head. Here: the heads of the one model.
-        train, val = self.data.splits["train"], self.data.splits["val"]
-        some = np.random.default_rng(self.args.seed).permutation(len(train))[: len(val)]
-        device = self.blend.w.device
-        parts = [eval_loader(part, 64, device) for part in (train.subset(some), val)]
-        self.blend.update(torch.stack([held_out(self, part)[0] for part in parts]))
-
     def omega(self, t, T):
         if t == 1:
-            self.update()
+            self.blend.update(train_and_held_out(self))
         return super().omega(t, T)
 
     def loss(self, z, o, y, ce):
         return self.blend.w @ torch.stack([ce(o_k) for o_k in o])
 
     def end_of_epoch(self, optimizer, batches):
+        # Departs from paper: [38] trains a copy for each head. Here: the heads of the one model.
         super().end_of_epoch(optimizer, batches)
         if self.t % self.every == 0:
-            self.update()
+            self.blend.update(train_and_held_out(self))
         return {"weights": self.blend.w.tolist()}
 
 
@@ -490,10 +492,10 @@ class DOMFN(Heads):
 class Greedy(Baseline):
     """Greedy [41]: hold the gate (--fusion channel) of the modality whose gate learns fastest.
 
-    A branch o_j is a classifier of g_j z^(j), whose gate sees all modalities; loss sum_j CE(o_j),
-    logits their mean. speed_j = log10(mu_gate / mu_branch), mu = sum over steps of |gradient|^2 /
-    |parameters|^2. If the speeds differ by more than eps, that gate is its mean so far for `window`
-    steps. As o_j is no score of one modality, that is the mean with zeros for the other features.
+    A branch o_j is a classifier of g_j z^(j); its gate sees all modalities, so o_j is no score of
+    one modality. Loss sum_j CE(o_j), logits their mean. speed_j = log10(mu_gate / mu_branch), mu =
+    sum over steps of |gradient|^2 / |parameters|^2. If the speeds differ by more than eps, that
+    gate is its mean so far for `window` steps.
     """
 
     fusions = ["channel"]
@@ -524,16 +526,12 @@ class Greedy(Baseline):
         self.speeds.step(self.fusion, self.phi, self.classifier)
 
 
-class Released(Unimodal):
-    """What the authors' released code computes: 2 ((1 - alpha) CE(mean_j o_j) + alpha L_MM).
+class Quintic(Unimodal):
+    """What the authors' release computes: 2 ((1 - alpha) CE(mean_j o_j) + alpha L_MM).
 
-    L_MM is rebalance.release_divergence. Before each epoch alpha moves by -lr times the mean, over
-    the first tensor of theta, of H grad CE(mean_j o_j), from 8 held-out samples; lr is 1e-4, halved
-    every 20 epochs. alpha is 0.95 at first and stays in [0.05, 0.95]. With `released:quintic`, the
-    release's other program, alpha is rebalance.quintic.
+    L_MM is rebalance.release_divergence. This is its Crema_epoch.py: alpha is rebalance.quintic.
     """
 
-    needs_val = True
     one_process = True
 
     @classmethod
@@ -548,6 +546,23 @@ class Released(Unimodal):
         o = self.each(z)
         return ce(o.mean(0)), rebalance.release_divergence(o)
 
+    def omega(self, t, T):
+        self.alpha = self.alpha.new_tensor(rebalance.quintic(t))
+        return self.alpha.item()
+
+    def loss(self, z, o, y, ce):
+        return 2 * total_loss(*self.both(z, ce), self.alpha.item())
+
+
+class Released(Quintic):
+    """The release's Crema_epoch_learnable.py: Quintic, but alpha, 0.95 at first, is learned.
+
+    Before each epoch it moves by -lr times the mean, over the first tensor of theta, of H grad
+    L_CLS of 8 held-out samples, and stays in [0.05, 0.95]; lr is 1e-4, halved every 20 epochs.
+    """
+
+    needs_val = True
+
     def gradient(self, x, y):
         """The mean over the first tensor of theta of H grad L_CLS, H of L_Total."""
         with eval_mode(self, batch_statistics=True):
@@ -557,31 +572,30 @@ class Released(Unimodal):
         return hvp(grad(l_cls, params, retain_graph=True))[0].mean().item()
 
     def omega(self, t, T):
-        if self.args.method.endswith(":quintic"):
-            alpha = rebalance.quintic(t)
-        else:
-            key, device = [self.args.seed + 3 * 2**32], self.alpha.device
-            batch = next(Batches(self.data.splits["val"], 8, key, device).draw(t))
-            lr = 1e-4 / 2 ** ((t - 1) // 20)
-            alpha = max(0.05, min(0.95, self.alpha.item() - lr * self.gradient(*batch)))
-        self.alpha = self.alpha.new_tensor(alpha)
-        return alpha
-
-    def loss(self, z, o, y, ce):
-        return 2 * total_loss(*self.both(z, ce), self.alpha.item())
+        key, device = [self.args.seed + 3 * 2**32], self.alpha.device
+        batch = next(Batches(self.data.splits["val"], 8, key, device).draw(t))
+        lr = 1e-4 / 2 ** ((t - 1) // 20)
+        self.alpha = (self.alpha - lr * self.gradient(*batch)).clamp(0.05, 0.95)
+        return self.alpha.item()
 
 
 KINDS = [Unimodal, Heads, MSES, OGM, Greedy, DOMFN, MSLR, PMR, AGM, MLA, ReconBoost, MMPareto, ETMC]
 BASELINES = {"g-blend": GBlend, **{kind.__name__.lower(): kind for kind in [*KINDS, Released]}}
+BASELINES["released:quintic"] = Quintic
 
 # --- exercise: change below ---
 # A method of your own is one class; BASELINES["mine"] = Mine makes it a --method.
 # --- end ---
 
 
+def class_of(method):
+    """The class of a --method `name` or `name:number:...`; None for those of the paper."""
+    return BASELINES.get(method, BASELINES.get(method.split(":")[0]))
+
+
 def requirements(method):
     """The class whose attributes say what a --method requires; Baseline requires nothing."""
-    return BASELINES.get(method.split(":")[0], Baseline)
+    return class_of(method) or Baseline
 
 
 def methods():

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from baselines import BASELINES, Baseline, methods, requirements
+from baselines import Baseline, class_of, methods, requirements
 from bilevel import SOLVERS, hypergradient
 from data import DATASETS, Batches, defaults, load_data
 from losses import SCHEDULES, classification_loss, make_schedule, modality_matching_loss, total_loss
@@ -259,8 +259,8 @@ def check(args):
         omega = make_schedule(args.method)
         for t in range(1, args.epochs + 1):
             omega(t, args.epochs)  # an error now, not in epoch t
-    elif name in BASELINES:
-        BASELINES[name].check(args)
+    elif rival := class_of(args.method):
+        rival.check(args)
     else:
         cli.check_choice("method", args.method, methods())
     if args.outer != "train" and args.method != "learning-based":
@@ -271,7 +271,7 @@ def check(args):
 def make_model(args, data):
     """The model on its device, with weights from the seed."""
     torch.manual_seed(args.seed)
-    model_class = BASELINES.get(args.method.split(":")[0], MultimodalModel)
+    model_class = class_of(args.method) or MultimodalModel
     options = args.encoders, args.fusion, args.pretrained, args.heads
     model = model_class(data.channels, len(data.classes), *options)
     if isinstance(model, Baseline):

@@ -17,6 +17,7 @@ from scipy import stats
 
 import data
 import train
+from baselines import BASELINES
 from scripts import sweep
 
 TINY = ["--dataset", "tiny", "--seeds", "2"]
@@ -61,7 +62,7 @@ def test_all_is_table_1_and_heads():
     """Joint training comes first; greedy gets the fusion that it needs."""
     rows = list(sweep.rows_of(["all"], None))
     assert rows[0] == "constant:0" and "heads" in rows and "mmpareto" in rows
-    assert {row.split()[0] for row in rows} >= set(train.BASELINES)
+    assert {row.split()[0] for row in rows} >= set(BASELINES)
     given = sweep.rows_of(["greedy", "heuristic"], None)
     assert set(given) == {"constant:0", "greedy --fusion channel", "heuristic"}
     assert set(sweep.rows_of(["greedy --fusion channel"], None)) == {*given} - {"heuristic"}

@@ -97,7 +97,7 @@ def test_every_method_trains(tiny_data, monkeypatch, name, m):
     assert train.main(flags) == 0
     for record in epochs_of("run"):
         assert record["l_total"] > 0 and record["l_cls"] > 0
-        assert (record["alpha"] == 0) == (name != "released")
+        assert (record["alpha"] == 0) == (not name.startswith("released"))
         assert record["l_mm"] > 0 and math.isfinite(record["fused"]["map"])
 
 
@@ -132,7 +132,7 @@ def test_every_method_resumes(tiny_data, monkeypatch, name):
         ("--method agm:x", "does not fit agm(alpha=1.0, epochs=20); expected agm:alpha:epochs"),
         ("--method agm:1e30", "expected agm:alpha:epochs with numbers of at most 1e6"),
         ("--method agm:1:2:3", "does not fit agm(alpha=1.0, epochs=20)"),
-        ("--method g-blend:5", "--method g-blend:5 needs more than 10 epochs, got 10"),
+        ("--method g-blend:5", "--method g-blend:5 needs more than 10 epochs"),
         ("--method ogm --heads", "--heads is for alpha's own methods; leave it out with ogm"),
         ("--method heads:1", "does not fit heads(); expected heads without a number"),
         ("--method mslr:1:-1", "has rates = -1, expected 0 or more"),

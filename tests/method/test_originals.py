@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 import train
-from baselines import BASELINES, held_out
+from baselines import class_of, held_out
 from data import Batches, Samples
 from utils.loader import identity
 
@@ -36,7 +36,7 @@ def made(method, m=2, fusion="concat", **settings):
     """The model of a method, in training mode, and its settings."""
     torch.manual_seed(0)
     args = train.Settings(method=method, fusion=fusion, epochs=10, device="cpu", **settings)
-    kind = BASELINES[method.split(":")[0]]
+    kind = class_of(method)
     kind.check(args)
     model = kind([7, 5, 9][:m], C, "mlp", fusion)
     model.start(args, data_of(30))
@@ -367,10 +367,13 @@ def test_greedy():
             for total, params in zip(sums, (gate, branch)):
                 size = sum((p**2).sum().item() for p in params)
                 total[j] += sum((p.grad**2).sum().item() for p in params) / size
+        assert torch.allclose(model.speeds.mu, torch.tensor(sums), rtol=1e-4)
         speed = [math.log10(gate / branch) for gate, branch in zip(*sums)]
         if abs(speed[0] - speed[1]) > 0.01:
             held, waited = 0 if speed[0] > speed[1] else 1, 0
     assert seen.count(None) < 25 and len(set(seen)) > 1
+    z, (fused, *o) = model.eval()(x)
+    assert torch.equal(fused, (o[0] + o[1]) / 2) and torch.equal(model.logits(z), fused)
 
 
 def test_greedy_scores_one_modality_with_zeros_for_the_other():
@@ -446,11 +449,12 @@ def test_released_loss():
     assert torch.equal(model.unimodal_logits(z, 1), model.classifiers[1](z[1]))
 
 
-def test_released_alpha():
+@pytest.mark.parametrize("t, lr", [(20, 1e-4), (21, 0.5e-4)])
+def test_released_alpha(t, lr):
     """Crema_epoch_learnable.py:59-93, 250-254: before the epoch; the mean over the first tensor of
     H grad L_CLS from the rows of H; lr 1e-4, halved every 20 epochs; 0.05 to 0.95."""
     model, args = made("released")
-    x, y = next(Batches(model.data.splits["val"], 8, [3 * 2**32], "cpu").draw(21))
+    x, y = next(Batches(model.data.splits["val"], 8, [3 * 2**32], "cpu").draw(t))
     assert len(y) == 8
     model.double()
     for samples in model.data.splits.values():
@@ -470,7 +474,7 @@ def test_released_alpha():
         product.append(sum((a * b).sum() for a, b in zip(row, v)).item())
     gradient = sum(product) / len(product)
     norms = {n: b.clone() for n, b in model.named_buffers() if n.startswith("phi")}
-    assert model.omega(21, 100) == pytest.approx(0.7 - 0.5e-4 * gradient, abs=1e-12)
+    assert model.omega(t, 100) == pytest.approx(0.7 - lr * gradient, abs=1e-12)
     assert abs(gradient) > 1e-6
     assert all(torch.equal(b, dict(model.named_buffers())[n]) for n, b in norms.items())
     for start, end in [(0.96, 0.95), (0.04, 0.05)]:
