@@ -79,6 +79,7 @@ class LiveRun(Run):
         for name in ["fused", *first["modalities"]]:
             scores.plot([r["t"] for r in epochs], [r[name]["acc"] for r in epochs], label=name)
         scores.legend()
+        alpha.set_ylim(-0.05, 1.05)
         alpha.plot([r["t"] for r in epochs], [r["alpha"] for r in epochs], ".-")
         slope.bar([r["t"] for r in epochs], [r.get("hypergradient") or 0 for r in epochs])
         figure.savefig(self.folder / "live.png", dpi=80)

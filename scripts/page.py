@@ -314,7 +314,7 @@ def included(text):
 
     text = re.sub(r"^```include\n(.*)\n```$", insert, text, flags=re.M)
     here = set(map(anchor, re.findall(r"^#+ (.*)", text, re.M)))
-    link = re.compile(r"\]\([\w.]+#([\w-]+)\)")
+    link = re.compile(r"\]\([\w.-]+#([\w-]+)\)")
     return link.sub(lambda m: f"](#{m[1]})" if m[1] in here else m[0], text)
 
 
