@@ -193,7 +193,7 @@ class Page:
         with Image.open(path) as picture:
             small = picture.convert("RGB")
         small.thumbnail((WIDTH, WIDTH), Image.Resampling.LANCZOS)
-        small.quantize(COLOURS, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        small.quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(file, "PNG", optimize=True)
         data = base64.b64encode(file.getvalue()).decode()
         size = f'width="{small.width}" height="{small.height}"'
         return f'<img alt="{alt}" {size} data-of="{digest}" src="data:image/png;base64,{data}">'

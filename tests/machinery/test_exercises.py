@@ -48,6 +48,7 @@ def test_every_exercise_has_its_parts_and_its_answer():
         assert all(f"**{word}:**" in part for word in words), number
         assert part.count("<details><summary>Hint</summary>") == part.count("</details>") == 1
         assert part.index("**Predict:**") < part.index("Hint</summary>"), number
+        assert not re.search(r"^ +\d+\. ", part, re.M), f"{number}: a line that becomes a list"
         if number in BY_HAND:
             assert "no computer" in " ".join(part.split()) and not commands(part)
             continue
