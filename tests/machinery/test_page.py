@@ -100,7 +100,7 @@ def test_the_page_is_for_everybody(made, tags):
     assert first == {"class": "skip", "href": "#main"}
     assert {a.get("tabindex") for _, a in tags.found} == {None, "-1"}
     assert all(a.get("alt") for tag, a in tags.found if tag == "img")
-    assert all(a.get("aria-label") for tag, a in tags.found if tag == "svg" and "role" in a)
+    assert all(a.get("aria-label") and a["role"] == "img" for tag, a in tags.found if tag == "svg")
     forms = [attributes for tag, attributes in tags.found if tag == "form"]
     assert len(forms) == 4 and all("hidden" in attributes for attributes in forms)
 
