@@ -8,17 +8,17 @@ paper                         here
 d L_CLS / d theta             v, from batches of the outer level
 d2 L_Total / d alpha d theta  c = grad L_MM - grad L_CLS, because L_Total is linear in alpha
 d2 L_Total / d theta2         H, never formed: only products H u (hvp)
-[16], Ghadimi and Wang        SOLVERS: the number c^T H^-1 v from a few products
+[16], Ghadimi and Wang        SOLVERS: c^T H^-1 v; the default: the mean of [16]'s, 5 terms of it
 Eq. 3                         hypergradient: - c^T H^-1 v
 
-Three batches. Eq. 3 multiplies three means over the data. If one batch gives all three, its noise n
-is in v and, as -n, in c. This adds n^T H^-1 n, which is positive for H > 0, and alpha falls. As in
+Three batches. Eq. 3 multiplies three means over the data. If one batch gives all three, its noise e
+is in v and, as -e, in c. This adds e^T H^-1 e, which is positive for H > 0, and alpha falls. As in
 [16], v, c and H have batches of their own here, so that the noise of v and c averages out.
 
 What to expect. At an optimum of the inner problem grad L_Total = 0 (without weight decay), so
 c = -v / alpha, and Eq. 3 is v^T H^-1 v / alpha > 0 for H > 0: alpha can only fall while both levels
-see the same data. Elsewhere either sign is possible. The first K terms of the series say how L_CLS
-responds to alpha within K steps if v, c and H stay as they are.
+see the same data. Elsewhere either sign is possible. K terms of neumann say how L_CLS responds to
+alpha in K plain gradient steps of size `step`, if v, c and H stay as they are.
 """
 
 import math
@@ -29,19 +29,19 @@ from losses import total_loss
 from utils.lanczos import dot, lanczos, step_and_damping
 
 
-def factor(hvp, u, step, damping):
+def times_factor(hvp, u, step, damping):
     """(I - step (H + damping I)) u."""
     return [u_i - step * (h_i + damping * u_i) for u_i, h_i in zip(u, hvp(u))]
 
 
 def neumann(hvp, v, c, terms, step, damping, **_):
-    """c^T H^-1 v ~ step * sum_{k=0}^{terms-1} c^T (I - step (H + damping I))^k v.
+    """c^T (H + damping I)^-1 v ~ step * sum_{k=0}^{terms-1} c^T (I - step (H + damping I))^k v.
 
     This is the mean of randomised over p, for one H. It costs terms - 1 products.
     """
     u, total = v, dot(c, v)
     for _ in range(terms - 1):
-        u = factor(hvp, u, step, damping)
+        u = times_factor(hvp, u, step, damping)
         total += dot(c, u)
     return step * total, {}
 
@@ -49,20 +49,20 @@ def neumann(hvp, v, c, terms, step, damping, **_):
 def randomised(hvp, v, c, terms, step, damping, fresh_hvp, rng):
     """c^T H^-1 v ~ step * terms * c^T prod_{i=1}^{p} (I - step (H_i + damping I)) v.
 
-    This is [16] as printed: p is uniform in 0..terms-1, each H_i is of a fresh batch. Its mean is
-    the series of neumann with the mean H; its spread is several times larger.
+    This is [16], but for the damping: p is uniform in 0..terms-1, each H_i is of a fresh batch. Its
+    mean is the series of neumann with the mean H; its spread is several times larger.
     """
     p = int(torch.randint(terms, (), generator=rng))
     u = v
     for _ in range(p):
-        u = factor(fresh_hvp(), u, step, damping)
-    return step * terms * dot(c, u), {"terms": p + 1}
+        u = times_factor(fresh_hvp(), u, step, damping)
+    return step * terms * dot(c, u), {"terms": p + 1}  # p products
 
 
 def conjugate_gradient(hvp, v, c, terms, step, damping, **_):
     """c^T x, x from `terms` iterations of conjugate gradient on H x = v: a check for the others.
 
-    It costs terms products and ends at a direction p of curvature <= 0: nan if it is the first.
+    It costs terms products. It stops at the first direction of curvature <= 0; nan if that is p_1.
     """
     total, used, curvature = 0.0, 0, []
     r, p, rr = v, v, dot(v, v)
@@ -84,11 +84,11 @@ def conjugate_gradient(hvp, v, c, terms, step, damping, **_):
 
 
 # A solver is a function (hvp, v, c, terms, step, damping, fresh_hvp, rng) -> (c^T H^-1 v, report).
-# hvp(u) is H u, fresh_hvp() the hvp of a fresh batch, rng a torch.Generator; **_ takes the last two
-# where they are not used. report: what the log gets in place of terms, step, damping as given.
-SOLVERS = {"neumann": neumann, "lanczos": lanczos}
-SOLVERS |= {"randomised": randomised, "cg": conjugate_gradient}
-OWN_STEP = ["lanczos", "cg"]  # solvers that no step is found for
+# hvp(u) is H u, fresh_hvp() the hvp of another batch, rng a torch.Generator; **_ takes the last two
+# where they are not used. report: entries that replace those of hypergradient's.
+SOLVERS = {"neumann": neumann, "randomised": randomised, "cg": conjugate_gradient}
+SOLVERS["lanczos"] = lanczos  # the value of neumann from half the products
+NEED_NO_STEP = ["lanczos", "cg"]  # lanczos finds its own step, cg takes none
 
 # --- exercise: change below ---
 # SOLVERS["mine"] = mine makes your own solver a --solver name.
@@ -98,7 +98,7 @@ OWN_STEP = ["lanczos", "cg"]  # solvers that no step is found for
 def grad(loss, params, **options):
     """d loss / d params, a list of tensors; zeros for a parameter that is not in the loss.
 
-    With tensors `loss` and grad_outputs=u it is d <loss, u> / d params.
+    loss may be a list of tensors; with grad_outputs=u it is then d <loss, u> / d params.
     """
     return torch.autograd.grad(loss, params, materialize_grads=True, **options)
 
@@ -117,11 +117,11 @@ def make_hvp(l_cls, l_mm, alpha, params, decay=0):
     used = [i for i, g_i in enumerate(g) if g_i.requires_grad]  # the others are constant
 
     def hvp(u):
-        outputs, weights = [g[i] for i in used], [u[i] for i in used]
-        h = grad(outputs, params, grad_outputs=weights, retain_graph=True)
-        # In u's memory layout: that of h, of convolutions, slows down the arithmetic.
+        u_used = [u[i] for i in used]
+        h = grad([g[i] for i in used], params, grad_outputs=u_used, retain_graph=True)
+        # Written into u's memory layout: convolutions leave h in another one, which is slower.
         layout = [torch.empty_like(u_i) for u_i in u]
-        return [torch.add(h_i, u_i, alpha=decay, out=o) for h_i, u_i, o in zip(h, u, layout)]
+        return [torch.add(h_i, u_i, alpha=decay, out=to) for h_i, u_i, to in zip(h, u, layout)]
 
     return hvp
 
@@ -136,8 +136,8 @@ def hypergradient(
     inner: a function that returns (L_CLS, L_MM) of a fresh batch of the inner level; c is the mean
         over `draws` of them, H is that of one more (`randomised`: one more for each product).
     params: theta; tensors that do not require grad are left out. alpha: float in [0, 1].
-    solver: a name in SOLVERS. step: that of `terms` terms without damping; None: chosen for them.
-    decay: the optimizer's weight decay; it belongs to the inner problem, so H means H + decay I.
+    solver: a name in SOLVERS. step: used without damping; None: step and damping are found from H.
+    decay: the optimizer's weight decay, a part of Eq. 2's inner problem: H means H + decay I.
 
     Returns (value, report): the value is a float, or None where it is not finite; the report has
     the solver's `terms`, `step`, `damping`, `curvature` (smallest, largest; nan: not known) and
@@ -156,7 +156,7 @@ def hypergradient(
     c = mean_gradient(d_alpha, params, draws)
     hvp = fresh_hvp()
     damping, curvature = 0.0, [math.nan, math.nan]
-    if step is None and solver not in OWN_STEP:
+    if step is None and solver not in NEED_NO_STEP:
         step, damping, curvature = step_and_damping(hvp, v, max(1, terms - 1))
     value, own = SOLVERS[solver](hvp, v, c, terms, step, damping, fresh_hvp=fresh_hvp, rng=rng)
     report = {"terms": terms, "step": step, "damping": damping, "curvature": curvature, **own}

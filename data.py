@@ -20,12 +20,12 @@ from torch.utils.data import Dataset
 
 from utils import decode, digits, distributed, media
 from utils.cli import SettingsError, check_choice
-from utils.loader import BatchSampler, identity, make_loader
-from utils.modalities import MODALITIES, Modality
+from utils.loader import BatchSampler, hold_out, identity, make_loader
+from utils.modalities import MODALITIES, Modality, make_readers
 from utils.prepare import collect
-from utils.pretrained import is_text, load_tokenizer
+from utils.pretrained import is_text
 from utils.samples import Strings, class_index, own_settings
-from utils.trained import as_trained, check_channels
+from utils.trained import as_trained, check_channels, check_splits
 
 CREMAD = {"audio": "audio-3s", "video": "video"}
 AUDIO_VIDEO = {"audio": "audio", "video": "video"}
@@ -122,8 +122,8 @@ def take(values, chosen):
     return values[chosen] if torch.is_tensor(values) else type(values)([values[i] for i in chosen])
 
 
-# A reader is called as (source, seed). Without a seed nothing is augmented; with one, the
-# augmentation is a function of the seed. Images stay uint8, sounds float16: see normalize.
+# A reader is called as (source, seed); with a seed it augments, as a function of that seed. Images
+# stay uint8, sounds float16: see normalize.
 
 
 def sound(path, seed=None, seconds=10):
@@ -149,6 +149,7 @@ def flow(path, seed=None, frames=8):
 
 def text(sentence, seed=None, tokenizer=None, length=128):
     """A sentence's L <= length token ids and its attention mask of ones: (2, L) int64."""
+    # Departs from paper: 128 characters. Here: 128 tokens, as BERT counts.
     length = min(length, tokenizer.model_max_length)
     codes = tokenizer(sentence, truncation=True, max_length=length)
     return torch.tensor([codes["input_ids"], codes["attention_mask"]])
@@ -192,22 +193,6 @@ MODALITIES |= {
     "flow": Modality(flow, CONVOLUTIONAL, decode.compute_flow, media.check_flow, own=False),
     "tensor": Modality(identity, [], own=False),
 }
-
-
-def make_readers(kinds, encoders):
-    """The reader of each modality; a text is cut into the tokens of its encoder, `bert:SOURCE`."""
-    built_in = {name for kind in MODALITIES.values() for name in kind.encoders}
-    readers = []
-    for kind, encoder in zip(kinds, encoders):
-        name, _, source = encoder.partition(":")
-        read, fitting = MODALITIES[kind].read, MODALITIES[kind].encoders
-        # Your own encoder can be for all kinds but text, and any encoder for a tensor in memory.
-        if name not in fitting and kind != "tensor" and (name in built_in or kind == "text"):
-            raise SettingsError(f"encoder {name!r} cannot encode {kind}; choose from {fitting}")
-        if kind == "text":
-            read = functools.partial(read, tokenizer=load_tokenizer(source))
-        readers.append(read)
-    return readers
 
 
 def load(name, root=""):
@@ -275,15 +260,6 @@ DATASETS = {"keypad": keypad, "spoken-digits": spoken_digits}
 DATASETS |= {name: functools.partial(load, name) for name in SETS}
 
 
-def hold_out(dataset, groups, fraction, seed):
-    """(rest, held out): about that fraction of a data set, no group (n,) of ints on both sides."""
-    members = np.random.default_rng(seed).permutation(np.unique(groups))
-    held_out = np.isin(groups, members[: max(1, round(fraction * len(members)))])
-    if held_out.all():
-        raise SettingsError(f"--val-fraction {fraction} leaves nothing to train on; choose less")
-    return dataset.subset(np.flatnonzero(~held_out)), dataset.subset(np.flatnonzero(held_out))
-
-
 def load_data(args, encoders, needs_val=False, trained=None):
     """The Data of a run, which can be read: on its device if it is in memory.
 
@@ -304,10 +280,7 @@ def load_data(args, encoders, needs_val=False, trained=None):
     if fraction:
         groups = np.arange(len(splits["train"])) if data.groups is None else data.groups
         splits["train"], splits["val"] = hold_out(splits["train"], groups, fraction, args.seed)
-    if args.eval and args.split not in splits:
-        raise SettingsError(f"{args.eval} has no validation part; choose --split train or test")
-    if (n := len(splits["train"])) < 2:
-        raise SettingsError(f"{args.dataset} has {n} training sample here, expected 2 or more")
+    check_splits(args, splits)
     readers = make_readers(data.kinds.values(), encoders(len(data.kinds)))
     device = distributed.pick_device(args.device)
     for name, samples in splits.items():

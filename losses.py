@@ -36,17 +36,22 @@ def classification_loss(logits, y, smoothing=0.0, reduction="mean"):
     return F.cross_entropy(logits, y, label_smoothing=smoothing, reduction=reduction)
 
 
-def modality_matching_loss(z, tau):
+def modality_matching_loss(z, tau, y=None):
     """L_MM, the symmetric InfoNCE between two modalities j and l of one batch (Sec. 3.2).
 
     L_MM = -1/(2 n_b) sum_i [ log( exp(s(x_i^j, x_i^l)/tau) / sum_k exp(s(x_i^j, x_k^l)/tau) )
                             + log( exp(s(x_i^j, x_i^l)/tau) / sum_k exp(s(x_k^j, x_i^l)/tau) ) ]
 
-    z: list of m >= 2 tensors (B, d). Returns a scalar, in nats.
+    z: list of m >= 2 tensors (B, d). y: None, or labels (B,); then every sample of i's class
+    matches i, and the log is their mean. Returns a scalar, in nats.
     """
     if len(z) < 2:
         raise SettingsError(f"L_MM pairs modalities: got {len(z)}, expected at least 2")
     match = torch.arange(len(z[0]), device=z[0].device)  # sample i matches sample i
+    if y is not None:
+        # Departs from paper: --matching classes pulls together all samples of one class.
+        same = (y[:, None] == y).to(z[0])
+        match = same / same.sum(1, keepdim=True)  # (B, B): row i has the weights of i's matches
     pairs = []
     for z_j, z_l in itertools.combinations(z, 2):
         logits = similarity(z_j, z_l) / tau  # (B, B): s(x_i^(j), x_k^(l)) / tau
@@ -79,8 +84,8 @@ def heuristic(t, T):
 def cubic(t, T, last=None):
     """a t^3 + b t^2 + c t + d, the paper's fit of a learned alpha on KineticsSounds (Sec. 4.4).
 
-    Its minimum is 0.074 at t = 26; then it rises again. `cubic:26` scales t so that the last epoch
-    gets that minimum, whatever T is.
+    Its minimum is 0.074 at t = 26; for t <= 5 and t >= 38 it is above 1, which is clipped.
+    `cubic:26` scales t so that the last epoch gets the minimum, whatever T is.
     """
     # Paper silent: the T of that fit. Here: t is the epoch itself, unless `last` is given.
     t = t if last is None else t * last / T

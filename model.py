@@ -3,7 +3,7 @@
 paper                                      here
 z^(j) = phi^(j)(x^(j); Phi^(j))  Sec. 3.1  ENCODERS by name
 z = f(z^(1), ..., z^(m))         Sec. 3.1  FUSIONS by name (Table 1; more in utils/fusions.py)
-softmax(W z + b)                 Sec. 3.1  MultimodalModel: model(x) returns (z, logits)
+softmax(W z + b)                 Sec. 3.1  MultimodalModel.logits; model(x) returns (z, [logits])
 score of one modality            Table 4   MultimodalModel.unimodal_logits
 
 Everywhere z is the list of the m modalities' features, each (B, d).
@@ -173,11 +173,14 @@ class MultimodalModel(nn.Module):
     """Encoders, fusion and classifier (Sec. 3.1).
 
     channels: the input channels of each modality, 0 for text; encoders: the names of encoder_names;
-    fusion: a name of FUSIONS; pretrained: start ResNets from torchvision's weights.
+    fusion: a name of FUSIONS; pretrained: start ResNets from torchvision's weights; heads: whether
+    each modality has a classifier of its own besides (not in the paper).
     Raises ValueError for an unknown name, OSError for weights that cannot be loaded.
     """
 
-    def __init__(self, channels, n_classes, encoders="cnn", fusion="concat", pretrained=False):
+    def __init__(
+        self, channels, n_classes, encoders="cnn", fusion="concat", pretrained=False, heads=False
+    ):
         super().__init__()
         fusion = FUSIONS[check_choice("fusion", fusion, FUSIONS)]
         phi, widths = [], []
@@ -193,26 +196,39 @@ class MultimodalModel(nn.Module):
             if width != self.d:
                 phi[j] = nn.Sequential(phi[j], nn.Linear(width, self.d))
         self.phi = nn.ModuleList(phi)
-        self.build_head(fusion)
+        self.build_head(fusion, heads)
 
-    def build_head(self, fusion):
-        """Fusion f and classifier W, b."""
+    def build_head(self, fusion, heads):
+        """Fusion f; classifier W, b; with heads a linear classifier for each modality."""
         self.fusion = fusion(len(self.phi), self.d)
         classifier = getattr(self.fusion, "classifier", nn.Linear)
         self.classifier = classifier(self.fusion.D, self.n_classes)
+        own = [nn.Linear(self.d, self.n_classes) for _ in self.phi if heads]
+        self.classifiers = nn.ModuleList(own)
 
     def forward(self, x):
-        """x: list of m inputs -> (z, logits): list of m features (B, d), and W f(z) + b (B, c)."""
+        """x: list of m inputs -> (z, o): features, m of (B, d), and all logits that L_CLS fits.
+
+        o is [W f(z) + b] or, with heads or Weight, [W f(z) + b, o_1, ..., o_m], each (B, c).
+        """
         z = [phi(x_j) for phi, x_j in zip(self.phi, x)]
-        return z, self.logits(z)
+        return z, [self.logits(z), *self.own_logits(z)]
 
     def logits(self, z):
         """W f(z) + b: (B, c)."""
         return self.classifier(self.fusion(z))
 
+    def own_logits(self, z):
+        """[o_1, ..., o_m], (B, c) each, by the modalities' own classifiers; [] without."""
+        # --fusion weight has such classifiers itself: their predictions are its parts.
+        classifiers = self.classifiers or getattr(self.classifier, "own", [])
+        return [classify(z_j) for classify, z_j in zip(classifiers, z)]
+
     def unimodal_logits(self, z, j):
-        """The fused classifier's logits with every feature but z^(j) set to zero: (B, c)."""
+        """The fused classifier's logits with all features but z^(j) set to zero, or o_j: (B, c)."""
         # Paper silent: the score of one modality of a joint model. With concat this is
         # W^(j) z^(j) + b, as is usual in the audio-video literature.
+        if own := self.own_logits(z):
+            return own[j]
         alone = [z_k if k == j else torch.zeros_like(z_k) for k, z_k in enumerate(z)]
         return self.logits(alone)

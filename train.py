@@ -19,21 +19,23 @@ from model import ENCODERS, FUSIONS, MultimodalModel, encoder_names
 from utils import cli, distributed
 from utils.cli import SettingsError, setting
 from utils.loader import eval_loader
-from utils.modules import eval_mode
+from utils.modules import FEW_STEPS, eval_mode, renew_statistics
 from utils.run import Run, check_together, mean_losses, resumed_settings
 
 
-def losses(z, logits, y, args):
+def losses(z, o, y, args):
     """(L_CLS, L_MM) of one batch, from what the model returns (Sec. 3.1, 3.2)."""
-    l_cls = classification_loss(logits.float(), y, args.smoothing)
-    return l_cls, modality_matching_loss([z_j.float() for z_j in z], args.tau)
+    # Departs from paper: with --heads or --fusion weight L_CLS has each modality's own loss, too.
+    l_cls = sum(classification_loss(o_k.float(), y, args.smoothing) for o_k in o)
+    classes = y if args.matching == "classes" else None
+    return l_cls, modality_matching_loss([z_j.float() for z_j in z], args.tau, classes)
 
 
 def inner_step(model, optimizer, x, y, alpha, args):
     """One step of theta along the gradient of L_Total; returns the three losses, (3,), to log."""
     with torch.autocast(y.device.type, torch.bfloat16, enabled=args.bf16):
-        z, logits = model(x)
-    l_cls, l_mm = losses(z, logits, y, args)
+        z, o = model(x)
+    l_cls, l_mm = losses(z, o, y, args)
     l_total = total_loss(l_cls, l_mm, alpha)
     optimizer.zero_grad()
     l_total.backward()
@@ -43,7 +45,7 @@ def inner_step(model, optimizer, x, y, alpha, args):
 
 def alpha_gradient(model, inner, outer, alpha, t, args):
     """Eq. 3 after epoch t: (hypergradient or None, report), from bilevel.hypergradient."""
-    # Paper silent: the batches of Eq. 3. Here: v, c and H have batches of their own, drawn by t.
+    # Paper silent: the batches of Eq. 3. Here: v, c and H each have their own, drawn by seed and t.
     inner_batches, outer_batches = inner.draw(t), outer.draw(t)
     shared = next(inner_batches) if args.outer == "shared" else None
 
@@ -58,8 +60,7 @@ def alpha_gradient(model, inner, outer, alpha, t, args):
     options = {"solver": args.solver, "terms": args.terms, "decay": args.weight_decay}
     draws = 1 if shared else args.draws
     rng = torch.Generator().manual_seed(args.seed + t * 2**32)
-    # Paper silent: batch norm and dropout in Eq. 3. Here: batch norm uses batch statistics, as in
-    # training (the running ones lag behind and change gradients and curvature), and no dropout.
+    # Paper silent: batch norm, dropout in Eq. 3. Here: batch statistics as in training, no dropout.
     with eval_mode(model, batch_statistics=True):
         return hypergradient(
             outer_loss, inner_losses, model.parameters(), alpha, draws=draws, rng=rng, **options
@@ -70,7 +71,7 @@ def train(args, data, model, run):
     """Algorithm 1. data: from load_data; run: a Run, which logs and saves each epoch."""
     T = args.epochs
     method = method_of(args, model)
-    alpha = method.omega(1, T) if method.omega else args.alpha_0
+    alpha = args.alpha_0 if args.method == "learning-based" else method.omega(1, T)
     optimizer, plateau = make_optimizer(args, method.groups(args.lr))
     batches, inner, outer, eval_batches = make_batches(args, data, next(model.parameters()).device)
     ddp_model = distributed.data_parallel(model)
@@ -79,37 +80,41 @@ def train(args, data, model, run):
     for t in range(start, T + 1):
         # update the network's parameters theta
         model.train()
-        steps = []
+        step_losses = []
         for x, y in run.progress(batches, t):  # Inner_Iters batches
-            steps.append(method.inner_step(ddp_model, optimizer, x, y, alpha, args))
-        lr = optimizer.param_groups[0]["lr"]
-        trained = {"t": t, "alpha": alpha, "lr": lr, **mean_losses(steps, t)}
+            step_losses.append(method.inner_step(ddp_model, optimizer, x, y, alpha, args))
+        lr = optimizer.param_groups[-1]["lr"]
+        record = {"t": t, "alpha": alpha, "lr": lr, **mean_losses(step_losses, t)}
 
         # update the weighting parameter alpha with the chosen method
         report = {}
-        if method.omega is None:  # learning-based
-            gradient, how = alpha_gradient(model, inner, outer, alpha, t, args)
-            if gradient is not None:
+        if args.method == "learning-based":
+            gradient, details = alpha_gradient(model, inner, outer, alpha, t, args)
+            if gradient is not None:  # None: it was not finite, and alpha stays
                 # Departs from paper: one update moves alpha by at most alpha_limit, because the
                 # size of the gradient differs a hundredfold between models and epochs.
                 move = max(-args.alpha_limit, min(args.alpha_limit, args.eta_alpha * gradient))
                 alpha = max(0.0, min(1.0, alpha - move))
-            report = {"hypergradient": gradient, **how}
+            report = {"hypergradient": gradient, **details}
         else:
-            # Departs from paper: Alg. 1 has omega(t) here; epoch 1 would then train with an alpha
-            # that the paper does not give. By Sec. 3.3, alpha_t = omega(t): this is epoch t + 1's.
+            # Departs from paper: Alg. 1 sets omega(t) after epoch t. Here: omega(t + 1), so that
+            # each epoch t, the first too, trains with alpha_t = omega(t) of Sec. 3.3.
             alpha = method.omega(min(t + 1, T), T)
 
-        plateau.step(trained["l_total"])
-        scores = evaluate(model, eval_batches, data.modalities)
+        # not in Algorithm 1: lower the learning rate, evaluate, log, save
+        plateau.step(record["l_cls"])
+        if len(batches) < FEW_STEPS:
+            # Departs from paper: after few steps batch norm's running statistics lag behind.
+            renew_statistics(model, inner.draw(t))
+        result = evaluate(model, eval_batches, data.modalities)
         split = "val" if "val" in data.splits else "test"
         after = method.end_of_epoch(optimizer, eval_batches)
-        record = {**trained, **report, "split": split, **scores, **after}
+        record = {**record, **report, "split": split, **result, **after}
         run.save(record, alpha, model, optimizer, plateau)
 
 
 def method_of(args, model):
-    """What Algorithm 1 takes from a method: a model of baselines.py brings its own."""
+    """The parts of Algorithm 1 that a model of baselines.py replaces, or the paper's own."""
     if isinstance(model, Baseline):
         return model
     return SimpleNamespace(
@@ -126,22 +131,21 @@ def make_optimizer(args, params):
         optimizer = torch.optim.Adam(params, args.lr, weight_decay=args.weight_decay)
     else:
         optimizer = torch.optim.SGD(params, args.lr, 0.9, weight_decay=args.weight_decay)
-    # Paper silent: which loss reaches a plateau, and for how long. Here: the epoch's mean L_Total.
+    # Paper silent: which loss reaches a plateau, and for how long. Here: the epoch's mean L_CLS.
     patience = args.plateau or args.epochs
     return optimizer, torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "min", 0.1, patience)
 
 
 def make_batches(args, data, device):
     """Batches for theta's steps, for Eq. 3's inner and outer level, and for the evaluation."""
-    workers, shard = args.workers, distributed.shard
-    theta = Batches(
-        data.splits["train"], args.batch_size, [args.seed], device, workers, args.inner_iters, shard
-    )
-    inner = Batches(data.splits["train"], args.alpha_batch, [args.seed + 2**32], device, workers)
-    outer_data = data.splits["val"] if args.outer == "held-out" else data.splits["train"]
+    workers, shard = args.workers, distributed.shard  # seeds are below 2**32: no two keys are equal
+    samples, seed = data.splits["train"], [args.seed]
+    batches = Batches(samples, args.batch_size, seed, device, workers, args.inner_iters, shard)
+    inner = Batches(samples, args.alpha_batch, [args.seed + 2**32], device, workers)
+    outer_data = data.splits["val"] if args.outer == "held-out" else samples
     outer = Batches(outer_data, args.alpha_batch, [args.seed + 2 * 2**32], device, workers)
     eval_data = data.splits.get("val", data.splits["test"])
-    return theta, inner, outer, eval_loader(eval_data, args.batch_size, device, workers, shard)
+    return batches, inner, outer, eval_loader(eval_data, args.batch_size, device, workers, shard)
 
 
 def scores(logits, y):
@@ -150,8 +154,7 @@ def scores(logits, y):
 
     if not logits.isfinite().all():
         raise FloatingPointError("the model's scores are not finite; try a smaller --lr")
-    # Paper silent: MAP where a class has no sample: its average precision is undefined. Here: such
-    # a class is not counted.
+    # Paper silent: MAP where a class has no sample. Here: such a class is not counted.
     present = np.unique(y)
     precisions = [average_precision_score(y == k, logits.softmax(1)[:, k]) for k in present]
     predicted = logits.argmax(1)
@@ -213,7 +216,7 @@ class Settings:
     optimizer: str = setting("sgd", "of theta", choices=["sgd", "adam"])
     lr: float = setting(0.02, "learning rate of theta", above=0)
     weight_decay: float = setting(1e-4, "of theta, in the inner problem of Eq. 2", least=0)
-    plateau: int = setting(0, "patience on a plateau of L_Total, then lr / 10; 0: never", least=0)
+    plateau: int = setting(0, "patience on a plateau of L_CLS, then lr / 10; 0: never", least=0)
     val_fraction: float = setting(0.0, "part of the training split to hold out", least=0, most=1)
     encoders: str = setting(
         "cnn", "resnet18, or one each: cnn,bert:FOLDER", group="model and losses", listed=ENCODERS
@@ -222,6 +225,8 @@ class Settings:
     fusion: str = setting("concat", "fusion f of the features", choices=FUSIONS)
     # Paper silent: tau, and all settings of alpha. How they were chosen: docs/RESULTS.md.
     tau: float = setting(0.1, "temperature of L_MM", above=0)
+    matching: str = setting("pairs", "who matches in L_MM", choices=["pairs", "classes"])
+    heads: bool = setting(False, "a classifier per modality besides, its loss part of L_CLS")
     smoothing: float = setting(0.0, "weight of uniform labels in L_CLS", least=0, most=1)
     alpha_0: float = setting(0.95, "alpha of epoch 1", group="learning-based", least=0, most=1)
     eta_alpha: float = setting(2.0, "learning rate of alpha", least=0)
@@ -266,10 +271,11 @@ def check(args):
 def make_model(args, data):
     """The model on its device, with weights from the seed."""
     torch.manual_seed(args.seed)
-    new = BASELINES.get(args.method.split(":")[0], MultimodalModel)
-    model = new(data.channels, len(data.classes), args.encoders, args.fusion, args.pretrained)
+    model_class = BASELINES.get(args.method.split(":")[0], MultimodalModel)
+    options = args.encoders, args.fusion, args.pretrained, args.heads
+    model = model_class(data.channels, len(data.classes), *options)
     if isinstance(model, Baseline):
-        model.start(args)
+        model.start(args, data)
     layout = torch.channels_last if args.bf16 else torch.preserve_format
     return model.to(distributed.pick_device(args.device), memory_format=layout)
 

@@ -20,7 +20,7 @@ train.DATASETS["keypad"] = functools.cache(train.DATASETS["keypad"])  # made onc
 def hear(key):
     """A sample of a key: its image, and its sound, clean and as the model hears it."""
     with cli.one_sentence("hear"):
-        tones = digits.TONES[cli.check_choice("key", key, digits.TONES)]
+        key = int(cli.check_choice("key", str(key), [str(k) for k in digits.TONES]))
         figure = Figure(figsize=(11, 3), layout="constrained")
         seen, *heard = figure.subplots(1, 3)
         samples = map(train.DATASETS["keypad"]().splits["test"].__getitem__, range(200))
@@ -32,7 +32,7 @@ def hear(key):
             picture = digits.spectrograms(wave)[0, 0]
             axis.imshow(picture, origin="lower", aspect="auto", extent=EXTENT)
             axis.set(title=f"key {key}" + " in noise" * (rng is noisy), xlabel="time, s")
-            axis.set_yticks(tones, [f"{tone} Hz" for tone in tones])
+            axis.set_yticks(digits.TONES[key], [f"{tone} Hz" for tone in digits.TONES[key]])
             display(Audio(wave[0], rate=digits.RATE))
         RUNS.mkdir(parents=True, exist_ok=True)
         figure.savefig(RUNS / "key.png", dpi=80)

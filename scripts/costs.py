@@ -5,45 +5,34 @@
 
 Functions that are compared are called alternately, in several rounds. A time is given relative to
 one of them: the median of the rounds (the smallest to the largest). Such a ratio hardly depends on
-the machine. All parts but `loader` use the GPU if torch finds a CUDA device. docs/COSTS.md has the
-numbers of one machine.
+the machine. `update`, `epoch` and `hypergradient` use the GPU if torch finds a CUDA device.
+docs/COSTS.md has the numbers of one machine.
 """
 
-import argparse
 import contextlib
 import functools
-import io
 import itertools
-import math
-import os
 import statistics
 import sys
-import tempfile
 import time
 import weakref
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import soundfile
 import torch
-from PIL import Image
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-import data as datasets
 import train
 from bilevel import hypergradient
-from data import SETS, Batches, Samples, defaults
+from data import SETS, Batches, defaults
 from losses import total_loss
 from model import ENCODERS, MultimodalModel, Pretrained
 from scripts.figures import one_table
-from utils import cli, decode, media, modules
-from utils.loader import make_loader
+from utils import cli, media, modules
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -61,16 +50,13 @@ def seconds(function):
     return time.perf_counter() - start
 
 
-def relative_times(unit, rounds, *functions):
-    """For each function its times divided by that of `unit`, one for each round.
-
-    A round calls unit, all functions and unit again; it divides by the mean of the two units.
-    """
+def relative_times(unit, rounds, function):
+    """A function's time in each round, divided by the mean of two calls of `unit` around it."""
     ratios = []
     for _ in tqdm(range(rounds), "rounds", leave=False):
-        before, *times, after = map(seconds, (unit, *functions, unit))
-        ratios.append([2 * t / (before + after) for t in times])
-    return [[ratio[k] for ratio in ratios] for k in range(len(functions))]
+        before, own, after = map(seconds, (unit, function, unit))
+        ratios.append(2 * own / (before + after))
+    return ratios
 
 
 def spread(values, digits=2):
@@ -82,13 +68,6 @@ def spread(values, digits=2):
 def line(sizes, values):
     """A function of n, the line through the measured values."""
     return np.poly1d(np.polyfit(sizes, values, 1))
-
-
-def flops(function):
-    """Floating point operations of convolutions and matrix products, counted."""
-    with FlopCounterMode(display=False) as counter:
-        function()
-    return counter.get_total_flops()
 
 
 class Live(TorchDispatchMode):
@@ -118,12 +97,12 @@ class Live(TorchDispatchMode):
         self.peak = max(self.peak, self.live)
 
 
-def peak_memory(function, model):
-    """The most MiB of tensors that a call holds at once beside theta, counted."""
-    with Live() as live:
+def counted(function, model):
+    """(FLOPs of convolutions and matrix products, the most bytes of tensors beside theta)."""
+    with FlopCounterMode(display=False) as counter, Live() as live:
         live.known.update(p.untyped_storage() for p in model.parameters())
         function()
-    return live.peak / 2**20
+    return np.array([counter.get_total_flops(), live.peak])
 
 
 def two_resnets(n, sound, frame):
@@ -168,38 +147,32 @@ def update(rounds=15, terms=(1, 5, 20)):
     print(f"Two cnn encoders, batches of {SETTINGS.batch_size}, {torch.get_num_threads()} threads.")
     for k in terms:
         s = train.Settings(terms=k)
-        (ratios,) = relative_times(step, rounds, functools.partial(alpha_update, model, batch, s))
+        ratios = relative_times(step, rounds, functools.partial(alpha_update, model, batch, s))
         print(f"{k:2d} terms: {spread(ratios, 1)} training steps")
 
 
 def epoch(rounds=3):
     """One update of alpha as a share of an epoch of CREMA-D, with inputs of full size."""
     usual = defaults("cremad")
-    n = {"step": usual["batch_size"], "update": usual["alpha_batch"]}
-    steps = SETS["cremad"]["paper"][0] // n["step"]
-    sizes = sorted(n.values()) if CUDA else (2, 6)
+    n_step, n_update = usual["batch_size"], usual["alpha_batch"]
+    steps = SETS["cremad"]["paper"][0] // n_step
+    sizes = (16, 32) if CUDA else (2, 6)
     model, (x, y) = two_resnets(max(sizes), (257, 299), (224, 224))
-    batches = {size: ([x_j[:size] for x_j in x], y[:size]) for size in sizes}
+    batches = [([x_j[:size] for x_j in x], y[:size]) for size in sizes]
     optimizer = sgd(model)
     for bf16 in (False, True) if usual["bf16"] else (False,):
-        s = train.Settings(bf16=bf16)
-        calls = {
-            "step": lambda batch, s=s: training_step(model, batch, optimizer, s),
-            "update": lambda batch, s=s: alpha_update(model, batch, s),
-        }
-        calls["step"](batches[min(sizes)])  # warm up
-        shares = []
+        s, shares = train.Settings(bf16=bf16), []
+        step = functools.partial(training_step, model, optimizer=optimizer, s=s)
+        step(batches[0])  # warm up
         for _ in tqdm(range(rounds), "rounds", leave=False):
-            took = {}
-            for name, call in calls.items():
-                measured = [n[name]] if CUDA else sizes
-                times = [seconds(lambda size=size: call(batches[size])) for size in measured]
-                took[name] = times[0] if CUDA else line(sizes, times)(n[name])
-            shares.append(100 * took["update"] / (steps * took["step"]))
+            times = [seconds(functools.partial(step, batch)) for batch in batches]
+            own = [seconds(functools.partial(alpha_update, model, batch, s)) for batch in batches]
+            whole = steps * line(sizes, times)(n_step)
+            shares.append(100 * line(sizes, own)(n_update) / whole)
         precision = "bf16" if bf16 else "float32"
         print(f"Steps in {precision}: an update takes {spread(shares, 1)} % of the epoch.")
-    how = "measured" if CUDA else f"extrapolated from batches of {sizes[0]} and {sizes[1]}"
-    print(f"{steps} steps with batches of {n['step']}, an update with {n['update']}; {how}.")
+    how = f"extrapolated from batches of {sizes[0]} and {sizes[1]}"
+    print(f"{steps} steps with batches of {n_step}, an update with {n_update}; {how}.")
 
 
 def eq_3(model, batch, terms, step):
@@ -227,9 +200,8 @@ def eq_3_alone(rounds=5, terms=(1, 5, 20)):
     for k in terms:
         for step in (1e-4, None):
             call = functools.partial(eq_3, model, batch, k, step)
-            (times,) = relative_times(unit, rounds, call)
-            work = flops(call) / flops(unit)
-            most = peak_memory(call, model) / peak_memory(unit, model)
+            times = relative_times(unit, rounds, call)
+            work, most = counted(call, model) / counted(unit, model)
             row = [k, "found" if step is None else "given"]
             rows.append([*row, f"{work:.2f}", spread(times, 1), f"{most:.1f}"])
     print("Batches of 8, spectrograms 97 x 97, frames 80 x 80. Memory: of tensors beside theta.\n")
@@ -246,6 +218,7 @@ SHAPES = {
     "depth": ((8, 1, 224, 224), 1, torch.uint8),
 }
 WAYS = ["step", "step, --bf16", "update of alpha"]
+COUNTED = (32, 64)  # batch sizes; the others lie on the line through these two
 
 
 def random_bert(*_):
@@ -281,15 +254,7 @@ def first_use(name, way, n, device):
 
 
 def needed(name, way, n):
-    """The most GiB that first_use takes: measured on CUDA, else counted."""
-    if CUDA:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        try:
-            first_use(name, way, n, "cuda")
-        except torch.OutOfMemoryError:
-            return math.inf
-        return torch.cuda.max_memory_allocated() / 2**30
+    """The most GiB that the tensors of first_use take, counted."""
     # A step needs a real device for autocast, so its tensors are fake; Eq. 3 reads numbers, which
     # fake tensors do not have, so its tensors are on the meta device.
     fake = FakeTensorMode() if "step" in way else contextlib.nullcontext()
@@ -309,109 +274,19 @@ def memory(sizes=(8, 32, 64, 128, 256), cards=(8, 24, 80)):
     rows = [["set", "GiB of", *sizes, *(f"in {card} GB" for card in cards)]]
     usual = [["set", "batch", *WAYS[:2], "update's batch", WAYS[2]]]
     usual[0] += ["float32 in 24 GB", "--bf16 in 24 GB"]
-    counted = sizes if CUDA else (32, 64)
     for name in tqdm(SETS, "sets", leave=False):
-        batch, alpha_batch = (defaults(name)[k] for k in ("batch_size", "alpha_batch"))
-        takes = {}
-        for way in WAYS:
-            measured = {n: needed(name, way, n) for n in counted}
-            grows = line(counted[:2], [measured[n] for n in counted[:2]])
-            takes[way] = {n: grows(n) for n in (*sizes, batch, alpha_batch)} | measured
+        lines = [line(COUNTED, [needed(name, way, n) for n in COUNTED]) for way in WAYS]
+        for way, grows in zip(WAYS, lines):
             most = [int((grows - card).roots[0]) for card in cards]
-            rows.append([name, way, *(f"{takes[way][n]:.1f}" for n in sizes), *most])
-        step, half = (takes[way][batch] for way in WAYS[:2])
-        update = takes[WAYS[2]][alpha_batch]
+            rows.append([name, way, *(f"{grows(n):.1f}" for n in sizes), *most])
+        batch, alpha_batch = (defaults(name)[k] for k in ("batch_size", "alpha_batch"))
+        step, half, update = (f(n) for f, n in zip(lines, (batch, batch, alpha_batch)))
         fits = ["yes" if max(x, update) <= 24 else "no" for x in (step, half)]
         own = [f"{step:.1f}", f"{half:.1f}", alpha_batch, f"{update:.1f}"]
         usual.append([name, batch, *own, *fits])
-    how = "measured" if CUDA else "tensors counted for batches of 32 and 64, the others by the line"
+    how = "tensors counted for batches of 32 and 64, the others by the line"
     print(f"The most memory at once ({how}).\n\n{one_table(rows)}\n")
     print(f"The memory of the defaults, in GiB.\n\n{one_table(usual)}")
-
-
-def make_clips(root, n, seconds, rate):
-    """n clips below root, [(wav, its prepared spectrogram, folder of its frames), ...]: noise as
-    sound, ten smooth JPEGs as frames."""
-    rng, clips = np.random.default_rng(0), []
-    for i in range(n):
-        wav, frames = Path(root, f"{i}.wav"), Path(root, str(i))
-        frames.mkdir()
-        for k in range(10):
-            small = Image.fromarray(rng.integers(256, size=(18, 24, 3), dtype=np.uint8))
-            small.resize((341, 256), Image.BICUBIC).save(frames / f"{k + 1:05d}.jpg", quality=90)
-        soundfile.write(wav, 0.1 * rng.standard_normal(int(seconds * rate)), rate)
-        spectrogram = decode.write_spectrogram(wav, wav, seconds=3 if seconds < 3 else 10)
-        clips.append((wav, spectrogram, frames))
-    return clips
-
-
-class AsReleased(Dataset):
-    """Clips read as the authors' release reads them: sound at 22,050 Hz, repeated to 20 s and
-    transformed each time; frames in the order in which the folder lists them. The release reads
-    one frame of a clip, the paper three."""
-
-    def __init__(self, clips, frames):
-        from torchvision import transforms
-
-        self.clips, self.frames = clips, frames
-        self.transform = transforms.Compose(
-            [
-                transforms.RandomResizedCrop(224),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-            ]
-        )
-
-    def __len__(self):
-        return len(self.clips)
-
-    def __getitem__(self, i):
-        import librosa
-
-        wav, _, frames = self.clips[i]
-        wave, _ = librosa.load(wav, sr=22050)
-        wave = np.resize(wave, 22050 * 20).clip(-1, 1)
-        x = np.log(np.abs(librosa.stft(wave, n_fft=512, hop_length=353)) + 1e-7)  # (257, 1250)
-        names = os.listdir(frames)[: self.frames]
-        images = [self.transform(Image.open(frames / name).convert("RGB")) for name in names]
-        return x, torch.stack(images)
-
-
-def clips_a_second(loader, batches=8):
-    """Of a loader with one worker, once it runs."""
-    loader = iter(loader)
-    next(loader), next(loader)
-    start = time.perf_counter()
-    n = sum(len(next(loader)[0]) for _ in range(batches))
-    return n / (time.perf_counter() - start)
-
-
-def loader(rounds=5, n=64, batch=32):
-    """Clips read a second by one worker, by train.py and as the authors' release does."""
-    rows = [["clips", "frames", "as released", "here", "here, --raw", "times faster", "--raw"]]
-    for name, seconds, rate in [("cremad", 2.5, 16000), ("kinetics-sounds", 10, 44100)]:
-        with tempfile.TemporaryDirectory() as root, contextlib.redirect_stderr(io.StringIO()):
-            clips = make_clips(root, n, seconds, rate)
-            _, sounds, folders = zip(*clips)
-            raw = [decode.pack_frames(folder) for folder in folders]
-            sound = datasets.MODALITIES[SETS[name]["kinds"]["audio"]].read
-            pairs = itertools.cycle([(i, i) for i in range(n)])  # (sample, seed)
-            keys = [list(itertools.islice(pairs, batch)) for _ in range(12)]
-            for frames in (1, 3):
-                readers = [sound, functools.partial(datasets.clip, frames=frames)]
-                ways = [DataLoader(AsReleased(clips * 6, frames), batch, num_workers=1)]
-                for pictures in (folders, raw):
-                    samples = Samples([sounds, pictures], torch.zeros(n), readers)
-                    ways.append(make_loader(samples, keys, "cpu", 1).loader)
-                speeds = [[clips_a_second(way) for way in ways] for _ in range(rounds)]
-                released, *own = zip(*speeds)
-                faster = [[a / b for a, b in zip(way, released)] for way in own]
-                medians = [f"{statistics.median(way):.0f}" for way in (released, *own)]
-                head = f"{name}: {seconds} s at {rate} Hz", frames
-                rows.append([*head, *medians, *(spread(ratios, 1) for ratios in faster)])
-    print("Clips a second, one worker.\n")
-    print(one_table(rows))
 
 
 PARTS = {  # about how long each takes on two cores of a CPU
@@ -419,20 +294,17 @@ PARTS = {  # about how long each takes on two cores of a CPU
     "epoch": (epoch, "3 minutes"),
     "hypergradient": (eq_3_alone, "4 minutes"),
     "memory": (memory, "2 minutes"),
-    "loader": (loader, "3 minutes"),
 }
 
 
 def main(arguments=None):
     """Exit status 0, or 2 and one sentence for an unknown part."""
-    parser = argparse.ArgumentParser(
-        "costs", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    listed = [f"{k}: {f.__doc__.splitlines()[0]} {time}" for k, (f, time) in PARTS.items()]
-    parser.add_argument("parts", nargs="*", metavar="PART", help="\n".join(listed))
-    args = parser.parse_args(arguments)
     with cli.one_sentence("costs") as program:
         program.stopped = lambda: "stopped; the part that was running has printed no result"
+        parser = cli.Parser("costs", description=__doc__)
+        listed = [f"{k}: {f.__doc__.splitlines()[0]} {time}" for k, (f, time) in PARTS.items()]
+        parser.add_argument("parts", nargs="*", metavar="PART", help="\n".join(listed))
+        args = parser.parse_args(arguments)
         for name in args.parts:
             cli.check_choice("part", name, PARTS)
         program.started = True

@@ -1,25 +1,16 @@
 """Pictures and tables from the logs and checkpoints of runs (Fig. 1 to 4, Tables 1, 3 and 4).
 
     python -m scripts.figures curves runs/keypad-constant0-seed0 runs/keypad-learning-based-seed0
-    python -m scripts.figures alpha runs/*-learning-based-seed0 --out alpha.pdf
-    python -m scripts.figures gap runs/keypad-constant0-seed0 runs/keypad-learning-based-seed0
-    python -m scripts.figures gradcam RUN RUN --modality sound     two runs trained with --keep 9
-    python -m scripts.figures table runs/keypad-* --metric map
-    python -m scripts.figures curves class/*        thirty runs: small panels and the median
-    python -m scripts.figures landscape             no run: a small problem, solved to the end
-
-here       the paper
-curves     losses and scores over the epochs
-alpha      Fig. 3
-gap        Fig. 2
-gradcam    Fig. 4
-table      Tables 1, 3, 4; with runs of --smoothing 0.3 Fig. 1
-landscape  Eq. 2 and 3: L_CLS(theta*(alpha)), its tangents, the path of alpha
+    python -m scripts.figures curves class/*                       thirty runs: small panels
+    python -m scripts.figures alpha runs/*-learning-based-seed0 --out alpha.pdf            Fig. 3
+    python -m scripts.figures gap runs/keypad-constant0-seed0 runs/keypad-heuristic-seed0  Fig. 2
+    python -m scripts.figures gradcam RUN RUN --modality sound     with --keep 9,          Fig. 4
+    python -m scripts.figures table runs/keypad-* --metric map     Tables 1, 3, 4; Fig. 1
+    python -m scripts.figures landscape                            Eq. 2, 3; needs no run
 
 curves, alpha and table read only RUN/log.jsonl; gap and gradcam also read checkpoints and data.
 """
 
-import argparse
 import dataclasses
 import functools
 import inspect
@@ -38,6 +29,7 @@ from losses import make_schedule
 from model import encoder_names
 from scripts.landscape import draw
 from utils import cli
+from utils.cli import SettingsError
 from utils.loader import eval_loader
 from utils.modules import GridMean, eval_mode
 from utils.run import checkpoint_epochs, load_best, load_checkpoint, load_state, read_log
@@ -50,15 +42,15 @@ METRICS = {"acc": "ACC", "map": "MAP", "f1": "macro-F1"}
 
 
 def read_epochs(folder):
-    """(first record, epochs) of a run's log; ValueError if it has no finished epoch."""
+    """(first record, epochs) of a run's log; SettingsError if it has no finished epoch."""
     first, epochs, _ = read_log(folder)
     if not epochs:
-        raise cli.SettingsError(f"{folder} has no finished epoch to draw")
+        raise SettingsError(f"{folder} has no finished epoch to draw")
     return first, epochs
 
 
 def load_run(folder):
-    """(data, model without its weights, title) of a run; ValueError if it has no checkpoint."""
+    """(data, model without its weights, title) of a run; SettingsError without a checkpoint."""
     first, _ = read_epochs(folder)
     args = train.parse(["--eval", folder])
     encoders = functools.partial(encoder_names, args.encoders)
@@ -74,12 +66,28 @@ def pyplot():
     return plt
 
 
+def panels(rows, columns, width, height, **options):
+    """(figure, axes): rows x columns panels, `width` x `height` inches in total."""
+    options |= {"squeeze": False, "layout": "constrained"}
+    figure, axes = pyplot().subplots(rows, columns, figsize=(width, height), **options)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.3)
+    return figure, axes
+
+
+def legend(figure, axis, place="lower", **options):
+    """One legend for the figure, outside its panels, with the names of one axis."""
+    handles = axis.get_legend_handles_labels()
+    figure.legend(*handles, loc=f"outside {place} center", frameon=False, **options)
+
+
 def save(figure, out):
     """Write the picture in the format of its file ending, and close it."""
     try:
         figure.savefig(out, dpi=150)
     except ValueError as error:  # a format that matplotlib does not know
-        raise cli.SettingsError(f"{out} cannot be drawn: {error}") from error
+        raise SettingsError(f"{out} cannot be drawn: {error}") from error
     pyplot().close(figure)
 
 
@@ -102,26 +110,16 @@ def titled(folder, settings):
     return label(settings) if name.startswith(settings["dataset"]) else f"{name}: {label(settings)}"
 
 
-def table(runs, metric="acc"):
-    """Test scores in percent, mean and std over seeds: a Markdown row per setting.
+def spread(scores, modalities, metric):
+    """perf_gap of any metric: the best modality's score minus the worst's, in points."""
+    single = [scores[name][metric] for name in modalities]
+    return max(single) - min(single)
 
-    metric: acc (Table 4), map or f1 (Table 3), for the single modalities and perf_gap, too.
-    """
-    cli.check_choice("metric", metric, METRICS)
-    groups = {}
-    for folder in runs:
-        first, _, test = read_log(folder)
-        if test is None:
-            raise cli.SettingsError(f"{folder} has no test scores; its run did not finish")
-        name, seed = label(first["settings"]), first["settings"]["seed"]
-        rows = groups.setdefault((first["settings"]["dataset"], *first["modalities"]), {})
-        if seed in rows.setdefault(name, {}):
-            raise cli.SettingsError(
-                f"{folder} repeats seed {seed} of {name!r}; give each seed once"
-            )
-        rows[name][seed] = test
-    tables = [score_lines(names, rows, metric) for names, rows in groups.items()]
-    return "\n\n".join(map(one_table, tables))
+
+def cell(values):
+    """mean ± std over seeds (n - 1), one decimal."""
+    std = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{std}"
 
 
 def one_table(lines):
@@ -136,13 +134,14 @@ def score_lines(names, rows, metric):
     names: the data set and its modalities; rows: {label: {seed: test scores}}.
     """
     dataset, *modalities = names
-    head = [dataset, "seeds", *METRICS.values()]
-    head += [f"{m} {METRICS[metric]}" for m in modalities]
-    lines = [[*head, "perf_gap" if metric == "acc" else f"perf_gap of {METRICS[metric]}"]]
-    for name, tests in rows.items():
-        single = [[test[m][metric] for m in modalities] for test in tests.values()]
-        fused = [cell([test["fused"][key] for test in tests.values()]) for key in METRICS]
-        single = [*map(cell, zip(*single)), cell([max(scores) - min(scores) for scores in single])]
+    of_metric = METRICS[metric]
+    head = [dataset, "seeds", *METRICS.values(), *(f"{m} {of_metric}" for m in modalities)]
+    lines = [[*head, "perf_gap" if metric == "acc" else f"perf_gap of {of_metric}"]]
+    for name, of_seeds in rows.items():
+        tests = of_seeds.values()
+        fused = [cell([test["fused"][key] for test in tests]) for key in METRICS]
+        single = [cell([test[m][metric] for test in tests]) for m in modalities]
+        single.append(cell([spread(test, modalities, metric) for test in tests]))
         if name.split()[0] == "unimodal":  # nothing is fused: a row for the summed logits
             lines.append([name, len(tests), "", "", "", *single])
             lines.append([f"{name}, logits summed", len(tests), *fused, *[""] * len(single)])
@@ -151,28 +150,24 @@ def score_lines(names, rows, metric):
     return lines
 
 
-def cell(values):
-    """mean ± std over seeds (n - 1), one decimal."""
-    std = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{std}"
+def table(runs, metric="acc"):
+    """Test scores in percent, mean and std over seeds: a Markdown row per setting.
 
-
-def panels(rows, columns, width, height, **how):
-    """(figure, axes): rows x columns panels, `width` x `height` inches in total."""
-    how |= {"squeeze": False, "layout": "constrained"}
-    return pyplot().subplots(rows, columns, figsize=(width, height), **how)
-
-
-def plain(axis):
-    """A faint grid, and no frame at the top and the right."""
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
-
-
-def legend(figure, axis, place="lower", **how):
-    """One legend for the figure, outside its panels, with the names of one axis."""
-    handles = axis.get_legend_handles_labels()
-    figure.legend(*handles, loc=f"outside {place} center", frameon=False, **how)
+    metric: acc (Table 4), map or f1 (Table 3), for the single modalities and perf_gap, too.
+    """
+    cli.check_choice("metric", metric, METRICS)
+    groups = {}
+    for folder in runs:
+        first, _, test = read_log(folder)
+        if test is None:
+            raise SettingsError(f"{folder} has no test scores; its run did not finish")
+        name, seed = label(first["settings"]), first["settings"]["seed"]
+        rows = groups.setdefault((first["settings"]["dataset"], *first["modalities"]), {})
+        if seed in rows.setdefault(name, {}):
+            raise SettingsError(f"{folder} repeats seed {seed} of {name!r}; give each seed once")
+        rows[name][seed] = test
+    tables = [score_lines(names, rows, metric) for names, rows in groups.items()]
+    return "\n\n".join(map(one_table, tables))
 
 
 def plot(axis, lines):
@@ -180,7 +175,6 @@ def plot(axis, lines):
     for name, (values, colour, style) in lines.items():
         width = 2.5 if name == "fused" else 1.5
         axis.plot(range(1, 1 + len(values)), values, style, color=colour, lw=width)
-    plain(axis)
 
 
 def name_ends(axis, lines):
@@ -188,10 +182,10 @@ def name_ends(axis, lines):
     low, high = axis.get_ylim()
     height, place = (high - low) / 12, -np.inf
     ends = sorted((line[-1], len(line), name, colour) for name, (line, colour, _) in lines.items())
-    how = {"textcoords": "offset points", "va": "center", "fontsize": 9}
+    style = {"textcoords": "offset points", "va": "center", "fontsize": 9}
     for above, (value, t, name, colour) in zip(range(len(ends), 0, -1), ends):
         place = min(max(value, place + height), high + height - above * height)
-        axis.annotate(name, (t, place), (4, 0), color=colour, **how)
+        axis.annotate(name, (t, place), (4, 0), color=colour, **style)
 
 
 def curves(runs, out="curves.png", metric="acc"):
@@ -203,41 +197,30 @@ def curves(runs, out="curves.png", metric="acc"):
     logs = [read_epochs(folder) for folder in runs]
     if len(runs) > COLUMNS:
         return small_multiples(runs, logs, out, metric)
-    how = {"sharex": "col", "sharey": "row", "height_ratios": [3, 2, 1]}
-    figure, axes = panels(3, len(runs), 4.5 * len(runs), 7, **how)
+    shared = {"sharex": "col", "sharey": "row", "height_ratios": [3, 2, 1]}
+    figure, axes = panels(3, len(runs), 4.5 * len(runs), 7, **shared)
     axes[0, 0].set(ylabel=f"{METRICS[metric]}, %; its perf_gap, points", ylim=(0, 100))
     axes[1, 0].set_ylabel("losses of training, nats")
     axes[2, 0].set(ylabel=r"$\alpha$", ylim=(-0.05, 1.05))
     named = []
     for (above, middle, below), folder, (first, epochs) in zip(axes.T, runs, logs):
+        modalities, settings = first["modalities"], first["settings"]
         scores, losses = {}, {}
-        for name, colour in zip(["fused", *first["modalities"]], COLOURS):
+        for name, colour in zip(["fused", *modalities], COLOURS):
             scores[name] = [r[name][metric] for r in epochs], colour, "-"
-        scores["perf_gap"] = perf_gaps(first, epochs, metric), "#777777", "--"
+        scores["perf_gap"] = [spread(r, modalities, metric) for r in epochs], "#777777", "--"
         for name, colour, style in (("CLS", ORANGE, "-"), ("MM", SKY, "-"), ("Total", BLACK, ":")):
             losses[f"L_{name}"] = [r[f"l_{name.lower()}"] for r in epochs], colour, style
         plot(above, scores)
         plot(middle, losses)
         plot(below, {"alpha": ([r["alpha"] for r in epochs], PINK, "-")})
         named += [(above, scores), (middle, losses)]
-        below.set_xlabel("epoch t")
-        settings = first["settings"]
         title = f"{titled(folder, settings)}\n{settings['dataset']}, {epochs[0]['split']} split"
         above.set_title(title, fontsize=10)
+        below.set_xlabel("epoch t")
     for axis, lines in named:  # once all runs are drawn: they share their limits
         name_ends(axis, lines)
     save(figure, out)
-
-
-def spread(record, modalities, metric):
-    """perf_gap of any metric: the best modality's score minus the worst's, in points."""
-    single = [record[name][metric] for name in modalities]
-    return max(single) - min(single)
-
-
-def perf_gaps(first, epochs, metric):
-    """perf_gap of any metric, for each epoch of a run."""
-    return [spread(r, first["modalities"], metric) for r in epochs]
 
 
 def small_multiples(runs, logs, out, metric):
@@ -254,12 +237,11 @@ def small_multiples(runs, logs, out, metric):
         for values in fused:
             axis.plot(range(1, 1 + len(values)), values, color="#dddddd", lw=0.6)
         axis.plot(range(1, 1 + T), median, ":", color=BLACK, lw=1, label="median of fused")
-        t, gaps = range(1, 1 + len(own)), perf_gaps(first, epochs, metric)
+        t, gaps = range(1, 1 + len(own)), [spread(r, first["modalities"], metric) for r in epochs]
         axis.plot(t, own, color=BLACK, lw=1.8, label="fused")
         axis.plot(t, gaps, "--", color=COLOURS[2], lw=1.8, label="perf_gap")
         axis.plot(t, [100 * r["alpha"] for r in epochs], color=PINK, lw=1.8, label="100 α")
         axis.set_title(f"{Path(folder).resolve().name}: fused {own[-1]:.1f}", fontsize=8)
-        plain(axis)
     for axis in axes.flat[len(runs) :]:
         axis.set_visible(False)
     axes[0, 0].set(ylim=(0, 102))
@@ -278,14 +260,12 @@ def alpha(runs, out="alpha.png"):
         name = f"{settings['dataset']}, {titled(folder, settings)}, seed {settings['seed']}"
         progress = [r["t"] / settings["epochs"] for r in epochs]
         axis.plot(progress, [r["alpha"] for r in epochs], color=colour, lw=2, label=name)
-    omega = make_schedule("heuristic")
-    T = max(first["settings"]["epochs"] for first, _ in logs)
-    epochs = range(1, T + 1)
-    values = [omega(t, T) for t in epochs]
-    axis.plot([t / T for t in epochs], values, "k--", lw=1.5, label=f"ω(t), T = {T}")
+    omega, T = make_schedule("heuristic"), max(first["settings"]["epochs"] for first, _ in logs)
+    progress = [t / T for t in range(1, T + 1)]
+    values = [omega(t, T) for t in range(1, T + 1)]
+    axis.plot(progress, values, "k--", lw=1.5, label=f"ω(t), T = {T}")
     axis.set(xlabel="t / T", ylabel=r"$\alpha$", xlim=(0, 1), ylim=(-0.02, 1.02))
     axis.set_title("α over the course of training")
-    plain(axis)
     legend(figure, axis, fontsize=8)
     save(figure, out)
 
@@ -328,11 +308,10 @@ def gap(runs, out="gap.png"):
         styles = zip(modalities, principal_plane(z), COLOURS[1:], "o^sDv")
         for modality, points, colour, marker in styles:
             axis.scatter(*points[:1000].T, s=8, color=colour, marker=marker, alpha=0.4, lw=0)
-            how = {"ms": 11, "mec": "black", "label": f"{modality}; large: its mean"}
-            axis.plot(*points.mean(0), marker, color=colour, **how)
+            name = f"{modality}; large: its mean"
+            axis.plot(*points.mean(0), marker, color=colour, ms=11, mec="black", label=name)
         axis.set_xlabel("first principal component")
         axis.set_title(f"{title}\nmodality gap {modality_gap(z):.2f}", fontsize=10)
-        plain(axis)
     axes[0, 0].set_ylabel("second principal component")
     legend(figure, axes[0, 0], ncols=5)
     save(figure, out)
@@ -342,14 +321,12 @@ def grad_cam(model, x, j, k):
     """Grad-CAM (Fig. 4): relu(sum_c w_c A_c), with w_c the mean of d logit_k / d A_c.
 
     A: the maps that the encoder averages at its end; x: list of m inputs (1, ...). Returns (H, W)
-    in 0..1, of a clip for its middle frame. ValueError for an encoder without such maps.
+    in 0..1, of a clip for its middle frame. SettingsError for an encoder without such maps.
     """
     kinds = (nn.AdaptiveAvgPool2d, GridMean)
     pools = [module for module in model.phi[j].modules() if isinstance(module, kinds)]
     if not pools:
-        raise cli.SettingsError(
-            "gradcam needs cnn or a ResNet; this modality's encoder has no maps"
-        )
+        raise SettingsError("gradcam needs cnn or a ResNet; this modality's encoder has no maps")
     seen = []
     hook = pools[-1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     with eval_mode(model):
@@ -375,17 +352,20 @@ def grad_cams(folder, modality, sample):
     """A run's row of gradcam: (label, modality, input, class, [(t, Grad-CAM), ...])."""
     data, model, name = load_run(folder)
     modality = cli.check_choice("modality", modality or data.modalities[0], data.modalities)
-    epochs, device = checkpoint_epochs(folder), next(model.parameters()).device
+    j, test, epochs = (
+        data.modalities.index(modality),
+        data.splits["test"],
+        checkpoint_epochs(folder),
+    )
     if len(epochs) < 3:
-        problem = f"{folder} has checkpoints of epochs {epochs}, gradcam needs three"
-        raise cli.SettingsError(f"{problem}; train with --keep 9")
-    last = len(data.splits["test"]) - 1
-    if not 0 <= sample <= last:
-        raise cli.SettingsError(
-            f"--sample is {sample}, expected 0 to {last}, one of the test split"
-        )
-    *x, k = data.splits["test"][sample]
-    j, maps = data.modalities.index(modality), []
+        found = ", ".join(map(str, epochs))
+        problem = f"{folder} has checkpoints of epochs {found}, gradcam needs three"
+        raise SettingsError(f"{problem}; train with --keep 9")
+    if not 0 <= sample < len(test):
+        limits = f"0 to {len(test) - 1}, one of the test split"
+        raise SettingsError(f"--sample is {sample}, expected {limits}")
+    *x, k = test[sample]
+    maps, device = [], next(model.parameters()).device
     for t in [epochs[0], epochs[len(epochs) // 2], epochs[-1]]:
         load_state(load_checkpoint(folder, t), model=model)
         heat = grad_cam(model, [x_j[None].to(device) for x_j in x], j, int(k))
@@ -407,6 +387,7 @@ def gradcam(runs, out="gradcam.png", modality="", sample=0):
         for axis in row:
             axis.imshow(picture, "gray", origin=origin)
             axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(True)
         for axis, (t, heat) in zip(row[1:], maps):
             heat = axis.imshow(heat, "inferno", vmin=0, vmax=1, alpha=0.6, origin=origin)
             axis.set_title(f"epoch {t}", fontsize=10)
@@ -421,37 +402,36 @@ def landscape(out="landscape.png", seed=0):
     """The outer loss L_CLS(theta*(alpha)) of a small problem, with Eq. 3 as tangents (Eq. 2, 3)."""
     figure, axes = panels(2, 2, 10, 8, sharex="row", height_ratios=[3, 2])
     draw(axes, seed, [SKY, ORANGE, BLACK])
-    for axis in axes.flat:
-        plain(axis)
     legend(figure, axes[0, 0], ncols=4)
     save(figure, out)
 
 
-FUNCTIONS = (curves, alpha, gap, gradcam, table, landscape)
-COMMANDS = {function.__name__: function for function in FUNCTIONS}
+COMMANDS = {
+    command.__name__: command for command in (curves, alpha, gap, gradcam, table, landscape)
+}
+OPTIONS = {
+    "out": "picture to write; its ending says the format",
+    "metric": f"one of {', '.join(METRICS)}",
+    "modality": "whose encoder",
+    "sample": "number of the test split's sample",
+    "seed": "of the small problem's data",
+}
 
 
 def main(arguments=None):
     """Exit status 0, or 2 and one sentence."""
-    parser = argparse.ArgumentParser("figures", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    texts = {
-        "out": "picture to write; its ending says the format",
-        "metric": f"one of {', '.join(METRICS)}",
-        "modality": "whose encoder",
-        "sample": "number of the test split's sample",
-        "seed": "of the small problem's data",
-    }
-    for name, function in COMMANDS.items():
-        command = commands.add_parser(name, help=function.__doc__.split("\n")[0])
-        options = dict(inspect.signature(function).parameters)
-        if options.pop("runs", None):
-            command.add_argument("runs", nargs="+", metavar="RUN", help="folder train.py wrote")
-        for option, parameter in options.items():
-            usual = parameter.default
-            command.add_argument(f"--{option}", type=type(usual), default=usual, help=texts[option])
-    options = vars(parser.parse_args(arguments))
     with cli.one_sentence("figures") as program:
+        parser = cli.Parser("figures", description=__doc__)
+        commands = parser.add_subparsers(dest="command", required=True)
+        for name, function in COMMANDS.items():
+            command = commands.add_parser(name, help=function.__doc__.split("\n")[0])
+            for option, parameter in inspect.signature(function).parameters.items():
+                if option == "runs":
+                    command.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
+                    continue
+                usual, text = parameter.default, OPTIONS[option]
+                command.add_argument(f"--{option}", type=type(usual), default=usual, help=text)
+        options = vars(parser.parse_args(arguments))
         text = COMMANDS[options.pop("command")](**options)
         print(text or f"wrote {options['out']}")
     return program.status

@@ -1,6 +1,7 @@
 """Decode videos and recordings once, and read every file of a data set (Sec. 4.1).
 
     python -m scripts.prepare NAME [--root DIR]
+    python -m scripts.prepare --table FOLDER    write samples.csv for a folder a class
 
 NAME is one of the six sets, whose folder is data/NAME unless --root says another, or a folder of
 your own with a samples.csv. Everything is written into DIR/prepared, see utils/prepare.py. You can
@@ -13,6 +14,7 @@ import sys
 
 from data import SETS
 from utils import cli
+from utils.folders import write_samples
 from utils.prepare import prepare
 
 
@@ -20,7 +22,11 @@ def main(arguments=None):
     """Exit status 0; with one sentence 2 for wrong arguments, 1 for a failure, 130 for Ctrl-C."""
     parser = argparse.ArgumentParser("prepare", description=__doc__.splitlines()[0])
     names = f"one of {', '.join(SETS)}, or a folder with a samples.csv"
-    parser.add_argument("name", metavar="NAME", help=names)
+    parser.add_argument("name", metavar="NAME", nargs="?", help=names)
+    table = "write FOLDER/samples.csv, from a folder for each class"
+    parser.add_argument("--table", metavar="FOLDER", help=table)
+    group = "with --table: names that are alike up to this text are one group (one person)"
+    parser.add_argument("--group", metavar="TEXT", help=group)
     parser.add_argument("--root", metavar="DIR", help="folder of the data set (data/NAME)")
     cores = os.cpu_count()
     parser.add_argument(
@@ -33,6 +39,11 @@ def main(arguments=None):
         program.stopped = lambda: (
             "stopped; finished samples are kept, run the same command again to continue"
         )
+        if args.table:
+            write_samples(args.table, args.group)
+            return program.status
+        if not args.name:
+            raise cli.SettingsError(f"nothing to prepare; give {names}, or --table FOLDER")
         if not 0 <= args.workers <= 512:
             raise cli.SettingsError(f"--workers is {args.workers}, expected 0 to 512")
         own = args.name not in SETS

@@ -5,23 +5,21 @@
 
 The response: from one state of theta and the optimizer, train with alpha + e and with alpha - e on
 the same batches, and divide the difference of L_CLS on other training data by 2 e; after 5 steps,
-an epoch, three epochs. It is repeated with other batches, so that its noise is known. A number that
-a state's file already has is not measured again.
+an epoch, three epochs. It is repeated with other batches, so that its noise is known. A state that
+has a file in runs/response is not measured again.
 """
 
-import argparse
 import collections
 import copy
-import functools
 import itertools
 import json
-import math
 import statistics
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import nn
 
 import model as models
@@ -32,6 +30,8 @@ from losses import total_loss
 from model import MultimodalModel
 from scripts.figures import one_table
 from utils import cli
+from utils.atomic import atomic
+from utils.cli import SettingsError
 from utils.modules import eval_mode
 
 OUT = Path("runs/response")
@@ -56,13 +56,13 @@ def without_batch_norm(channels, pretrained=False, source=""):
 
 
 class State:
-    """A model in training: its parameters, its optimiser, the batches that it draws."""
+    """A model in training: its parameters, its optimizer, the batches that it draws."""
 
     def __init__(self, net, alpha, seed):
         models.ENCODERS["cnn without batch norm"] = without_batch_norm
         torch.set_num_threads(1)
         torch.manual_seed(seed)
-        self.alpha, self.seed = alpha, seed
+        self.net, self.alpha, self.seed = net, alpha, seed
         self.batch_size, self.lr, self.inner_iters, *_ = NETS[net]
         self.samples, self.settings = DATASETS["keypad"]().splits["train"], train.Settings()
         self.model = MultimodalModel([1, 1], 10, net)
@@ -180,29 +180,27 @@ class State:
 
 # name: (its number, how it differs from "chosen", the estimate). The number seeds its batches, so
 # that the numbers in docs/EQ3.md, which were taken among more estimators, come again.
+CHOSEN = "own batches for v, c, H; 4 draws; batch statistics; K = 5; step, damping by the curvature"
+BEFORE = {"batch_statistics": False, "shared": True, "solver": "neumann"}
 ESTIMATORS = {
-    "chosen": (
-        0,
-        "own batches for v, c, H; 4 draws; batch statistics; K = 5; step, damping by the curvature",
-        functools.partial(State.estimate, draws=4),
-    ),
-    "shared": (1, "one batch for all factors", functools.partial(State.estimate, shared=True)),
-    "1 draw": (2, "", State.estimate),
+    "chosen": (0, CHOSEN, lambda s, rng: s.estimate(rng, draws=4)),
+    "shared": (1, "one batch for all factors", lambda s, rng: s.estimate(rng, shared=True)),
+    "1 draw": (2, "", lambda s, rng: s.estimate(rng)),
     "eval": (
         4,
         "batch norm with its running statistics",
-        functools.partial(State.estimate, batch_statistics=False, draws=4),
+        lambda s, rng: s.estimate(rng, batch_statistics=False, draws=4),
     ),
     "before": (
         13,
         "one batch, running statistics, step lr / 2, no damping",
-        lambda s, rng: s.estimate(rng, False, True, solver="neumann", step=s.lr / 2),
+        lambda s, rng: s.estimate(rng, step=s.lr / 2, **BEFORE),
     ),
     "unrolled": (14, "5 steps with momentum differentiated in forward mode", State.unrolled),
     "mean theta": (
         15,
         "at the mean of theta over the last 20 steps",
-        functools.partial(State.at_mean, draws=4),
+        lambda s, rng: s.at_mean(rng, draws=4),
     ),
 }
 LENGTHS = ("5 steps", "an epoch", "3 epochs")
@@ -213,61 +211,59 @@ def run(net, alpha, seed):
     *_, inner_iters, epochs, repeats = NETS[net]
     state, done = State(net, alpha, seed), 0
     rng = np.random.default_rng([seed, 0])
-    OUT.mkdir(parents=True, exist_ok=True)
     for t in epochs:
         n, last = (t - done) * inner_iters, state.last.maxlen
         batches = state.batches(rng)
         state.train(state.alpha, batches, n - last)
         state.train(state.alpha, batches, last, remember=True)
         done, path = t, OUT / f"{net}, {alpha}, {seed}, {t}.json"
-        result = {"net": net, "alpha": state.alpha, "seed": state.seed, "t": t}
-        result |= {"response": {}, "estimates": {}}
-        if path.exists():
-            result = json.loads(path.read_text())
-        for name, n, times in zip(LENGTHS, (5, inner_iters, 3 * inner_iters), repeats):
-            own = np.random.default_rng([state.seed, t, n])
-            if name not in result["response"]:
-                result["response"][name] = [state.response(own, n) for _ in range(times)]
-        for name, (number, _, estimate) in ESTIMATORS.items():
-            own = np.random.default_rng([state.seed, t, 2**20 + number])
-            if name not in result["estimates"]:
-                times = 3 if net == "resnet18" else 12
-                result["estimates"][name] = [estimate(state, own)[0] for _ in range(times)]
-        path.write_text(json.dumps(result))
+        if not path.exists():
+            result = {"net": net, "alpha": alpha, "seed": seed, "t": t}
+            result |= measured(state, t, zip(LENGTHS, (5, inner_iters, 3 * inner_iters), repeats))
+            with atomic(path) as part:
+                part.write_text(json.dumps(result))
         print(path, flush=True)
 
 
-def mean_and_error(values):
-    values = [v for v in values if v is not None]
-    if len(values) < 2:
-        return math.nan, math.nan
-    return statistics.mean(values), statistics.stdev(values) / len(values) ** 0.5
+def measured(state, t, lengths):
+    """A state's responses, of each of the lengths (name, steps, repeats), and its estimates."""
+    responses, estimates = {}, {}
+    for name, n, times in lengths:
+        own = np.random.default_rng([state.seed, t, n])
+        responses[name] = [state.response(own, n) for _ in range(times)]
+    times = 3 if state.net == "resnet18" else 12
+    for name, (number, _, estimate) in ESTIMATORS.items():
+        own = np.random.default_rng([state.seed, t, 2**20 + number])
+        estimates[name] = [estimate(state, own)[0] for _ in range(times)]
+    return {"response": responses, "estimates": estimates}
 
 
-def rank_correlation(a, b):
-    """Spearman's, of two lists without ties."""
-    ranks = [np.argsort(np.argsort(x)) for x in (a, b)]
-    return np.corrcoef(*ranks)[0, 1]
+def known(values):
+    """The estimates that were not refused."""
+    return [v for v in values if v is not None]
+
+
+def show(values):
+    """`mean ± standard error`."""
+    return f"{np.mean(values):.3f} ± {stats.sem(values):.3f}"
 
 
 def table():
     """The states one by one, then how each estimator agrees with each response."""
+    states = [json.loads(path.read_text()) for path in OUT.glob("*.json")]
+    if not states:
+        raise SettingsError(
+            f"{OUT} has no state; measure some with: python -m scripts.response run"
+        )
     order = list(NETS)
-    states = sorted(
-        (json.loads(path.read_text()) for path in OUT.glob("*.json")),
-        key=lambda r: (order.index(r["net"]), -r["alpha"], r["seed"], r["t"]),
-    )
-
-    def show(values):
-        return "{:.3f} ± {:.3f}".format(*mean_and_error(values))
-
+    states.sort(key=lambda r: (order.index(r["net"]), -r["alpha"], r["seed"], r["t"]))
     names = ["chosen", "mean theta", "shared", "eval", "before", "unrolled"]
     head = ["network", "alpha", "seed", "t", "5 steps", "5 steps, eval mode", *LENGTHS[1:]]
     rows = [head + names]
     for r in states:
         response = [show([v[0] for v in r["response"][n]]) for n in LENGTHS]
         response.insert(1, show([v[1] for v in r["response"]["5 steps"]]))
-        estimates = [show(r["estimates"][n]) for n in names]
+        estimates = [show(known(r["estimates"][n])) for n in names]
         rows.append([r["net"], r["alpha"], r["seed"], r["t"], *response, *estimates])
     print("d L_CLS / d alpha, mean ± standard error: of training, then as estimated.\n")
     print(one_table(rows))
@@ -277,24 +273,23 @@ def table():
 
 def compare(states, length):
     """How each estimator agrees with the response of one length."""
-    truths = [mean_and_error([v[0] for v in r["response"][length]]) for r in states]
-    clear = [k for k, (mean, error) in enumerate(truths) if abs(mean) > 2 * error]
+    truths = [[v[0] for v in r["response"][length]] for r in states]
+    clear = [k for k, v in enumerate(truths) if abs(np.mean(v)) > 2 * stats.sem(v)]
     head = ["estimator", "difference", "right sign of the mean", "right sign, each"]
     rows = [head + ["rank correlation", "estimate / response", "spread / size"]]
     for name, (_, how, _) in ESTIMATORS.items():
-        values = [[v for v in r["estimates"].get(name, []) if v is not None] for r in states]
-        known = [k for k in clear if len(values[k]) > 1]
-        if not known:
+        values = {k: known(states[k]["estimates"][name]) for k in clear}
+        values = {k: v for k, v in values.items() if len(v) > 1}
+        if not values:
             continue
-        means = {k: statistics.mean(values[k]) for k in known}
-        signs = sum(means[k] * truths[k][0] > 0 for k in known)
-        each = statistics.mean(v * truths[k][0] > 0 for k in known for v in values[k])
-        ratio = statistics.median(means[k] / truths[k][0] for k in known)
-        spread = statistics.median(statistics.stdev(values[k]) / abs(means[k]) for k in known)
-        ranks = math.nan
-        if len(known) > 2:
-            ranks = rank_correlation([truths[k][0] for k in known], list(means.values()))
-        numbers = [f"{signs} of {len(known)}", f"{each:.0%}", f"{ranks:.2f}"]
+        means = [np.mean(v) for v in values.values()]
+        truth = [np.mean(truths[k]) for k in values]
+        signs = sum(a * b > 0 for a, b in zip(means, truth))
+        each = np.mean([x * b > 0 for v, b in zip(values.values(), truth) for x in v])
+        ratio = np.median(np.divide(means, truth))
+        spread = np.median([np.std(v, ddof=1) / abs(np.mean(v)) for v in values.values()])
+        ranks = stats.spearmanr(means, truth).statistic if len(truth) > 2 else np.nan
+        numbers = [f"{signs} of {len(truth)}", f"{each:.0%}", f"{ranks:.2f}"]
         rows.append([name, how, *numbers, f"{ratio:.2f}", f"{spread:.1f}"])
     print(
         f"\nAgainst the response of {length}, in the {len(clear)} of {len(states)} states where "
@@ -305,15 +300,15 @@ def compare(states, length):
 
 def main(arguments=None):
     """Exit status 0, or 2 and one sentence."""
-    parser = argparse.ArgumentParser("response", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("table", help="the tables of all states that were measured")
-    measure = commands.add_parser("run", help="measure three states of one training")
-    measure.add_argument("net", metavar="NETWORK", help=f"one of {', '.join(map(repr, NETS))}")
-    measure.add_argument("alpha", metavar="ALPHA", type=float)
-    measure.add_argument("seed", metavar="SEED", type=int)
-    args = parser.parse_args(arguments)
     with cli.one_sentence("response") as program:
+        parser = cli.Parser("response", description=__doc__)
+        commands = parser.add_subparsers(dest="command", required=True)
+        commands.add_parser("table", help="the tables of all states that were measured")
+        measure = commands.add_parser("run", help="measure three states of one training")
+        measure.add_argument("net", metavar="NETWORK", help=f"one of {', '.join(NETS)}")
+        measure.add_argument("alpha", metavar="ALPHA", type=float)
+        measure.add_argument("seed", metavar="SEED", type=int)
+        args = parser.parse_args(arguments)
         if args.command == "table":
             table()
         else:

@@ -1,10 +1,11 @@
 """Train many methods over several seeds, then compare them: the paper's tables on any data set.
 
     python -m scripts.sweep --dataset keypad --methods all --seeds 5 --jobs 2
-    python -m scripts.sweep --dataset keypad --methods constant:0,heuristic,ogm:0.3 --seeds 3
+    python -m scripts.sweep --dataset keypad --methods constant:0 heuristic ogm:0.3 --seeds 0 3 7
     python -m scripts.sweep --dataset cremad --preset table1 --seeds 3 -- --root DIR
     python -m scripts.sweep --dataset keypad --preset table4 -- --epochs 5
     python -m scripts.sweep --dataset keypad --methods all --tune --seeds 5 --jobs 2
+    python -m scripts.sweep --print > commands; xargs -d '\\n' -n 1 -P 4 sh -c < commands
 
 Each run is train.py in a process with one thread, in a folder of its own below --runs. A complete
 run is left alone, an interrupted one is resumed. A failed run is named, and the others continue.
@@ -17,6 +18,9 @@ the same data; a run on other data is named and left out.
 main number (heuristic: of tau), seeds 0 and 1. The other methods have nothing to choose. The value
 with the highest mean ACC on held-out samples is used, and OUT-tune.md says which. The test split
 chooses nothing.
+
+--print starts nothing: it prints the commands of the incomplete runs, a line each, for a job array
+or `xargs`, and makes the table of the finished ones. With --tune it prints the trials first.
 """
 
 import argparse
@@ -25,9 +29,9 @@ import csv
 import dataclasses
 import json
 import os
+import shlex
 import subprocess
 import sys
-import textwrap
 from collections import Counter
 from pathlib import Path
 
@@ -40,11 +44,13 @@ from baselines import requirements
 from scripts import figures
 from utils import cli
 from utils.atomic import atomic
-from utils.run import best_epoch, checkpoint_epochs, read_log
+from utils.cli import RunError, SettingsError
+from utils.run import best_epoch, checkpoint_epochs, log_path, read_log
 from utils.samples import own_table, split_of
 
 HERE = Path(__file__).parent
 JOINT = "constant:0"  # every row is compared with it
+DAGGER = {True: " †", False: ""}  # whether a method's modalities have classifiers of their own
 OURS = {"Ours-H": "heuristic", "Ours-LB": "learning-based"}
 FUSIONS = {"Affine": "affine", "Channel": "channel", "ML-LSTM": "lstm", "Sum": "sum"}
 FUSIONS |= {"Weight": "weight"}
@@ -52,6 +58,8 @@ REBALANCING = {"MSES": "mses", "G-Blend": "g-blend", "OGM": "ogm"}
 REBALANCING |= {"Greedy": "greedy --fusion channel", "DOMFN": "domfn", "MSLR": "mslr", "PMR": "pmr"}
 LATEST = {"AGM": "agm", "MLA": "mla", "ReconBoost": "reconboost", "MMPareto": "mmpareto"}
 OWN_VAL = ["sarcasm", "twitter2015"]  # the paper's sets that have a validation part
+# What the runs of a table have in common (utils.trained.describe); "samples" is a digest.
+COMPARED = {"kinds": "modalities", "classes": "classes", "samples": "labels or files"}
 TRIALS = {  # the values that --tune tries beside a method's default
     "heuristic": (" --tau 0.05", " --tau 0.2"),
     "learning-based": (" --eta-alpha 1", " --eta-alpha 4"),
@@ -68,7 +76,7 @@ TRIALS = {  # the values that --tune tries beside a method's default
     "mmpareto": (":1", ":2"),
     "etmc": (":1", ":50"),
 }
-TRIAL_SEEDS = 2
+TRIAL_SEEDS = (0, 1)
 
 
 def presets():
@@ -100,19 +108,19 @@ def kind_of(row):
 def rows_of(methods, preset):
     """{row: the paper's name or ""}; a row is --method and further flags, as in PRESETS.
 
-    methods: `all`, or methods separated by commas. All rows are compared with the
-    first, joint training, which is added if it is missing.
+    methods: the rows, or ["all"]. All rows are compared with the first, joint training, which is
+    added if it is missing.
     """
     if preset:
         rows = {row: name for name, row in PRESETS[preset].items()}
-    elif methods == "all":
+    elif methods == ["all"]:
         rows = {row: "" for row in [*PRESETS["table1"].values(), "heads"]}
     else:
-        rows = dict.fromkeys(methods.split(","), "")
-        for row in list(rows):
+        rows = {}
+        for row in methods:
             fusions = kind_of(row).fusions
-            if fusions and "concat" not in fusions and "--fusion" not in row:
-                rows[f"{row} --fusion {fusions[0]}"] = rows.pop(row)
+            fits = not fusions or "concat" in fusions or "--fusion" in row
+            rows[row if fits else f"{row} --fusion {fusions[0]}"] = ""
     joint = next((row for row in rows if preset and row.split()[0] == JOINT), JOINT)
     return {joint: "", **rows}
 
@@ -132,22 +140,24 @@ class Job:
         SettingsError if the folder holds a run with other settings.
         """
         mode = "--resume" if checkpoint_epochs(self.folder) else "--out"
-        if not (self.folder / "log.jsonl").is_file():
-            return self.train(mode)
-        log = read_log(self.folder)
+        program = [sys.executable, str(HERE.parent / "train.py"), *self.flags]
+        log = self.log()
+        if log is None:
+            return [*program, mode, str(self.folder)]
         expected, silent = train.parse(self.flags), cli.changeable(train.Settings)
         if not {"--bf16", "--no-bf16"} & {*self.flags}:
             silent.add("bf16")  # the default is the machine's
         for name, value in dataclasses.asdict(expected).items():
             if name not in silent and log.first["settings"][name] != value:
-                raise cli.SettingsError(
+                raise SettingsError(
                     f"{self.folder} holds a run with {cli.flag(name)} "
                     f"{log.first['settings'][name]}, expected {value}; give --runs another folder"
                 )
-        return None if log.test else self.train(mode)
+        return None if log.test else [*program, mode, str(self.folder)]
 
-    def train(self, mode):
-        return [sys.executable, str(HERE.parent / "train.py"), *self.flags, mode, str(self.folder)]
+    def log(self):
+        """The run's Log, None before it begins."""
+        return read_log(self.folder) if log_path(self.folder).exists() else None
 
 
 def data_name(dataset):
@@ -169,7 +179,7 @@ def trials_of(row):
 
 
 def jobs_of(dataset, rows, seeds, runs, extra, hold_out=False):
-    """The runs of all rows, seed by seed; ValueError for flags that train.py refuses.
+    """The runs of all rows, seed by seed; SettingsError for flags that train.py refuses.
 
     hold_out: also hold out samples if no row needs them.
     """
@@ -178,13 +188,13 @@ def jobs_of(dataset, rows, seeds, runs, extra, hold_out=False):
     if hold_out and "--val-fraction" not in given and not has_val(dataset):
         extra = [*extra, "--val-fraction", "0.1"]
     if taken := {"--dataset", "--method", "--seed", "--out", "--resume", "--eval"} & {*given}:
-        raise cli.SettingsError(f"{min(taken)} after -- is set by the sweep itself; leave it out")
+        raise SettingsError(f"{min(taken)} after -- is set by the sweep itself; leave it out")
     jobs = []
-    for seed in range(seeds):
+    for seed in seeds:
         for row in rows:
             method, *own = row.split()
             flags = ["--dataset", dataset, *extra, "--method", method, *own, "--seed", str(seed)]
-            if seed == 0:  # no flag depends on it
+            if seed == seeds[0]:  # no flag depends on it
                 train.check(train.parse(flags))
             parts = [data_name(dataset), method.replace(":", ""), *own[1::2], f"seed{seed}"]
             jobs.append(Job(row, seed, flags, Path(runs) / "-".join(parts)))
@@ -192,21 +202,21 @@ def jobs_of(dataset, rows, seeds, runs, extra, hold_out=False):
 
 
 def fitting(dataset, names, extra):
-    """The rows that train.py accepts with these flags; prints why the others are skipped.
+    """The rows that train.py accepts with these flags; says why the others are skipped.
 
-    ValueError if it refuses all.
+    SettingsError if it refuses all.
     """
     fit, refused = {}, {}
     for row, name in names.items():
         try:
-            jobs_of(dataset, trials_of(row), 1, "", extra)
+            jobs_of(dataset, trials_of(row), [0], "", extra)
             fit[row] = name
-        except cli.SettingsError as error:
+        except SettingsError as error:
             refused[row] = error
     if not fit:
         raise next(iter(refused.values()))
     for row, error in refused.items():
-        print(f"{row} is left out: {error}")
+        print(f"{row} is left out: {error}", file=sys.stderr)
     return fit
 
 
@@ -222,14 +232,19 @@ def call(command, started):
     return ""
 
 
-def run_all(jobs, workers):
-    """Run the incomplete jobs, `workers` at a time; returns {job's folder: why it failed}."""
-    failed, todo, started = {}, {}, []
-    for job in jobs:
-        if command := job.command():
-            todo[job] = command
+def run_all(jobs, args):
+    """Run the incomplete jobs, args.jobs at a time; returns {job's folder: why it failed}.
+
+    With --print their commands are printed instead.
+    """
+    todo = {job: command for job in jobs if (command := job.command())}
+    if args.print:
+        for command in todo.values():
+            print("OMP_NUM_THREADS=1", shlex.join(command))
+        return {}
     print(f"{len(jobs)} runs, {len(jobs) - len(todo)} of them complete already")
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    failed, started = {}, []
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         futures = {pool.submit(call, command, started): job for job, command in todo.items()}
         finished = concurrent.futures.as_completed(futures)
         try:
@@ -245,31 +260,18 @@ def run_all(jobs, workers):
     return failed
 
 
-def data_of(first):
-    """{fact: value} that the runs of one table have in common, from a log's first record."""
-    known = {"kinds": first["modalities"], "classes": None, "class_counts": {}}
-    known |= first.get("data", {})  # the log of an earlier version does not name its data
-    counts = known["class_counts"]
-    # Which samples are held out depends on the seed: counted with the training split.
-    parts = [counts[split] for split in ("train", "val") if split in counts]
-    return {
-        "modalities": known["kinds"],
-        "classes": known["classes"],
-        "training samples of each class": [sum(n) for n in zip(*parts)],
-        "test samples of each class": counts.get("test"),
-        "labels or files, by their digest": known.get("samples"),
-    }
-
-
 def on_other_data(firsts):
     """{folder: why} of the runs on other data than most. firsts: {folder: first record}."""
-    facts = {folder: data_of(first) for folder, first in firsts.items()}
-    usual = json.loads(Counter(map(json.dumps, facts.values())).most_common(1)[0][0])
+    facts = {}
+    for folder, first in firsts.items():
+        data = first.get("data", {})  # the log of an earlier version does not name its data
+        facts[folder] = tuple(json.dumps(data.get(fact)) for fact in COMPARED)
+    [(usual, _)] = Counter(facts.values()).most_common(1)
     others = {}
-    for folder, fact in facts.items():
-        if apart := [name for name in usual if fact[name] != usual[name]]:
-            own, most = (textwrap.shorten(json.dumps(x[apart[0]]), 100) for x in (fact, usual))
-            others[folder] = f"it has other {apart[0]}, {own}, most runs have {most}"
+    for folder, own in facts.items():
+        apart = [name for name, a, b in zip(COMPARED.values(), own, usual) if a != b]
+        if apart:
+            others[folder] = f"it has other {apart[0]} than most runs"
     return others
 
 
@@ -288,14 +290,14 @@ def tuned(names, accs):
     rows, lines = {}, [["method", "validation ACC, by value"]]
     for row, name in names.items():
         trials = trials_of(row)
-        known = [trial for trial in trials if len(accs.get(trial, ())) == TRIAL_SEEDS]
+        known = [trial for trial in trials if len(accs.get(trial, ())) == len(TRIAL_SEEDS)]
         best = max(known, key=lambda trial: np.mean(accs[trial]), default=row)
         rows[best] = name
         if len(trials) > 1:
             cells = [f"`{trial}` {figures.cell(accs[trial])}" for trial in known]
             cells = [f"**{c}**" if trial == best else c for trial, c in zip(known, cells)]
             lines.append([row, ", ".join(cells)])
-    seeds = " and ".join(map(str, range(TRIAL_SEEDS)))
+    seeds = " and ".join(map(str, TRIAL_SEEDS))
     note = f"ACC on held-out samples, mean ± std over seeds {seeds}; the chosen value is bold."
     return rows, f"{figures.one_table(lines)}\n\n{note}"
 
@@ -326,10 +328,10 @@ def printed(preset, name, dataset):
 
 
 def table(dataset, modalities, rows, names, preset, metric):
-    """The table in Markdown, with a sentence that explains it; rows: {row: {seed: test scores}}."""
+    """The table in Markdown, with sentences that explain it; rows: {row: {seed: test scores}}."""
     joint = next(iter(names))
     head, *lines = figures.score_lines([dataset, *modalities], rows, metric)
-    head = [*head, f"ACC - ACC of {joint}"]
+    head.append(f"ACC - ACC of {joint}")
     paper = {row: printed(preset, name, dataset) for row, name in names.items()}
     if any(paper.values()):
         head += [f"the paper's {preset}", "ACC / MAP or F1; modalities"]
@@ -339,8 +341,7 @@ def table(dataset, modalities, rows, names, preset, metric):
         line.append(compared(rows[row], rows.get(joint, {})) if fused and row != joint else "")
         if any(paper.values()):
             line += [names[row], paper[row]] if row == line[0] else ["", ""]
-        if kind_of(row).own_heads:
-            line[0] += " †"
+        line[0] += DAGGER[kind_of(row).own_heads]
     several = max(map(len, rows.values())) > 1
     text = (
         f"Scores of the test split{', mean ± std over the seeds' if several else ''}. "
@@ -377,10 +378,12 @@ def notes_of(firsts, others):
     return notes + [f"{folder} is left out: {why}." for folder, why in others.items()]
 
 
-def write(path, text):
-    """Write a text, in a folder that may not be there yet."""
+def write(args, text, path, *others):
+    """Write and print a text; after --print only commands are on stdout."""
     with atomic(Path(path)) as part:
         part.write_text(text + "\n", encoding="utf-8")
+    wrote = " and ".join([path, *others])
+    print(f"{text}\n\nwrote {wrote}", file=sys.stderr if args.print else sys.stdout)
 
 
 def plot(dataset, modalities, rows, joint, out):
@@ -393,8 +396,7 @@ def plot(dataset, modalities, rows, joint, out):
         "perf_gap, points": lambda test: figures.spread(test, modalities, "acc"),
     }
     order = sorted(rows, key=lambda row: np.mean([t["fused"]["acc"] for t in rows[row].values()]))
-    size = (9, 1 + 0.3 * len(order))
-    figure, axes = figures.pyplot().subplots(1, 2, figsize=size, sharey=True, layout="constrained")
+    figure, (axes,) = figures.panels(1, 2, 9, 1 + 0.3 * len(order), sharey=True)
     for axis, (name, value) in zip(axes, values.items()):
         for n, row in enumerate(order):
             of_seeds = [value(test) for test in rows[row].values()]
@@ -405,89 +407,100 @@ def plot(dataset, modalities, rows, joint, out):
             if row == joint:
                 axis.axvline(np.mean(of_seeds), color="#777777", ls="--", lw=1)
         axis.set_xlabel(f"{name}: mean and std over seeds")
-        figures.plain(axis)
-    axes[0].set_yticks(range(len(order)), [f"{r} †" if kind_of(r).own_heads else r for r in order])
+    axes[0].set_yticks(range(len(order)), [row + DAGGER[kind_of(row).own_heads] for row in order])
     figure.suptitle(dataset)
     figures.save(figure, out)
 
 
-def parser():
-    """The flags of the sweep; train.py's flags follow after --."""
-    flags = argparse.ArgumentParser(
+def report(args, jobs, names):
+    """Write OUT.md and OUT.png of the complete runs; returns {folder: why it is left out}."""
+    logs = {job: log for job in jobs if (log := job.log()) and log.test}
+    if not logs:
+        return {}
+    others = on_other_data({job.folder: log.first for job, log in logs.items()})
+    alike = {job: log for job, log in logs.items() if job.folder not in others}
+    firsts = [log.first for log in alike.values()]
+    rows, dataset, modalities = {}, data_name(args.dataset), firsts[0]["modalities"]
+    for job, log in alike.items():
+        rows.setdefault(job.row, {})[job.seed] = log.test
+    parts = [table(dataset, modalities, rows, names, args.preset, args.metric)]
+    text = "\n\n".join(parts + notes_of(firsts, others))
+    plot(dataset, modalities, rows, next(iter(names)), f"{args.out}.png")
+    write(args, text, f"{args.out}.md", f"{args.out}.png")
+    return others
+
+
+def parse(arguments):
+    """The flags of the sweep; those after -- are `extra`, for train.py."""
+    parser = cli.Parser(
         "sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    which = flags.add_mutually_exclusive_group()
-    which.add_argument("--methods", default="all", help="all, or names like constant:0,ogm:0.3")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--methods", nargs="+", default=["all"], help="constant:0 ogm:0.3, or all")
     which.add_argument("--preset", choices=PRESETS, help="the rows of a table or figure")
-    flags.add_argument("--dataset", default="keypad", help="as of train.py (default keypad)")
-    flags.add_argument("--seeds", type=int, default=5, help="how many, from 0 on (default 5)")
-    flags.add_argument("--jobs", type=int, default=1, help="runs at the same time (default 1)")
-    flags.add_argument("--tune", action="store_true", help="first choose each method's number")
-    flags.add_argument("--metric", choices=figures.METRICS, default="acc", help="of the modalities")
-    flags.add_argument("--runs", default="runs", help="folder of the runs' folders (default runs)")
-    flags.add_argument("--out", default="", help="of the table and picture, without ending")
-    return flags
+    parser.add_argument("--dataset", default="keypad", help="as of train.py (default keypad)")
+    parser.add_argument("--seeds", nargs="+", default=["5"], help="how many (default 5), or a list")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time (default 1)")
+    parser.add_argument("--tune", action="store_true", help="first choose each method's number")
+    parser.add_argument("--metric", choices=figures.METRICS, default="acc", help="of modalities")
+    parser.add_argument("--runs", default="runs", help="folder of the runs' folders (default runs)")
+    parser.add_argument("--out", default="", help="of the table and picture, without ending")
+    parser.add_argument("--print", action="store_true", help="print the commands, start nothing")
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    args = parser.parse_args(arguments[:split])
+    args.extra = arguments[split + 1 :]
+    args.methods = ",".join(args.methods).split(",")
+    args.seeds = seeds_of(",".join(args.seeds).split(","))
+    if args.jobs < 1:
+        raise SettingsError(f"--jobs is {args.jobs}, expected 1 or more")
+    name = f"sweep-{data_name(args.dataset)}-{args.preset or 'methods'}"
+    args.out = args.out or f"{args.runs}/{name}"
+    return args
+
+
+def seeds_of(words):
+    """["3"] -> [0, 1, 2], how many; ["0", "3"] -> [0, 3], a list."""
+    if not all(word.isdecimal() for word in words) or len({*words}) < len(words):
+        raise SettingsError(f"--seeds is {' '.join(words)}, expected how many, or different seeds")
+    if words == ["0"]:
+        raise SettingsError("--seeds is 0, expected 1 or more")
+    return list(range(int(words[0]))) if len(words) == 1 else [int(word) for word in words]
 
 
 def tune(args, names):
-    """Run all trials and write OUT-tune.md; returns (the chosen rows, {folder: why it failed})."""
+    """Run all trials and write OUT-tune.md; returns (the chosen rows, {folder: why it failed}).
+
+    No row is chosen after --print, until all trials are complete.
+    """
     rows = [trial for row in names for trial in trials_of(row)]
     trials = jobs_of(args.dataset, rows, TRIAL_SEEDS, args.runs, args.extra, hold_out=True)
-    failed, accs = run_all(trials, args.jobs), {}
+    failed, accs = run_all(trials, args), {}
+    if args.print and any(job.command() for job in trials):
+        return {}, failed
     for job in trials:
         if job.folder not in failed:
             accs.setdefault(job.row, []).append(validation_acc(job.folder))
     names, text = tuned(names, accs)
-    write(f"{args.out}-tune.md", text)
-    print(text, f"wrote {args.out}-tune.md", sep="\n\n")
+    write(args, text, f"{args.out}-tune.md")
     return names, failed
-
-
-def report(args, jobs, names):
-    """Write OUT.md and OUT.png of the complete runs; returns {folder: why it is left out}."""
-    logs = {job: read_log(job.folder) for job in jobs if (job.folder / "log.jsonl").is_file()}
-    firsts = {job.folder: log.first for job, log in logs.items() if log.test}
-    if not firsts:
-        return {}
-    others = on_other_data(firsts)
-    rows, dataset = {}, data_name(args.dataset)
-    for job, log in logs.items():
-        if log.test and job.folder not in others:
-            rows.setdefault(job.row, {})[job.seed] = log.test
-    compared_firsts = [first for folder, first in firsts.items() if folder not in others]
-    modalities = compared_firsts[0]["modalities"]
-    text = [table(dataset, modalities, rows, names, args.preset, args.metric)]
-    text = "\n\n".join(text + notes_of(compared_firsts, others))
-    write(f"{args.out}.md", text)
-    plot(dataset, modalities, rows, next(iter(names)), f"{args.out}.png")
-    print(text, f"wrote {args.out}.md and {args.out}.png", sep="\n\n")
-    return others
 
 
 def main(arguments=None):
     """Exit status 0; 1 if a run failed, 2 for wrong flags, each with its sentence."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    split = arguments.index("--") if "--" in arguments else len(arguments)
-    args = parser().parse_args(arguments[:split])
-    args.extra = arguments[split + 1 :]
     with cli.one_sentence("sweep") as program:
-        for name in ("seeds", "jobs"):
-            if getattr(args, name) < 1:
-                raise cli.SettingsError(f"--{name} is {getattr(args, name)}, expected 1 or more")
-        what = args.preset or "methods"
-        args.out = args.out or f"{args.runs}/sweep-{data_name(args.dataset)}-{what}"
+        args = parse(sys.argv[1:] if arguments is None else list(arguments))
         names, failed = rows_of(args.methods, args.preset), {}
-        if args.preset or args.methods == "all":
+        if args.preset or args.methods == ["all"]:
             names = fitting(args.dataset, names, args.extra)
         if args.tune:
             names, failed = tune(args, names)
         jobs = jobs_of(args.dataset, names, args.seeds, args.runs, args.extra, args.tune)
-        failed |= run_all(jobs, args.jobs)
+        failed |= run_all(jobs, args)
         failed |= report(args, jobs, names)
         program.started = True  # from here on an error is a failed run, not a wrong flag
         if failed:
             folder, why = next(iter(failed.items()))
-            raise cli.RunError(f"{len(failed)} runs are left out; the first is {folder}: {why}")
+            raise RunError(f"{len(failed)} runs are left out; the first is {folder}: {why}")
     return program.status
 
 

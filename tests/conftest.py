@@ -83,25 +83,32 @@ def make_jpg(path, size=(64, 48), colour=(200, 40, 10)):
     Image.new("RGB", size, colour).save(path)
 
 
-def make_video(path, frames=30, size=(64, 48), sound=True, video="mpeg4"):
+def encode_sound(file, track, wave):
+    """Encode (channels, n) float32 into a track, in frames of 1024 samples, and close it."""
+    for i in range(0, wave.shape[1], 1024):
+        part = np.ascontiguousarray(wave[:, i : i + 1024])
+        frame = av.AudioFrame.from_ndarray(part, "fltp", track.layout.name)
+        frame.sample_rate, frame.pts = track.rate, i
+        file.mux(track.encode(frame))
+    file.mux(track.encode())
+
+
+def make_video(
+    path, frames=30, size=(64, 48), sound=True, video="mpeg4", form=None, noise=False, **options
+):
     """A clip whose n-th frame has the grey level 8 n, with a tone of the same length."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as file:
+    noises = np.random.default_rng(0).integers(noise * 99 + 1, size=(size[1], size[0], 3))
+    with av.open(str(path), "w", format=form, options=options) as file:
         pictures = file.add_stream(video, rate=30, width=size[0], height=size[1], pix_fmt="yuv420p")
         tones = file.add_stream("aac", rate=44100, layout="mono") if sound else None
         for n in range(frames):
-            grey = np.full((size[1], size[0], 3), 8 * n % 256, np.uint8)
+            grey = ((8 * n + np.roll(noises, n)) % 256).astype(np.uint8)
             file.mux(pictures.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
         file.mux(pictures.encode())
         if sound:
             wave = 0.3 * np.sin(2 * np.pi * 440 * np.arange(44100 * frames // 30) / 44100)
-            for i in range(0, len(wave), 1024):
-                part = av.AudioFrame.from_ndarray(
-                    wave[None, i : i + 1024].astype(np.float32), "fltp", "mono"
-                )
-                part.sample_rate, part.pts = 44100, i
-                file.mux(tones.encode(part))
-            file.mux(tones.encode())
+            encode_sound(file, tones, wave[None].astype(np.float32))
 
 
 @pytest.fixture(scope="session")

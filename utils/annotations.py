@@ -2,17 +2,20 @@
 
 A list function takes the result of `files.index`. For each sample of the annotation files it
 yields (split, class, group, names, wanted): the names that its files may have, and for each
-modality the name that `files.LOCATE` looks for. Classes come from fixed lists, never from the order
-of files or rows.
+modality the name that `files.source_of` looks for. Classes come from fixed lists, never from the
+order of files or rows.
 """
 
 import ast
+import codecs
 import csv
 import os
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 from utils.cli import SettingsError
+from utils.media import first_bytes
 
 CREMAD = ["NEU", "HAP", "SAD", "FEA", "DIS", "ANG"]
 KINETICS_SOUNDS_TEXT = (
@@ -40,39 +43,71 @@ def annotation_file(files, *names):
     raise FileNotFoundError(f"{files['root']} has no {' or '.join(names)}; see docs/DATA.md")
 
 
+@contextmanager
+def reading_text(path):
+    """Inside the block a file that is no UTF-8 text, or is not permitted, is a SettingsError."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        usual = f"is not UTF-8 text ({error.reason} at byte {error.start})"
+        forms = dict.fromkeys([codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE], "is UTF-16 text")
+        forms[b"PK"] = "is an Excel workbook"
+        form = forms.get(first_bytes(path, 2), usual)
+        way_out = "in a spreadsheet choose Save As and CSV UTF-8, or download the file again"
+        raise SettingsError(f"{path} {form}, expected UTF-8; {way_out}") from error
+    except PermissionError as error:
+        message = f"{path} cannot be read ({error.strerror}); change its permissions"
+        raise SettingsError(message) from error
+
+
 def read_lines(path):
     """Yield (place, line) for every line that is not blank; place is "PATH, line N".
 
-    ValueError if the file is not UTF-8.
+    SettingsError if the file is not UTF-8.
     """
-    try:
-        with open(path, encoding="utf-8-sig", newline="\n") as file:
-            for n, line in enumerate(file, 1):
-                if line.strip():
-                    yield f"{path}, line {n}", line.rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        what = f"{error.reason} at byte {error.start}"
-        raise SettingsError(f"{path} is not UTF-8 text ({what}); download it again") from error
+    with reading_text(path), open(path, encoding="utf-8-sig", newline="\n") as file:
+        for n, line in enumerate(file, 1):
+            if line.strip():
+                yield f"{path}, line {n}", line.rstrip("\r\n")
+
+
+def read_table(path, errors="strict", comments=0):
+    """Yield (place, [fields]) for every line of a csv file that is not blank, as read_lines does.
+
+    Commas, semicolons or tabs separate the fields. The first `comments` lines are skipped.
+    SettingsError for a file that is not UTF-8 or csv.
+    """
+    how = {"encoding": "utf-8-sig", "errors": errors, "newline": ""}
+    with reading_text(path), open(path, **how) as file:
+        for _ in range(comments):
+            file.readline()
+        start = file.tell()
+        separator = max(",;\t", key=file.readline().count)
+        file.seek(start)
+        rows = csv.reader(file, delimiter=separator, strict=True)
+        try:
+            for row in rows:
+                if any(field.strip() for field in row):
+                    yield f"{path}, line {comments + rows.line_num}", row
+        except csv.Error as error:
+            place = f"{path}, line {comments + rows.line_num}"
+            raise SettingsError(f"{place} is not csv ({error}); check its quotes") from error
 
 
 def read_csv(path, *columns):
     """Yield (place, field, ...) for every line of a csv file: the fields of the named columns.
 
     If the first line names them, it is a header; otherwise the fields are in the order of
-    `columns`. ValueError for a line with too few or too many fields.
+    `columns`. SettingsError for a line with too few or too many fields.
     """
     positions, width = range(len(columns)), len(columns)
-    for n, (place, line) in enumerate(read_lines(path)):
-        try:
-            fields = [field.strip() for field in next(csv.reader([line], strict=True))]
-        except csv.Error as error:
-            raise SettingsError(f"{place} is not csv ({error}); download the file again") from error
+    for n, (place, row) in enumerate(read_table(path)):
+        fields = [field.strip() for field in row]
         names = [field.lower() for field in fields]
         if n == 0 and set(names) & set(columns):
             if absent := [c for c in columns if c not in names]:
-                raise SettingsError(
-                    f"{place} is a header without {absent}, expected {list(columns)}"
-                )
+                expected = f"expected {list(columns)}"
+                raise SettingsError(f"{place} is a header without {absent}, {expected}")
             positions, width = [names.index(c) for c in columns], len(names)
         elif len(fields) != width:
             expected = f"{width}: {', '.join(columns)}"
@@ -81,23 +116,16 @@ def read_csv(path, *columns):
             yield place, *(fields[i] for i in positions)
 
 
-def numbered(labels):
-    """{label: class index}, in the order of the labels."""
-    return {label: k for k, label in enumerate(labels)}
-
-
-def class_index(place, label, classes):
-    """The class index of a label; classes: {label: index}. ValueError for an unknown label."""
+def class_number(place, label, classes):
+    """The place of a label in the list of classes; SettingsError for an unknown label."""
     if label not in classes:
-        known = list(classes)
-        if len(classes) >= 40:
-            known = f"{len(classes)} classes, the first is {min(classes)!r}"
+        known = f"{classes[:40]}{' and more' * (len(classes) > 40)}"
         raise SettingsError(f"{place}: unknown label {label!r}, expected one of {known}")
-    return classes[label]
+    return classes.index(label)
 
 
 def youtube_names(place, video, start):
-    """The names that the files of a 10 s clip from YouTube may have; ValueError for a bad id.
+    """The names that the files of a 10 s clip from YouTube may have; SettingsError for a bad id.
 
     ID, or ID and the start, perhaps the end, in seconds or milliseconds: ID_000030, ID_30_40,
     ID-30.0, ID_000030_000040, ID_30000_40000.
@@ -115,11 +143,10 @@ def youtube_names(place, video, start):
 
 def list_cremad(files):
     """train.csv and test.csv of OGM-GE, `1088_IOM_NEU_XX,NEU`. A group is an actor."""
-    classes = numbered(CREMAD)
     for split in ("train", "test"):
         for place, name, label in read_csv(annotation_file(files, f"{split}.csv"), "name", "label"):
             names = [name.removesuffix(".wav").removesuffix(".flv")]
-            yield split, class_index(place, label, classes), name[:4], names, [names, names]
+            yield split, class_number(place, label, CREMAD), name[:4], names, [names, names]
 
 
 def list_kinetics_sounds(files):
@@ -128,8 +155,7 @@ def list_kinetics_sounds(files):
     Without them: train.csv and test.csv, `youtube_id,label`, and files named by the id alone.
     """
     ogm_ge = "my_train.txt" in files["list"]
-    labels = map(str, range(len(KINETICS_SOUNDS))) if ogm_ge else KINETICS_SOUNDS
-    classes = numbered(labels)
+    classes = [str(k) for k in range(len(KINETICS_SOUNDS))] if ogm_ge else KINETICS_SOUNDS
     for split in ("train", "test"):
         if ogm_ge:
             path = annotation_file(files, f"my_{split}.txt")
@@ -140,36 +166,26 @@ def list_kinetics_sounds(files):
             names = [name]
             if ogm_ge:
                 names = youtube_names(place, name[:11], name[12:].split("_")[0])
-            yield split, class_index(place, label, classes), name[:11], names, [names, names]
+            yield split, class_number(place, label, classes), name[:11], names, [names, names]
 
 
 def list_vggsound(files):
     """vggsound.csv, `---g-f_I2yQ,1,people marching,test`.
 
-    Without it: train.csv and test.csv, `glLQrEijrKg_000300.mp4,label`. The classes are the sorted
-    names of stat.csv, or without it of the whole list.
+    The classes are the sorted names of stat.csv, or without it of the whole list.
     """
-    if "vggsound.csv" in files["list"]:
-        path = annotation_file(files, "vggsound.csv")
-        rows = list(read_csv(path, "id", "start", "label", "split"))
-    else:
-        rows = []
-        for split in ("train", "test"):
-            path = annotation_file(files, f"{split}.csv")
-            for place, name, label in read_csv(path, "name", "label"):
-                rows.append((place, name[:11], name[12:].split(".")[0], label, split))
+    rows = list(read_csv(annotation_file(files, "vggsound.csv"), "id", "start", "label", "split"))
+    labels = {label for _, _, _, label, _ in rows}
     if "stat.csv" in files["list"]:
         stat = read_csv(annotation_file(files, "stat.csv"), "label", "count", "group")
         labels = {label for _, label, *_ in stat}
-    else:
-        labels = {label for _, _, _, label, _ in rows}
-    classes = numbered(sorted(labels))
+    classes = sorted(labels)
     print(f"vggsound: {len(classes)} classes (309 in the published lists, 310 in the paper)")
     for place, video, start, label, split in rows:
         if split not in ("train", "test"):
             raise SettingsError(f"{place}: unknown split {split!r}, expected train or test")
         names = youtube_names(place, video, start)
-        yield split, class_index(place, label, classes), video, names, [names, names]
+        yield split, class_number(place, label, classes), video, names, [names, names]
 
 
 def list_sarcasm(files):
@@ -178,26 +194,15 @@ def list_sarcasm(files):
     A line is parsed, never evaluated. Tweets with one of SARCASM_HINTS are left out: their images
     were never published.
     """
-    texts = {
-        "train": ["train.txt"],
-        "val": ["valid2.txt", "valid.txt"],
-        "test": ["test2.txt", "test.txt"],
-    }
-    parse_errors = (
-        ValueError,
-        TypeError,
-        AttributeError,
-        SyntaxError,
-        MemoryError,
-        RecursionError,
-    )
+    texts = {"train": ["train.txt"], "val": ["valid2.txt", "valid.txt"]}
+    texts["test"] = ["test2.txt", "test.txt"]
     for split, names in texts.items():
         for place, line in read_lines(annotation_file(files, *names)):
             try:
                 image, sentence, *_, label = ast.literal_eval(line)
                 if not (image.isdecimal() and sentence.strip() and label in (0, 1)):
                     raise ValueError
-            except parse_errors:
+            except Exception:  # literal_eval raises half a dozen types
                 expected = "['tweet id', 'text', label 0 or 1]"
                 raise SettingsError(f"{place} is not {expected}; download the file again") from None
             # Half an emoji, which no tokenizer takes, becomes a replacement character.

@@ -1,8 +1,11 @@
 """Files and folders that are written completely or not at all."""
 
+import errno
 import os
 import shutil
 from contextlib import contextmanager
+
+TOO_MANY_OPEN = (errno.EMFILE, errno.ENFILE)  # open files: no fault of a file, see cli.ADVICE
 
 
 class UnwritableFile(OSError):
@@ -18,15 +21,31 @@ def remove(path):
 
 
 @contextmanager
+def writing(path, *way_out):
+    """Inside the block an OSError, as of a full disk, becomes an UnwritableFile that names `path`.
+
+    way_out: the end of its sentence. An error of TOO_MANY_OPEN stays as it is.
+    """
+    try:
+        yield
+    except UnwritableFile:
+        raise
+    except OSError as error:
+        if error.errno in TOO_MANY_OPEN:
+            raise
+        text = f"{path} cannot be written ({error.strerror or error})"
+        raise UnwritableFile("; ".join([text, *way_out])) from error
+
+
+@contextmanager
 def atomic(target):
     """Yield a temporary path beside `target`, which becomes `target` if the block raises nothing.
 
     A folder that already exists stays: another process has just made it. A process that is killed
-    inside the block leaves `.part-PID-NAME`; delete `.part-*` later. An OSError inside the
-    block, as of a full disk, becomes UnwritableFile.
+    inside the block leaves `.part-PID-NAME`; delete `.part-*` later. Raises as `writing` does.
     """
     part = target.with_name(f".part-{os.getpid()}-{target.name}")
-    try:
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield part
@@ -34,6 +53,3 @@ def atomic(target):
                 os.replace(part, target)
         finally:
             remove(part)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UnwritableFile(f"{target} cannot be written ({reason})") from error

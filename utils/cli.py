@@ -6,17 +6,23 @@ or its choices, and whether it may change when a run is resumed.
 
 import argparse
 import dataclasses
+import difflib
+import functools
 import inspect
 import linecache
 import math
 import os
+import platform
 import re
 import signal
+import subprocess
 import sys
 import threading
 import traceback
 from dataclasses import field
 from pathlib import Path
+
+import torch
 
 # Patterns of library errors, and advice to the user. The first pattern that is found counts.
 ADVICE = {
@@ -34,6 +40,7 @@ ADVICE = {
     r"cannot cache function|no locator available": "librosa found no folder for its cache; set "
     "NUMBA_CACHE_DIR to a folder that you may write to",
 }
+ROOT = Path(__file__).parents[1]
 LARGEST = 2**32 - 1  # of every whole number: torch's seeds and Python's len() allow no larger ones
 
 
@@ -84,11 +91,61 @@ def changeable(settings):
     return {f.name for f in dataclasses.fields(settings) if f.metadata["changeable"]}
 
 
+@functools.cache
+def versions():
+    """Python, torch, and the code's git revision where there is one."""
+    command = ["git", "-C", ROOT, "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        revision = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except OSError:  # no git on this machine
+        revision = ""
+    return {"python": platform.python_version(), "torch": torch.__version__, "git": revision}
+
+
+def meant(word, known):
+    """` (did you mean --lr?)` where a known word is close to a user's word, else ""."""
+    close = difflib.get_close_matches(word, known, 1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
 def check_choice(kind, value, choices):
     """The value, or a SettingsError that lists the choices."""
     if value not in choices:
-        raise SettingsError(f"unknown {kind} {value!r}; choose from {sorted(choices)}")
+        names = sorted(choices)
+        hint = meant(value, names)
+        raise SettingsError(f"unknown {kind} {value!r}{hint}; choose from {', '.join(names)}")
     return value
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with --version, and with a SettingsError of one sentence for a wrong flag."""
+
+    def __init__(self, *names, **options):
+        options.setdefault("formatter_class", argparse.RawTextHelpFormatter)
+        super().__init__(*names, allow_abbrev=False, **options)
+        project = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+        parts = [f"{name} {version}" for name, version in versions().items() if version]
+        text = ", ".join([f"lfm {project}", *parts])
+        self.add_argument("--version", action="version", version=text, help="print the versions")
+
+    def parse_known_args(self, args=None, namespace=None):
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            kind = "flag" if unknown[0].startswith("-") else "argument"
+            hint = meant(unknown[0].split("=")[0], self._option_string_actions)
+            raise SettingsError(f"unknown {kind} {unknown[0]!r}{hint}; --help lists all flags")
+        return namespace, unknown
+
+    def error(self, message):
+        text = message.removeprefix("argument ")
+        if wrong := re.fullmatch(r"(\S+): invalid (int|float) value: (.*)", text):
+            name, kind, value = wrong.groups()
+            number = "a whole number" if kind == "int" else "a number"
+            text = f"{name} is {value}, expected {number}"
+        if wrong := re.fullmatch(r"(\S+): invalid choice: '(.*)' \(choose from (.*)\)", text):
+            name, value, choices = wrong.groups()
+            check_choice(name.strip("-"), value, re.findall(r"[^\s',]+", choices))
+        raise SettingsError(text)
 
 
 def call_of(kind, text, functions, given):
@@ -120,12 +177,9 @@ def line_of(function, error):
     if code is None:  # a partial, an object that can be called
         return repr(function)
     lines = [n for frame, n in traceback.walk_tb(error.__traceback__) if frame.f_code is code]
-    n = lines[-1] if lines else code.co_firstlineno
-    source = linecache.getline(code.co_filename, n).strip()
-    file = Path(code.co_filename).name
-    if "ipykernel" in code.co_filename or file.startswith("<"):
-        file = "its cell"  # a notebook's names of cells tell nobody anything
-    return f"{function.__name__}, line {n} of {file}: {source}"
+    n, file = lines[-1] if lines else code.co_firstlineno, code.co_filename
+    place = "its cell" if "ipykernel" in file or "<" in file else Path(file).name  # of a notebook
+    return f"{function.__name__}, line {n} of {place}: {linecache.getline(file, n).strip()}"
 
 
 def number_of(what, function, *arguments, **numbers):
@@ -160,13 +214,11 @@ def check(args):
 
 
 def parse(settings, argv, description):
-    """{name: value} of the given flags; argparse exits with status 2 for a wrong flag.
+    """{name: value} of the given flags; SettingsError for a wrong flag or an empty value.
 
-    SettingsError for an empty value: with RUN unset, `--resume "$RUN"` would start a new run.
+    Empty: with RUN unset, `--resume "$RUN"` would start a new run.
     """
-    group = parser = argparse.ArgumentParser(
-        description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
-    )
+    group = parser = Parser(description=description)
     for f in dataclasses.fields(settings):
         rules = f.metadata
         group = parser.add_argument_group(rules["group"]) if rules["group"] else group
@@ -182,11 +234,10 @@ def parse(settings, argv, description):
             text += f" (default {f.default})"
         metavar = {str: "NAME", int: "N", float: "X"}[type(f.default)]
         group.add_argument(flag(f.name), type=type(f.default), help=text, metavar=metavar)
-    given = vars(parser.parse_args(argv)).items()
-    for name, value in given:
-        if value == "":
-            raise SettingsError(f"{flag(name)} is empty; give it a value, or leave it out")
-    return {name: value for name, value in given if value is not None}
+    given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
+    if empty := [name for name, value in given.items() if value == ""]:
+        raise SettingsError(f"{flag(empty[0])} is empty; give it a value, or leave it out")
+    return given
 
 
 def advice(error):
@@ -254,6 +305,8 @@ class one_sentence:
             return told
         if not isinstance(error, (SettingsError, OSError, FloatingPointError)):
             return None
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            text = f"{error.filename} cannot be used ({error.strerror})"
         last = re.sub(r"^[\w.]+Error: |^[\w.]*UnreadableFile: ", "", text.splitlines()[-1])
         hints = [hint for kind, hint in self.hints.items() if isinstance(error, kind)]
         return "; ".join([last, *hints])

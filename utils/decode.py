@@ -9,23 +9,8 @@ import itertools
 
 import numpy as np
 
+from utils import media
 from utils.atomic import atomic
-from utils.media import (
-    UnreadableFile,
-    check_sizes,
-    decoded,
-    find_track,
-    frame_paths,
-    frames_in_window,
-    open_media,
-    read_audio,
-    read_image,
-    read_packets,
-    reading,
-    sample_positions,
-    spectrogram,
-    unreadable,
-)
 
 
 def layout(frame):
@@ -64,8 +49,9 @@ def shown_at(path, wanted, least, by_number=False):
     they run backwards. UnreadableFile if decoding ends before the time `least`.
     """
     pictures, shown, since, form = [], None, None, None
-    with open_media(path) as media:
-        for number, frame in enumerate(decoded(media, find_track(path, media, "video"))):
+    with media.open_media(path) as file:
+        track = media.find_track(path, file, "video")
+        for number, frame in enumerate(media.decoded(file, track)):
             time = number if by_number else frame.pts
             if time is None or (shown and time < since):
                 return None
@@ -77,7 +63,7 @@ def shown_at(path, wanted, least, by_number=False):
             shown, since = frame, time
         left = len(wanted) - len(pictures)
         if not shown or since < least:
-            raise unreadable(path, f"{left} of its frames cannot be decoded")
+            raise media.unreadable(path, f"{left} of its frames cannot be decoded")
         return pictures + [frame_to_image(shown, *form)] * left
 
 
@@ -92,7 +78,7 @@ def even_pictures(path, packets, k):
         end = last + (duration or (last - start) // max(1, n - 1))
         middles = [start + (2 * i + 1) * (end - start) // (2 * k) for i in range(k)]
         pictures = shown_at(path, middles, min(last, end - (end - start) // k))
-    positions = sample_positions(n, k)
+    positions = media.sample_positions(n, k)
     return pictures or shown_at(path, positions, positions[-1], by_number=True)
 
 
@@ -102,13 +88,13 @@ def extract_frames(path, target, choose):
     JPEG, short side 256. choose: how many, evenly spaced in time; or a function from the number of
     frames n to the ascending numbers of the chosen frames.
     """
-    packets = read_packets(path, "video")
+    packets = media.read_packets(path, "video")
     n = len(packets)
     positions = [int(i) for i in choose(n)] if callable(choose) else [0]
     if not n or positions[-1] >= n:
         expected = f"expected at least {max(positions, default=0) + 1}"
         message = f"{path} has {n} frames, {expected}; download it again"
-        raise UnreadableFile(message, "too few frames")
+        raise media.UnreadableFile(message, "too few frames")
     if callable(choose):
         pictures = shown_at(path, positions, positions[-1], by_number=True)
     else:
@@ -134,8 +120,9 @@ def save_array(target, values):
 
 def pack_frames(folder):
     """Write a clip's frames as (F, H, W, 3) uint8 into `folder`.npy; returns its path."""
-    frames = [read_image(path).permute(1, 2, 0).numpy() for path in frame_paths(folder)]
-    return save_array(folder, np.stack(check_sizes(folder, frames)))
+    paths = media.frame_paths(folder)
+    frames = [media.read_image(path).permute(1, 2, 0).numpy() for path in paths]
+    return save_array(folder, np.stack(media.check_sizes(folder, frames)))
 
 
 def ten_frames(path, target, window=None):
@@ -153,8 +140,8 @@ def write_spectrogram(path, target, window=None, seconds=10):
 
     (257, T) float16. Returns its path.
     """
-    wave = read_audio(path, 16000, seconds)
-    return save_array(target, spectrogram(wave, seconds).astype(np.float16))
+    wave = media.read_audio(path, 16000, seconds)
+    return save_array(target, media.spectrogram(wave, seconds).astype(np.float16))
 
 
 def compute_flow(folder, target, window):
@@ -165,9 +152,10 @@ def compute_flow(folder, target, window):
     import cv2
 
     method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    images = [read_image(path, "L")[0].numpy() for path in frames_in_window(folder, *window)]
-    scale = 128 / min(check_sizes(folder, images)[0].shape)
-    with reading(folder):
+    paths = media.frames_in_window(folder, *window)
+    images = [media.read_image(path, "L")[0].numpy() for path in paths]
+    scale = 128 / min(media.check_sizes(folder, images)[0].shape)
+    with media.reading(folder):
         images = [
             cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
             for image in images

@@ -21,18 +21,9 @@ FOLDS = 10  # of spoken-digits: a recording is paired with images of its own fol
 IMAGE_NOISE = 0.1  # standard deviation; ink is 1
 TONE_NOISE = 3.1  # standard deviation; each of the two tones has amplitude 1
 SPEECH_NOISE = 0.16  # standard deviation; the recording's peak is 1
-TONES = {  # Hz, ITU-T Q.23
-    1: (697, 1209),
-    2: (697, 1336),
-    3: (697, 1477),
-    4: (770, 1209),
-    5: (770, 1336),
-    6: (770, 1477),
-    7: (852, 1209),
-    8: (852, 1336),
-    9: (852, 1477),
-    0: (941, 1336),
-}
+TONES = {1: (697, 1209), 2: (697, 1336), 3: (697, 1477)}  # Hz, ITU-T Q.23
+TONES |= {4: (770, 1209), 5: (770, 1336), 6: (770, 1477)}
+TONES |= {7: (852, 1209), 8: (852, 1336), 9: (852, 1477), 0: (941, 1336)}
 
 
 def handwritten_digits(rng):
@@ -79,12 +70,11 @@ def spectrograms(waves):
 
 def recordings(root):
     """FSDD's files: {split: [(path, digit)]}. By FSDD's rule, index 0-4 is the test split."""
+    source = "https://github.com/Jakobovski/free-spoken-digit-dataset"
     wanted = "recordings/{digit}_{speaker}_{index}.wav"
-    how = f"expected a clone of the Free Spoken Digit Dataset with {wanted}; see docs/DATA.md"
+    how = f"expected {wanted} of a clone: git clone {source} {root}; see docs/DATA.md"
     if not Path(root).is_dir():
-        source = "https://github.com/Jakobovski/free-spoken-digit-dataset"
-        clone = f"git clone {source} {root}, or give its folder with --root"
-        raise FileNotFoundError(f"{root} is not a folder; {how}; {clone}")
+        raise FileNotFoundError(f"{root} is not a folder; {how}")
     splits = {"train": [], "test": []}
     for path in sorted(Path(root).glob("recordings/*.wav")):
         if match := re.fullmatch(r"(\d)_\w+_(\d+)", path.stem):
@@ -105,13 +95,8 @@ def read_recording(path):
     """
     wave = read_audio(path, RATE)
     if not wave.any():
-        raise UnreadableFile(f"{path} is silent, expected a spoken digit; download it again")
+        raise UnreadableFile(f"{path} is silent, expected a spoken digit; replace it")
     return np.resize(wave, int(RATE * DURATION)) / np.abs(wave).max()
-
-
-def add_speech_noise(waves, rng):
-    """(n, samples) -> (n, samples)."""
-    return waves + rng.normal(0, SPEECH_NOISE, waves.shape)
 
 
 def folds(labels):
@@ -142,5 +127,6 @@ def spoken_pairs(root, rng):
         pool, classes = images[split]
         partners = choose_partners(y, groups[split], classes, rng)
         image, _ = place_on_canvas(pool[partners], rng)
-        splits[split] = [image, spectrograms(add_speech_noise(waves[copies], rng))], y
+        noisy = waves[copies] + rng.normal(0, SPEECH_NOISE, (len(copies), waves.shape[1]))
+        splits[split] = [image, spectrograms(noisy)], y
     return splits, groups["train"]

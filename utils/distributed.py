@@ -18,14 +18,14 @@ from utils.cli import SettingsError
 
 
 def pick_device(name):
-    """cpu, cuda, mps; auto is cuda if available, else cpu. ValueError if it is not available."""
+    """cpu, cuda, mps; auto is cuda if available, else cpu. SettingsError if it is not available."""
     available = {"cpu": True, "cuda": torch.cuda.is_available()}
     available["mps"] = torch.backends.mps.is_available()
     if name == "auto":
         name = "cuda" if available["cuda"] else "cpu"
     if not available.get(name):
         choices = ["auto", *(device for device in available if available[device])]
-        raise SettingsError(f"device {name!r} is not available; choose from {choices}")
+        raise SettingsError(f"device {name!r} is not available; choose from {', '.join(choices)}")
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name
 
 
@@ -69,7 +69,7 @@ def world_size():
 
 
 def check_batch(batch):
-    """ValueError for a training batch that the ranks cannot share."""
+    """SettingsError for a training batch that the ranks cannot share."""
     n = world_size()
     if n > 1 and (batch % n or batch < 2 * n):
         raise SettingsError(

@@ -1,18 +1,14 @@
 """Finding the files of the six sets, by their names, anywhere below a folder.
 
 index            all files below the folder, by kind and name
-LOCATE           for each modality, where the data of a sample is
 find_samples     every sample of the annotation files, with its files and its status
 """
 
-import contextlib
-import functools
 import os
 from collections import defaultdict
 from pathlib import Path
 
 from utils.annotations import LISTS
-from utils.media import is_pointer
 from utils.origins import PREPARED, contents, made_files
 from utils.samples import Sample
 
@@ -28,13 +24,13 @@ KINDS = {ending: kind for kind, endings in ENDINGS.items() for ending in endings
 def index(name, root, modalities):
     """The files below root, by kind: {"audio": {stem: path}, "video": {stem: path}, ...}.
 
-    "frames": folders of images; "list": annotation files, by their names with the ending;
-    "pointer": git-lfs pointers, which are in no other kind; "image" is empty for a set without
-    images. Of two files with one name the one nearer to the root is taken. "made": for each
-    modality the prepared files, by name. FileNotFoundError without a folder.
+    "frames": folders of images; "list": annotation files, by their names with the ending; "image"
+    is empty for a set without images. Of two files with one name the one nearer to the root is
+    taken. "made": each modality's prepared files, by name. FileNotFoundError without a folder.
     """
     if not Path(root).is_dir():
-        raise FileNotFoundError(f"{root} is not a folder; {download(name, root)}")
+        how = f"download the data as docs/DATA.md#{name} says, or give their folder with --root"
+        raise FileNotFoundError(f"{root} is not a folder; {how}")
     own = {modality: os.path.join(root, PREPARED, modality) for modality in modalities}
     files = defaultdict(dict, root=root, made={m: made_files(path) for m, path in own.items()})
     for entry in walk(root, own.values()):
@@ -45,13 +41,8 @@ def index(name, root, modalities):
             files["frames"].setdefault(parent if video in KINDS else parent + video, folder)
             if "image" not in modalities:
                 continue
-        if not entry.is_file():
-            continue  # a broken link
-        small = entry.stat().st_size < 1024  # a pointer has about 130 bytes
-        if small and kind in ("audio", "video", "image"):
-            with contextlib.suppress(OSError):  # prepare says which files it cannot read
-                kind = "pointer" if is_pointer(entry.path) else kind
-        files[kind].setdefault(entry.name if kind == "list" else stem, entry.path)
+        if entry.is_file():  # no broken link
+            files[kind].setdefault(entry.name if kind == "list" else stem, entry.path)
     return files
 
 
@@ -81,54 +72,24 @@ def walk(root, without):
                 folders.append(entry.path)
 
 
-SOURCES = {  # where the original files of a set come from; docs/DATA.md has the commands
-    "cremad": "https://github.com/CheyneyComputerScience/CREMA-D, with train.csv and test.csv of "
-    "https://github.com/GeWu-Lab/OGM-GE_CVPR2022",
-    "kinetics-sounds": "the clips of https://github.com/cvdfoundation/kinetics-dataset, with "
-    "my_train.txt and my_test.txt of https://github.com/GeWu-Lab/OGM-GE_CVPR2022",
-    "vggsound": "the clips from YouTube, with vggsound.csv of https://github.com/hche11/VGGSound",
-    "sarcasm": "https://github.com/headacheboy/data-of-multimodal-sarcasm-detection",
-    "twitter2015": "https://github.com/jefferyYu/TomBERT, its text and its images",
-    "nvgesture": "NVIDIA's clips and lists, on request",
-}
-
-
-def download(name, root):
-    """A sentence for a missing set: its source, and the folder for it."""
-    where = f"into {root}, or give its folder with --root"
-    return f"download {SOURCES[name]}, {where}; see docs/DATA.md#{name}"
-
-
 def first_named(kind, names, files):
     """The path of the first file of a kind that has one of the names, or None."""
     return next((files[kind][n] for n in names if n in files[kind]), None)
 
 
-def gesture_frames(wanted, files):
-    """The folder of a gesture's frames, STREAM or STREAM_all, or None."""
-    stream = wanted[2]
-    return next(filter(os.path.isdir, [stream, f"{stream}_all"]), None)
+def source_of(modality, wanted, files):
+    """The text or the path that is read as it is, or None; wanted: see utils/annotations.py.
 
-
-def flow_file(wanted, files):
-    """A gesture's flow, flow_data/SPLIT/ROW.npy, or None."""
-    path = os.path.join(files["root"], "Video_data", "flow_data", f"{wanted[1]}.npy")
-    return path if os.path.exists(path) else None
-
-
-def sentence(text, files):
-    """The text itself: it is in the annotation file."""
-    return text
-
-
-LOCATE = {  # sources that are read as they are; called as (wanted, files), see annotations.py
-    "video": functools.partial(first_named, "frames"),
-    "image": functools.partial(first_named, "image"),
-    "text": sentence,
-    "rgb": gesture_frames,
-    "flow": flow_file,
-    "depth": gesture_frames,
-}
+    Frames of a gesture are in a folder STREAM or STREAM_all, its flow in flow_data/SPLIT/ROW.npy.
+    """
+    if modality == "text":
+        return wanted
+    if modality in ("rgb", "depth"):
+        return next(filter(os.path.isdir, [wanted[2], f"{wanted[2]}_all"]), None)
+    if modality == "flow":
+        path = os.path.join(files["root"], "Video_data", "flow_data", f"{wanted[1]}.npy")
+        return path if os.path.exists(path) else None
+    return first_named({"video": "frames", "image": "image"}.get(modality), wanted, files)
 
 
 def original_file(modality, names, wanted, files):
@@ -146,18 +107,15 @@ def find_samples(name, files, modalities):
     files: from index. If an original is gone, the file prepared from it stays in use.
     """
     for split, label, group, names, wanted in LISTS[name](files):
-        sources = [LOCATE[m](w, files) if m in LOCATE else None for m, w in zip(modalities, wanted)]
+        sources = [source_of(m, w, files) for m, w in zip(modalities, wanted)]
         originals = [original_file(m, names, w, files) for m, w in zip(modalities, wanted)]
         gone = [m for m, s, o in zip(modalities, sources, originals) if not (s or o)]
         for j, m in enumerate(modalities):
             if m in gone and (m != "flow" or "rgb" in gone):  # flow is made from rgb's frames
                 sources[j] = files["made"][m].get(names[0])
-        there = [s or o or m == "flow" for m, s, o in zip(modalities, sources, originals)]
-        status = "" if all(there) else "missing"
-        if not all(sources) and any(n in files["pointer"] for n in names):
-            status = "git-lfs pointer"
+        absent = [m for m, s in zip(modalities, sources) if m in gone and not s and m != "flow"]
+        status = "missing" if absent else ""
+        problem = f"no {' and no '.join(absent)} of {names[0]}" if absent else ""
         windows = [w[3:] if m in ("rgb", "depth") else None for m, w in zip(modalities, wanted)]
-        absent = [m for m, there in zip(modalities, there) if not there]
-        problem = f"no {' and no '.join(absent)} of {names[0]}" if status else ""
         rest = [[names[0]] * len(modalities), sources, originals, windows, status, problem]
         yield Sample(split, str(label), group, *rest)

@@ -43,21 +43,36 @@ class Sum(nn.Module):
         return torch.cat(z, dim=1)
 
 
+class Weighted(nn.Module):
+    """sum_j w_j o_j from [w_1 z^(1), w_1, ..., w_m z^(m), w_m]: (B, m (d + 1)) -> (B, c).
+
+    own: the linear classifiers o_j = W^(j) z^(j) + b^(j), which L_CLS fits, too.
+    """
+
+    def __init__(self, m, D, n_classes):
+        super().__init__()
+        self.own = nn.ModuleList(nn.Linear(D // m - 1, n_classes) for _ in range(m))
+
+    def forward(self, z):
+        parts = zip(self.own, z.chunk(len(self.own), dim=1))
+        return sum(part[:, :-1] @ own.weight.T + part[:, -1:] * own.bias for own, part in parts)
+
+
 class Weight(nn.Module):
     """Weighted predictions [45]: sum_j w_j (W^(j) z^(j) + b^(j)) with w = softmax_j a(z^(j)).
 
-    z = [w_1 z^(1), w_1, ..., w_m z^(m), w_m]: (B, m (d + 1)); the linear classifier after it has
-    all W^(j) and b^(j).
+    z = [w_1 z^(1), w_1, ..., w_m z^(m), w_m]: (B, m (d + 1)).
     """
 
     def __init__(self, m, d):
         super().__init__()
         self.D = m * (d + 1)
+        self.classifier = functools.partial(Weighted, m)  # in place of nn.Linear
         self.attention = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, 1))  # a
 
     def forward(self, z):
-        # Departs from paper: [45]'s release weighs features and adds losses of its own. Table 1
-        # says prediction weighting.
+        # Departs from paper: [45]'s release weighs features, counts the fused loss twice and adds
+        # two consistency terms. Table 1 says prediction weighting.
         w = torch.stack([self.attention(z_j) for z_j in z]).softmax(0)  # (m, B, 1)
         return torch.cat([part for w_j, z_j in zip(w, z) for part in (w_j * z_j, w_j)], dim=1)
 

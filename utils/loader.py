@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader, default_collate
 
+from utils.cli import SettingsError
 from utils.pretrained import is_text
 
 
@@ -126,3 +127,12 @@ def eval_loader(dataset, batch_size, device, workers=0, shard=None):
     positions = (shard or list)(range(len(dataset)))
     batches = [positions[i : i + batch_size] for i in range(0, len(positions), batch_size)]
     return make_loader(dataset, batches, device, workers)
+
+
+def hold_out(dataset, groups, fraction, seed):
+    """(rest, held out): about that fraction of a data set, no group (n,) of ints on both sides."""
+    members = np.random.default_rng(seed).permutation(np.unique(groups))
+    held_out = np.isin(groups, members[: max(1, round(fraction * len(members)))])
+    if held_out.all():
+        raise SettingsError(f"--val-fraction {fraction} leaves nothing to train on; choose less")
+    return dataset.subset(np.flatnonzero(~held_out)), dataset.subset(np.flatnonzero(held_out))

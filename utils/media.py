@@ -4,28 +4,27 @@ A file that exists but cannot be read raises UnreadableFile, with the path, the 
 out. data.py turns these arrays into the inputs of Sec. 4.1.
 """
 
-import errno
 import functools
-import io
 import itertools
 import math
+import operator
 import os
 import random
 import re
 import struct
-import tempfile
 from contextlib import contextmanager, suppress
 
 import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
+from utils.atomic import TOO_MANY_OPEN
 from utils.cli import SettingsError
 
 # Mean and std of an image's channels, where white is 1.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-RIFF = {b"RIFF": "<4sI", b"RF64": "<4sI", b"RIFX": ">4sI", b"FORM": ">4sI"}  # wav, avi; aiff
+RIFF = {b"RIFF": "<4sI", b"RIFX": ">4sI", b"FORM": ">4sI"}  # wav, avi; aiff
 EDGE = 5  # s; a resampled sound does not depend on samples that come so much later
 SILENCE = -5.4  # in a log-spectrogram; half a step of 16 bits gives at most -5.5
 
@@ -39,17 +38,10 @@ class UnreadableFile(SettingsError):
         self.reason = reason
 
 
-def is_pointer(path):
-    """Whether the file is a git-lfs pointer instead of the media."""
+def first_bytes(path, n=64):
+    """The first n bytes of a file."""
     with open(path, "rb") as file:
-        return file.read(30).startswith(b"version https://git-lfs")
-
-
-def is_heic(path):
-    """Whether the file is a picture as iPhones store it, whatever its name ends with."""
-    with open(path, "rb") as file:
-        head = file.read(30)
-    return head[4:8] == b"ftyp" and b"hei" in head[8:]
+        return file.read(n)
 
 
 def unreadable(path, error):
@@ -59,16 +51,17 @@ def unreadable(path, error):
     text = text.removesuffix(f" {os.fspath(path)!r}")  # Pillow repeats the path
     try:
         if os.path.isdir(path):
-            return UnreadableFile(f"{path} is a folder, expected a file; download the file again")
-        if is_pointer(path):
+            return UnreadableFile(f"{path} is a folder, expected a file; put the file back")
+        head = first_bytes(path)
+        if head.startswith(b"version https://git-lfs"):
             message = f"{path} is a git-lfs pointer, not media; run `git lfs pull` in its folder"
             return UnreadableFile(message, "git-lfs pointer")
-        if os.path.getsize(path) == 0:
+        if not head:
             text = "the file is empty"
-        if is_heic(path):
+        elif head[4:8] == b"ftyp" and (b"hei" in head[8:] or head[8:12] == b"mif1"):
             text = "it is a HEIC picture, expected JPEG or PNG; convert it to JPEG"
     except FileNotFoundError:
-        return UnreadableFile(f"{path} is missing; download it again", "missing")
+        return UnreadableFile(f"{path} is missing; put it back, or run prepare again", "missing")
     except PermissionError as denied:
         text = f"{denied.strerror}; change the permissions of the file or of its folder"
         return UnreadableFile(f"{path} cannot be read: {text}", "no permission")
@@ -89,7 +82,7 @@ def reading(path):
     except UnreadableFile:
         raise
     except Exception as error:
-        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):  # too many open files
+        if getattr(error, "errno", None) in TOO_MANY_OPEN:
             raise
         raise unreadable(path, error) from error
 
@@ -100,24 +93,20 @@ def missing_part(path):
     Headers often state a wrong size of the whole file. Samples are missing only if their own chunk
     ends after the file does; 64 bytes do not count, because a careless header counts itself.
     """
-    size, position, long_size, missing = os.path.getsize(path), 12, 0, 0
+    size, position, missing = os.path.getsize(path), 12, 0
     with open(path, "rb") as file:
         form = RIFF.get(file.read(4))
         while form and position + 8 <= size:
             file.seek(position)
-            head = file.read(28).ljust(28, b"\0")
+            head = file.read(12).ljust(12, b"\0")
             name, length = struct.unpack(form, head[:8])
             if name == bytes(4):
                 break  # zeros after the end
             if name in RIFF:  # a large avi has several
                 position += 12
                 continue
-            if name == b"ds64":  # RF64: sizes of 64 bits
-                (long_size,) = struct.unpack("<Q", head[16:24])
-            if name in (b"data", b"SSND") or head[8:12] == b"movi":
+            if name in (b"data", b"SSND") or head[8:] == b"movi":
                 if length == 0 or length >= 0x7FFFF000:  # written before the end was known
-                    length = long_size
-                if not length:
                     break
                 excess = position + 8 + length - size
                 missing = max(missing, excess / length if excess > 64 else 0)
@@ -152,17 +141,13 @@ def find_track(path, media, kind):
     """
     from av.stream import Disposition
 
-    tracks = [
-        track
-        for track in getattr(media.streams, kind)
-        if not track.disposition & Disposition.attached_pic
-    ]
+    cover, default = Disposition.attached_pic, Disposition.default
+    tracks = [t for t in getattr(media.streams, kind) if not t.disposition & cover]
     if not tracks:
         other = ", and there is no wav of its name; add the wav, or" if kind == "audio" else ";"
-        raise UnreadableFile(
-            f"{path} has no {kind} track{other} download it again", f"no {kind} track"
-        )
-    track = max(tracks, key=lambda track: bool(track.disposition & Disposition.default))
+        message = f"{path} has no {kind} track{other} download it again"
+        raise UnreadableFile(message, f"no {kind} track")
+    track = max(tracks, key=lambda track: bool(track.disposition & default))
     if track.codec_context is None:
         raise unreadable(path, f"its {kind} is in a format that is not known")
     return track
@@ -227,9 +212,7 @@ def resampled(frames, rate):
     """Yield the sound of decoded frames, mono at `rate` Hz, in parts (n,) int16."""
     import av
 
-    def settings(frame):
-        return frame.format.name, frame.layout.name, frame.sample_rate
-
+    settings = operator.attrgetter("format.name", "layout.name", "sample_rate")
     for _, alike in itertools.groupby(frames, settings):  # they can change within the file
         resampler = av.AudioResampler("s16", "mono", rate)
         for frame in itertools.chain(alike, [None]):  # None flushes the resampler
@@ -256,31 +239,14 @@ def decode_audio(path, rate, seconds=math.inf):
     return np.concatenate(parts).astype(np.float32) / 2**15
 
 
-@functools.cache
-def load_librosa():
-    """librosa; where numba, which it uses, finds no folder for its cache, a temporary one."""
-    import librosa
-
-    try:
-        assert librosa.resample and librosa.stft  # they are imported at their first use
-    except RuntimeError:  # numba: no locator available
-        import numba
-
-        folder = os.path.join(tempfile.gettempdir(), f"numba-{os.getuid()}")
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        if os.stat(folder).st_uid == os.getuid():  # nobody else's code
-            numba.config.CACHE_DIR = folder
-    return librosa
-
-
 def read_audio(path, rate, seconds=math.inf):
     """The sound of any file as mono at `rate` Hz: (samples,) float32, at most `seconds` of it.
 
     UnreadableFile if it has none or is truncated.
     """
+    import librosa
     import soundfile
 
-    librosa = load_librosa()
     with reading(path):
         try:
             with (
@@ -292,8 +258,7 @@ def read_audio(path, rate, seconds=math.inf):
                 wave = sound.read(n, dtype="float32", always_2d=True)  # (n, channels)
         except soundfile.LibsndfileError as error:
             # PyAV knows more formats, but reads damaged files without a word.
-            with open(path, "rb") as file:
-                head = file.read(4)
+            head = first_bytes(path, 4)
             if head == b"fLaC" or (error.code == 3 and head != b"OggS"):  # 3: malformed
                 raise
             return decode_audio(path, rate, seconds)
@@ -315,7 +280,9 @@ def read_audio(path, rate, seconds=math.inf):
 
 def log_spectrogram(wave, window, hop):
     """log(|STFT| + 1e-7), periodic Hann window, not centred: (..., n) -> (..., bins, frames)."""
-    stft = load_librosa().stft(wave, n_fft=window, hop_length=hop, center=False)
+    import librosa
+
+    stft = librosa.stft(wave, n_fft=window, hop_length=hop, center=False)
     return np.log(np.abs(stft) + 1e-7)
 
 
@@ -325,33 +292,15 @@ def spectrogram(wave, seconds):
     return log_spectrogram(np.resize(wave, 16000 * seconds).clip(-1, 1), 512, 159)
 
 
-@functools.lru_cache(maxsize=1024)
-def npy_header(head):
-    """(shape, fortran_order, dtype) by the first 128 bytes of a .npy file, which np.save wrote."""
-    if head[:10] != b"\x93NUMPY\1\0\x76\0":  # version 1.0, and the header ends at byte 128
-        raise ValueError("another header")
-    return np.lib.format.read_array_header_1_0(io.BytesIO(head[8:]))
-
-
 def map_array(path):
-    """np.load(path, mmap_mode="r") of one array; a header that many files share is parsed once."""
-    with open(path, "rb") as file:
-        head = file.read(128)
-        if head[:6] != b"\x93NUMPY":
-            kind = "an .npz archive" if head[:2] == b"PK" else "no .npy file"
-            raise ValueError(f"it is {kind}; save one array of numbers with numpy.save")
-        if b"|O" in head:
-            raise ValueError("it holds Python objects; save one array of numbers with numpy.save")
-        with suppress(Exception):
-            shape, fortran_order, dtype = npy_header(head)
-            return np.memmap(file, dtype, "r", 128, shape, "F" if fortran_order else "C")
+    """np.load(path, mmap_mode="r"), of an array of numbers."""
+    head = first_bytes(path, 128)
+    if head[:6] != b"\x93NUMPY":
+        kind = "an .npz archive" if head[:2] == b"PK" else "no .npy file"
+        raise ValueError(f"it is {kind}; save one array of numbers with numpy.save")
+    if b"|O" in head:
+        raise ValueError("it holds Python objects; save one array of numbers with numpy.save")
     return np.load(path, mmap_mode="r")
-
-
-def array_shape(path):
-    """The shape of the array in a .npy file; None for any other file."""
-    with suppress(UnreadableFile), reading(path):
-        return map_array(path).shape
 
 
 def read_array(path, *shape):
@@ -384,8 +333,7 @@ def read_spectrogram(path, seconds):
 
 def remark_on_sound(path):
     """ "is silent" if a prepared spectrogram has no sound, also if two channels cancel out."""
-    silent = all((row < SILENCE).all() for row in read_array(path, "bins", "frames"))
-    return "is silent" if silent else ""
+    return "is silent" if read_array(path, "bins", "frames").max() < SILENCE else ""
 
 
 def to_float32(path, values):
@@ -398,25 +346,15 @@ def to_float32(path, values):
     return torch.from_numpy(values)
 
 
-def read_numbers(path, *shape):
-    """A .npy file as training reads it: pixels if it is uint8 (C, H, W), else float32.
-
-    shape: see read_array. UnreadableFile also if a value is not finite in float32.
-    """
-    values = read_array(path, *shape)
-    if values.dtype == np.uint8 and values.ndim == 3:
-        return torch.from_numpy(np.array(values))
-    return to_float32(path, values)
-
-
 def vector(path, seed=None):
     """A .npy of numbers: (d,) float32."""
-    return read_numbers(path, "d")
+    return to_float32(path, read_array(path, "d"))
 
 
 def grid(path, seed=None):
     """A .npy: (C, H, W), pixels if they are uint8, else float32."""
-    return read_numbers(path, "C", "H", "W")
+    values = read_array(path, "C", "H", "W")
+    return torch.tensor(values) if values.dtype == np.uint8 else to_float32(path, values)
 
 
 def eight_bits(values, depth=False):

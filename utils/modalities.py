@@ -1,6 +1,10 @@
 """MODALITIES has an entry for each kind of data: the one place to add another kind."""
 
+import functools
 from typing import NamedTuple
+
+from utils.cli import SettingsError
+from utils.pretrained import load_tokenizer
 
 
 class Modality(NamedTuple):
@@ -28,3 +32,19 @@ class Modality(NamedTuple):
 
 
 MODALITIES = {}  # by kind; data.py has ours
+
+
+def make_readers(kinds, encoders):
+    """The reader of each modality; a text is cut into the tokens of its encoder, `bert:SOURCE`."""
+    built_in = {name for kind in MODALITIES.values() for name in kind.encoders}
+    readers = []
+    for kind, encoder in zip(kinds, encoders):
+        name, _, source = encoder.partition(":")
+        read, fitting = MODALITIES[kind].read, MODALITIES[kind].encoders
+        # Your own encoder can be for all kinds but text, and any encoder for a tensor in memory.
+        if name not in fitting and kind != "tensor" and (name in built_in or kind == "text"):
+            raise SettingsError(f"encoder {name!r} cannot encode {kind}; choose from {fitting}")
+        if kind == "text":
+            read = functools.partial(read, tokenizer=load_tokenizer(source))
+        readers.append(read)
+    return readers

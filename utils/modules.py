@@ -1,12 +1,15 @@
 """Helpers for torch modules: eval mode for a while, and the mean over a grid."""
 
 import functools
+import itertools
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool1d
 from torch.nn.modules.batchnorm import _BatchNorm
+
+FEW_STEPS = 50  # after which 0.9^50 = 0.5 % of batch norm's running statistics are older
 
 
 @contextmanager
@@ -29,6 +32,24 @@ def eval_mode(model, batch_statistics=False):
             module.training = mode
         for norm, track in tracked.items():
             norm.track_running_stats = track
+
+
+@torch.no_grad()
+def renew_statistics(model, batches, n=20):
+    """Set batch norm's running statistics to their means over n batches (x, y), for these weights.
+
+    Nothing else of the model changes.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    with eval_mode(model):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum, norm.training = None, True  # None: the mean over all batches
+        for x, _ in itertools.islice(batches, n if norms else 0):
+            model(x)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
 
 
 @functools.lru_cache(maxsize=64)

@@ -16,10 +16,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from utils.atomic import UnwritableFile, remove
+from utils.atomic import remove, writing
+from utils.cli import SettingsError
 
 PREPARED = "prepared"  # the folder, below the root, of everything that prepare writes
 FORMAT = 2  # increase it where prepare writes other values: everything is then prepared again
+IN_THE_WAY = (NotADirectoryError, IsADirectoryError, PermissionError)
 MADE = re.compile(r"(.*)-[0-9a-f]{12}(\.npy)?")  # the names of prepared files and folders
 PART = re.compile(rf"\.part-\d+-({MADE.pattern}|samples\.csv)")  # and while they are written
 
@@ -52,12 +54,20 @@ def made_name(stem, original, *settings):
     return f"{stem}-{digest(paths, *settings)[:12]}"
 
 
+def in_the_way(path, error):
+    """The SettingsError for a file or folder below DIR/prepared that cannot be read."""
+    text = f"{path} cannot be read ({error.strerror}); move it away, or change its permissions"
+    return SettingsError(f"{text}, and run the same command again")
+
+
 def made_files(folder):
     """{stem: path} of the prepared files and folders in a folder; of several the newest."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.stat().st_mtime_ns)
     except FileNotFoundError:
         return {}
+    except IN_THE_WAY as error:
+        raise in_the_way(folder, error) from error
     matches = [(MADE.fullmatch(entry.name), entry.path) for entry in entries]
     return {match[1]: path for match, path in matches if match}
 
@@ -90,7 +100,11 @@ def locked(root, keep):
     Half-written files of a killed prepare are removed, but no path of `keep`.
     """
     folder, waited = Path(root) / PREPARED, False
-    try:
+    way_out = (
+        "use a folder of your own: for your own data one with a samples.csv of absolute paths, for "
+        "a published set one with a link (ln -s) to its files, given by --root"
+    )
+    with writing(folder, way_out):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
         try:
@@ -98,12 +112,6 @@ def locked(root, keep):
         except Timeout:
             print(f"another process prepares {root}; waiting until it has finished", flush=True)
             waited = bool(lock.acquire())
-    except OSError as error:
-        raise UnwritableFile(
-            f"{folder} cannot be written ({error.strerror}); use a folder of your own: for your "
-            "own data one with a samples.csv of absolute paths, for a published set one with a "
-            "link (ln -s) to its files, given by --root"
-        ) from error
     try:
         for part in [*folder.glob(".part-*"), *folder.glob("*/.part-*")]:
             if PART.fullmatch(part.name) and not holds(part, keep):

@@ -13,13 +13,13 @@ atomically. You can stop it and run it again: it continues.
 """
 
 import contextlib
-import errno
 import functools
 import multiprocessing
 import os
 import pickle
 import signal
 import threading
+import traceback
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -29,26 +29,16 @@ from tqdm import tqdm
 
 from utils import distributed
 from utils.annotations import LISTS
-from utils.atomic import UnwritableFile, remove
+from utils.atomic import TOO_MANY_OPEN, UnwritableFile, remove, writing
 from utils.cli import SettingsError
 from utils.decode import pack_frames
 from utils.files import find_samples, index
-from utils.media import UnreadableFile, load_librosa, reading
+from utils.media import UnreadableFile, reading
 from utils.modalities import MODALITIES
-from utils.origins import (
-    FORMAT,
-    PREPARED,
-    below_prepared,
-    digest,
-    holds,
-    locked,
-    made_name,
-    stamp,
-)
+from utils.origins import FORMAT, PREPARED, below_prepared, digest, holds, locked, made_name, stamp
 from utils.samples import (
     USABLE,
     Outdated,
-    own_table,
     prepared_table,
     read_about,
     read_own,
@@ -58,25 +48,8 @@ from utils.samples import (
 )
 
 FEW = 50  # samples, which are done before processes have started
-
-
-def made(modality, kind, stem, original, window, folder, keep, check):
-    """(path, shape) of the prepared file of an original, made unless it is there and readable."""
-    with reading(original):
-        target = folder / made_name(stem, original, kind, window)
-    for path in (target.with_name(f"{target.name}.npy"), target):
-        if path.exists():
-            try:
-                return path, check(path)
-            except UnreadableFile as error:
-                if holds(path, keep):
-                    what = "has the name of a prepared file, and samples.csv names it"
-                    message = f"{path} {what}; give your file another name"
-                    raise UnreadableFile(message) from error
-                remove(path)  # damaged, but it can be made again
-    folder.mkdir(parents=True, exist_ok=True)
-    path = modality.make(original, target, window)
-    return path, check(path)
+PROGRAMMING = (TypeError, NameError, AttributeError, ImportError)  # of a kind of your own
+WAY_OUT = "move away what is in its place, or change its permissions"
 
 
 def checked(modality, window, source):
@@ -85,11 +58,37 @@ def checked(modality, window, source):
     return tuple(x.shape)
 
 
+def made(modality, target, original, window, keep):
+    """(path, shape) of the prepared file of an original, made unless it is there and readable."""
+    with writing(target.parent, WAY_OUT):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        there = [p for p in (target.with_name(f"{target.name}.npy"), target) if p.exists()]
+    for path in there:
+        try:
+            return path, checked(modality, window, path)
+        except UnreadableFile as error:
+            if holds(path, keep):
+                what = "has the name of a prepared file, and samples.csv names it"
+                message = f"{path} {what}; give your file another name"
+                raise UnreadableFile(message) from error
+            with writing(path, WAY_OUT):
+                remove(path)  # damaged, but it can be made again
+    path = modality.make(original, target, window)
+    return path, checked(modality, window, path)
+
+
+def line_of(error):
+    """`line N of FILE` where the reader or the `make` of a kind raised an error."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
+    return f"line {frames[0].lineno} of {Path(frames[0].filename).name}" if frames else "at a call"
+
+
 def prepare_sample(modalities, raw, into, keep, sample):
     """Make what is missing of a sample, and read all of it.
 
     modalities: {name: (kind, Modality)}; into: DIR/prepared; keep: of below_prepared. Returns
     (status, problem, sources, shapes), the shape of each modality, None where nothing was read.
+    An error of PROGRAMMING is raised: a mistake in a reader or a `make` is no fault of the sample.
     """
     sources, shapes, notes = list(sample.sources), [None] * len(modalities), []
     for j, (name, (kind, modality)) in enumerate(modalities.items()):
@@ -98,15 +97,13 @@ def prepare_sample(modalities, raw, into, keep, sample):
         flow = kind == "flow"  # it is made from the frames of modality 0, rgb
         original = sources[0] if flow else sample.originals[j]
         window = sample.windows[0 if flow else j]
-        check = functools.partial(checked, modality, window)
         try:
             if sources[j] is not None:
-                shapes[j] = check(sources[j])
+                shapes[j] = checked(modality, window, sources[j])
                 continue
-            stem, folder = sample.names[j], into / name
-            sources[j], shapes[j] = made(
-                modality, kind, stem, original, window, folder, keep, check
-            )
+            with reading(original):
+                target = into / name / made_name(sample.names[j], original, kind, window)
+            sources[j], shapes[j] = made(modality, target, original, window, keep)
             if raw and kind == "video" and sources[j].is_dir():
                 frames = sources[j]
                 sources[j] = pack_frames(frames)
@@ -116,30 +113,30 @@ def prepare_sample(modalities, raw, into, keep, sample):
                 notes.append(f"{original} {remark}")
         except UnreadableFile as error:
             return error.reason, str(error), sources, shapes
-        except UnwritableFile:
-            raise  # no other sample could be written either
+        except (UnwritableFile, *PROGRAMMING):
+            raise
         except Exception as error:  # of any library, for any file: the other samples go on
-            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            if getattr(error, "errno", None) in TOO_MANY_OPEN:
                 raise
-            problem = f"{original or sources[j]} cannot be read ({type(error).__name__}: {error})"
+            why = f"{type(error).__name__}: {error}, {line_of(error)}"
+            problem = f"{original or sources[j]} cannot be read ({why})"
             return "undecodable", " ".join(problem.split()), sources, shapes
     return USABLE, "; ".join(notes), sources, shapes
-
-
-def worker_signals():
-    """In a worker: Ctrl-C is for the main process alone; SIGTERM ends it, and the main process's
-    end, also by kill -9."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def end_with_parent():
     """Without this, workers of a killed process wait for each other for ever."""
     multiprocessing.parent_process().join()
     os._exit(1)
+
+
+def worker_signals():
+    """In a worker: Ctrl-C is for the main process alone; SIGTERM, or the end of that, ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 @contextlib.contextmanager
@@ -153,14 +150,6 @@ def held_back():
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def in_worker():
-    """Whether this is a worker that imports the main program, and would now prepare a second time.
-
-    That happens where a script calls train.main without `if __name__ == "__main__":`.
-    """
-    return getattr(multiprocessing.current_process(), "_inheriting", False)
 
 
 def in_processes(work, jobs, workers):
@@ -209,39 +198,17 @@ def in_processes(work, jobs, workers):
 
 
 def discover(name, root, kinds):
-    """([Sample], the paths of the lists that name them) of a data set."""
+    """({modality: kind}, [Sample], the paths of the lists that name them) of a data set."""
     if not kinds:
-        return read_own(root)[1], [Path(root) / "samples.csv"]
+        return *read_own(root), [Path(root) / "samples.csv"]
     files = index(name, root, [*kinds])
-    return list(find_samples(name, files, [*kinds])), files["read"].values()
+    return kinds, list(find_samples(name, files, [*kinds])), files["read"].values()
 
 
-def files_of(samples, kinds):
-    """The paths of the files of all samples that can be prepared; texts are no files."""
-    kinds = list(kinds)
-    for sample in samples:
-        if not sample.status:
-            for kind, *pair in zip(kinds, sample.sources, sample.originals):
-                if MODALITIES[kind].is_file:
-                    yield from filter(None, pair)
-
-
-def stamps_of(sample, kinds, root):
-    """`SIZE TIME PATH` of the original of each modality, "" for a text or without one."""
-    stamps = []
-    for kind, source, original in zip(kinds, sample.sources, sample.originals):
-        path = source or original if MODALITIES[kind].is_file else None
-        stamps.append(f"{stamp(path)} {relative(path, root)}" if path else "")
-    return stamps
-
-
-def usable_before(root):
-    """{split: number of usable samples} by the list of the last prepare, {} without one."""
-    try:
-        about = read_about(root)
-    except Outdated:
-        return {}
-    return about["usable"]
+def files_of(sample, kinds):
+    """For each modality the path that is read or prepared; "" for a text, and without one."""
+    triples = zip(kinds.values(), sample.sources, sample.originals)
+    return [(s or path or "") if MODALITIES[kind].is_file else "" for kind, s, path in triples]
 
 
 def prepare(name, root, kinds=None, workers=None, raw=False, program=None):
@@ -252,23 +219,30 @@ def prepare(name, root, kinds=None, workers=None, raw=False, program=None):
     FileNotFoundError for annotation files that are missing or damaged; UnwritableFile, as for a
     full disk.
     """
-    kinds_there = kinds or own_table(root)[0]
+    about = {"format": FORMAT, "usable before": {}}
+    with contextlib.suppress(Outdated):
+        about["usable before"] = read_about(root)["usable"]
+    kinds_there, samples, lists = discover(name, root, kinds)
     if raw and "video" not in kinds_there.values():
         raise SettingsError(f"--raw is for data with videos, not for {name}; leave it out")
-    samples, lists = discover(name, root, kinds)
-    about = {"format": FORMAT, "usable before": usable_before(root)}
     about["lists"] = {relative(path, root): digest([path]) for path in lists}
     if any(kind.startswith("audio") for kind in kinds_there.values()):
-        load_librosa()  # without a folder for its cache it fails here, not for each sample
+        import librosa
+
+        assert librosa.stft  # without a folder for its cache it fails here, not for each sample
     modalities = {name: (kind, MODALITIES[kind]) for name, kind in kinds_there.items()}
-    keep = below_prepared(root, [*files_of(samples, kinds_there.values()), *lists])
+    paths = [files_of(sample, kinds_there) for sample in samples]
+    named = [p for sample, files in zip(samples, paths) if not sample.status for p in files if p]
+    keep = below_prepared(root, [*named, *lists])
     work = functools.partial(prepare_sample, modalities, raw, Path(root) / PREPARED, keep)
     if program:
         program.started = True
     with locked(root, keep) as waited:
-        if waited and is_prepared(root, kinds):
-            return
-        stamps = [stamps_of(sample, kinds_there.values(), root) for sample in samples]
+        if waited:
+            with contextlib.suppress(Outdated):
+                read_prepared(root, kinds)
+                return
+        stamps = [[p and f"{stamp(p)} {relative(p, root)}" for p in files] for files in paths]
         results = prepare_all(name, samples, work, max(1, workers or os.cpu_count()))
         results = of_one_shape(kinds_there.values(), results)
         counts = Counter(s.split for s, (status, *_) in zip(samples, results) if status == USABLE)
@@ -284,19 +258,15 @@ def prepare(name, root, kinds=None, workers=None, raw=False, program=None):
 def of_one_shape(kinds, results):
     """[(status, problem, sources)] from what prepare_sample returned.
 
-    Where a modality must have one shape, usable samples of another than the most frequent are not.
+    Where a modality must have one shape, a sample of another than the most frequent is not usable.
     """
-    results = [list(result) for result in results]
-    for j, kind in enumerate(kinds):
-        usable = [result for result in results if result[0] == USABLE]
-        if not (MODALITIES[kind].one_shape and usable):
-            continue
-        usual = Counter(shapes[j] for *_, shapes in usable).most_common(1)[0][0]
-        for result in usable:
-            source, shape = result[2][j], result[3][j]
-            if shape != usual:
-                problem = f"{source} holds {shape}, expected {usual} as in most other files"
-                result[:2] = "another shape", problem
+    for j in [j for j, kind in enumerate(kinds) if MODALITIES[kind].one_shape]:
+        shapes = Counter(result[3][j] for result in results if result[0] == USABLE)
+        usual = max(shapes, key=shapes.get, default=None)
+        for i, (status, _, sources, found) in enumerate(results):
+            if status == USABLE and found[j] != usual:
+                problem = f"{sources[j]} holds {found[j]}, expected {usual} as in most other files"
+                results[i] = "another shape", problem, sources, found
     return [result[:3] for result in results]
 
 
@@ -320,14 +290,6 @@ def prepare_command(name, root):
     """The command that prepares a data set."""
     elsewhere = root and name in LISTS and os.fspath(root) != f"data/{name}"
     return f"python -m scripts.prepare {name}" + (f" --root {root}" if elsewhere else "")
-
-
-def is_prepared(root, kinds=None):
-    """Whether DIR/prepared/samples.csv exists and is up to date."""
-    try:
-        return bool(read_prepared(root, kinds))
-    except Outdated:
-        return False
 
 
 def read_or_prepare(name, root, kinds):
@@ -357,8 +319,8 @@ def collect(name, root, kinds=None, paper=None):
     kinds: of a set of SETS. Prints how many samples of each split are usable, beside `paper`, the
     paper's (train, val, test) numbers. FileNotFoundError if train or test has none.
     """
-    if in_worker():
-        os._exit(1)
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        os._exit(1)  # a worker imports a script that calls train.main without a main guard
     command = prepare_command(name, root)
     kinds, found = read_or_prepare(name, root, kinds)
     for split, expected in zip(("train", "val", "test"), paper or [None] * 3):

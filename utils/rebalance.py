@@ -9,7 +9,7 @@ import math
 import torch
 from torch import nn
 from torch.distributions import Dirichlet, kl_divergence
-from torch.nn.functional import one_hot
+from torch.nn.functional import kl_div, one_hot
 
 from utils.cli import SettingsError
 
@@ -26,9 +26,6 @@ class Mean(nn.Module):
         # New tensors: a step's graph may still hold the old ones.
         self.n = self.n + 1
         self.value = self.value + (value.detach() - self.value) / self.n
-
-    def reset(self):
-        self.value, self.n = torch.zeros_like(self.value), torch.zeros_like(self.n)
 
 
 def vector(tensors):
@@ -96,28 +93,21 @@ def blend(before, now, otherwise):
 
 
 class Blend(nn.Module):
-    """G-Blend's weights of n heads, w (n,): equal at first, set anew every `every` epochs."""
+    """G-Blend's weights of n heads, w (n,): equal at first, set anew by each update.
 
-    def __init__(self, n, every):
+    before (2, n): L^T and L^V of the update before; nan before the first.
+    """
+
+    def __init__(self, n):
         super().__init__()
-        self.every, self.fit = every, Mean(n)
         self.register_buffer("w", torch.full((n,), 1 / n))
         self.register_buffer("before", torch.full((2, n), math.nan))
-        self.register_buffer("t", torch.tensor(0))
 
-    def update(self, losses):
-        """Count a step's losses (n,)."""
-        self.fit.update(losses)
-
-    def end_of_epoch(self, held_out):
-        """held_out: L^V (n,); L^T is the mean of the epoch's losses. Returns w."""
-        now = torch.stack([self.fit.value, held_out])
-        self.fit.reset()
-        self.t = self.t + 1
-        if self.t % self.every == 0:
+    def update(self, now):
+        """now (2, n): L^T and L^V of the same parameters."""
+        if not self.before.isnan().any():
             self.w = blend(self.before, now, self.w)
-            self.before = now
-        return self.w
+        self.before = now
 
 
 def slowed(s, alpha):
@@ -222,7 +212,10 @@ def without_direction(P, r, ridge):
 
 
 def divergence(o):
-    """DOMFN's d_j = max_k (p_jk - mean_l p_lk)^2, p_j = softmax(o_j): (m, B, c) -> (m, B)."""
+    """DOMFN's d_j = max_k (p_jk - mean_l p_lk)^2, p_j = softmax(o_j): (m, B, c) -> (m, B).
+
+    It is at most (1 - 1/m)^2, which is 0.25 for two modalities.
+    """
     p = o.softmax(2)
     return (p - p.mean(0)).square().amax(2)
 
@@ -248,19 +241,44 @@ def evidential_loss(evidence, y, weight):
     return (fit + weight * kl).mean()
 
 
+def release_divergence(o):
+    """The release's L_MM of class probabilities p_j = softmax(o_j): (m, B, c) -> a scalar.
+
+    The mean over pairs of (KL(q || p_j) + KL(q || p_l)) / 2, q = (p_j + p_l) / 2. The divergence of
+    Jensen and Shannon has KL(p_j || q): the release calls kl_div with its arguments swapped.
+    """
+    pairs = []
+    for log_p, log_r in itertools.combinations(o.log_softmax(2), 2):
+        q = (log_p.exp() + log_r.exp()) / 2
+        pairs += [kl_div(log, q, reduction="batchmean") for log in (log_p, log_r)]
+    return torch.stack(pairs).mean()
+
+
+def quintic(t):
+    """alpha of the release's Crema_epoch.py, a fit of a learned alpha; t from 1, clipped to [0, 1].
+
+    The release counts epochs from 0 and trains 200.
+    """
+    weights = [0.795376296, -3.35472727e-3, -1.22989557e-4]
+    weights += [2.92947416e-6, -2.23835486e-8, 5.39717505e-11]
+    return min(1.0, max(0.0, sum(w * (t - 1) ** k for k, w in enumerate(weights))))
+
+
 def weaker(s):
     """PMR's beta_j = min(1, max s / s_j - 1): 0 for the surest modality, (m,)."""
     return (s.max() / s - 1).clamp(0, 1)
 
 
 class ClassMeans(nn.Module):
-    """PMR: -|z^(j) - mean of class k|, (m, B, c), with the means of the epoch before.
+    """PMR: -|z^(j) - mean of class k|, (m, B, c), with the means of the epochs before.
 
-    In the first epoch they are 0: all classes are alike, and no modality is the surer.
+    momentum: the part of the means that an epoch leaves. In the first epoch the means are 0: all
+    classes are alike, and no modality is the surer.
     """
 
-    def __init__(self, m, n_classes, d):
+    def __init__(self, m, n_classes, d, momentum):
         super().__init__()
+        self.momentum = momentum
         self.register_buffer("means", torch.zeros(m, n_classes, d))
         self.register_buffer("sums", torch.zeros(m, n_classes, d))
         self.register_buffer("n", torch.zeros(n_classes))
@@ -275,7 +293,8 @@ class ClassMeans(nn.Module):
         self.sums, self.n = self.sums + members.T @ z.detach(), self.n + members.sum(0)
 
     def end_of_epoch(self):
-        self.means = self.sums / self.n.clamp(min=1)[:, None]
+        new = self.sums / self.n.clamp(min=1)[:, None]
+        self.means = torch.lerp(new, self.means, self.momentum) if self.means.any() else new
         self.sums, self.n = torch.zeros_like(self.sums), torch.zeros_like(self.n)
 
 
@@ -287,9 +306,9 @@ def relative_size(params):
 
 
 class Speeds(nn.Module):
-    """Greedy: which gate is frozen, for how many steps, and its value.
+    """Greedy: which gate is frozen, for how many steps, and its value, the mean so far.
 
-    mu (2, m): the sums over steps of |gradient|^2 / |parameters|^2 of each gate and encoder.
+    mu (2, m): the sums over steps of |gradient|^2 / |parameters|^2 of each gate and branch.
     """
 
     def __init__(self, m, d, eps, window):
@@ -300,20 +319,21 @@ class Speeds(nn.Module):
         self.register_buffer("left", torch.tensor(0))
 
     def hold(self, gates):
-        """[g_1, ..., g_m], (B, d) each, one of them held."""
+        """[g_1, ..., g_m], (B, d) each, of a step; one of them may be held. The mean counts all."""
+        self.usual.update(torch.stack(gates).mean(1))
         usual = self.usual.value.expand(len(gates[0]), -1, -1).unbind(1)
         holds = self.left > 0
         return [u if holds and j == self.held else g for j, (g, u) in enumerate(zip(gates, usual))]
 
-    def step(self, channel, phi):
-        """After backward; channel: the fusion with the gates; phi: the encoders."""
+    def step(self, channel, phi, classifiers):
+        """After backward; channel: the fusion with the gates; a branch: phi_j and classifier j."""
         if self.left > 0:
             self.left = self.left - 1
             return
-        shared = list(channel.squeeze.parameters())
-        gates = [[*shared, *excite.parameters()] for excite in channel.excite]
-        parts = [*gates, *(list(phi_j.parameters()) for phi_j in phi)]
-        self.mu = self.mu + torch.stack([relative_size(params) for params in parts]).view(2, -1)
+        gates = [nn.ModuleList([channel.squeeze, excite]) for excite in channel.excite]
+        branches = [nn.ModuleList(pair) for pair in zip(phi, classifiers)]
+        sizes = [relative_size(list(part.parameters())) for part in [*gates, *branches]]
+        self.mu = self.mu + torch.stack(sizes).view(2, -1)
         speed = (self.mu[0] / self.mu[1]).log10()
         if speed.max() - speed.min() > self.eps:
             self.held, self.left = speed.argmax(), self.left + self.window

@@ -15,13 +15,10 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
-import platform
 import re
 import shlex
-import signal
-import subprocess
-import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -54,27 +51,6 @@ def deterministic_kernels():
         torch.use_deterministic_algorithms(before)
 
 
-@contextlib.contextmanager
-def delayed_signals():
-    """Delay Ctrl-C and SIGTERM to the end of the block."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    waiting = []
-
-    def wait(number, frame):
-        waiting.append(number)
-
-    handlers = {n: signal.signal(n, wait) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for n, handler in handlers.items():
-            signal.signal(n, handler)
-        for n in waiting[:1]:
-            signal.raise_signal(n)
-
-
 def write_bytes(path, content):
     """Replace a file atomically; OSError in one sentence where it cannot be written."""
     try:
@@ -86,60 +62,12 @@ def write_bytes(path, content):
         raise UnwritableFile(f"{error}; its old content is intact") from error
 
 
-def checkpoint_path(folder, t):
-    return Path(folder) / f"t{t:04d}.pt"
-
-
-def checkpoint_epochs(folder):
-    """The epochs that have a checkpoint, in order."""
-    found = (re.fullmatch(r"t(\d{4,})\.pt", path.name) for path in Path(folder).glob("t*.pt"))
-    return sorted(int(match[1]) for match in found if match)
-
-
-def save_checkpoint(folder, state, kept):
-    """Write the checkpoint of epoch state["t"]; then remove all others but the `kept` ones."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    content = buffer.getvalue()
-    with delayed_signals():
-        digest = hashlib.sha256(content).digest()
-        write_bytes(checkpoint_path(folder, state["t"]), content + digest)
-        for t in checkpoint_epochs(folder):
-            if t != state["t"] and t not in kept:
-                checkpoint_path(folder, t).unlink()
-
-
-def load_checkpoint(folder, t=None):
-    """The checkpoint after epoch t, or the last; RunError or FileNotFoundError in one sentence."""
-    epochs = checkpoint_epochs(folder)
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder; give that of a run, like runs/NAME")
-    if not epochs and (Path(folder) / "log.jsonl").is_file() and not read_log(folder).epochs:
-        raise RunError(f"{folder} stopped before epoch 1 ended; run the same command again")
-    if not epochs or t not in (None, *epochs):
-        wanted = "" if t is None else f" of epoch {t}"
-        there = f" (only of epochs {epochs})" if epochs else ""
-        raise FileNotFoundError(
-            f"{folder} has no checkpoint{wanted}{there}; give a folder that train.py wrote, or "
-            "train with a larger --keep"
-        )
-    path = checkpoint_path(folder, epochs[-1] if t is None else t)
-    content = path.read_bytes()
-    if hashlib.sha256(content[:-32]).digest() != content[-32:]:
-        raise RunError(
-            f"{path} is damaged (wrong checksum); remove it to resume from the one before"
-        )
+def read_bytes(path, advice):
+    """A file's content; RunError with the advice if it is no file or cannot be read."""
     try:
-        state = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
-        if PARTS - state.keys() or not parse_log(state["log"]).epochs:
-            raise ValueError
-        if not {"cpu", "cuda"} <= state["random"].keys():
-            raise ValueError
-        if "data" in state and FACTS - state["data"].keys():  # without it: of an earlier version
-            raise ValueError
-    except Exception as error:  # weights_only refuses in many ways
-        raise RunError(f"{path} is not a checkpoint of train.py; no code in it was run") from error
-    return state
+        return path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}); {advice}") from error
 
 
 class Log(NamedTuple):
@@ -159,16 +87,75 @@ def parse_log(text):
     return Log(first, epochs, next((record["test"] for record in rest if "test" in record), None))
 
 
+def log_path(folder):
+    return Path(folder) / "log.jsonl"
+
+
 def read_log(folder):
     """The Log of a run's folder; SettingsError or RunError, in one sentence, without one."""
-    path = Path(folder) / "log.jsonl"
-    if not path.is_file():
+    path = log_path(folder)
+    if not path.exists():
         raise SettingsError(f"{folder} holds no run: {path} is missing; give a folder of train.py")
+    saved = ", the checkpoint has a copy" if checkpoint_epochs(folder) else ""
+    advice = f"remove it{saved}"
+    content = read_bytes(path, f"make it readable, or {advice}")
     try:
-        return parse_log(path.read_bytes())
+        return parse_log(content)
     except (ValueError, AttributeError, TypeError) as error:
-        saved = ", the checkpoint has a copy" if checkpoint_epochs(folder) else ""
-        raise RunError(f"{path} is not a log of train.py; remove it{saved}") from error
+        raise RunError(f"{path} is not a log of train.py; {advice}") from error
+
+
+def checkpoint_path(folder, t):
+    return Path(folder) / f"t{t:04d}.pt"
+
+
+def checkpoint_epochs(folder):
+    """The epochs that have a checkpoint, in order."""
+    found = (re.fullmatch(r"t(\d{4,})\.pt", path.name) for path in Path(folder).glob("t*.pt"))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def save_checkpoint(folder, state, kept):
+    """Write the checkpoint of epoch state["t"]; then remove all others but the `kept` ones."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    digest = hashlib.sha256(content).digest()
+    write_bytes(checkpoint_path(folder, state["t"]), content + digest)
+    for t in checkpoint_epochs(folder):
+        if t != state["t"] and t not in kept:
+            checkpoint_path(folder, t).unlink()
+
+
+def load_checkpoint(folder, t=None):
+    """The checkpoint after epoch t, or the last; RunError or FileNotFoundError in one sentence."""
+    epochs = checkpoint_epochs(folder)
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; give that of a run, like runs/NAME")
+    if not epochs and log_path(folder).exists() and not read_log(folder).epochs:
+        raise RunError(f"{folder} stopped before epoch 1 ended; run the same command again")
+    if not epochs or t not in (None, *epochs):
+        wanted = "" if t is None else f" of epoch {t}"
+        there = f" (only of epochs {', '.join(map(str, epochs))})" if epochs else ""
+        raise FileNotFoundError(
+            f"{folder} has no checkpoint{wanted}{there}; give a folder that train.py wrote, or "
+            "train with a larger --keep"
+        )
+    path = checkpoint_path(folder, epochs[-1] if t is None else t)
+    advice = "remove it to resume from the one before"
+    content = read_bytes(path, advice)
+    if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+        raise RunError(f"{path} is damaged (wrong checksum); {advice}")
+    try:
+        state = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
+        missing = PARTS - state.keys() or {"cpu", "cuda"} - state["random"].keys()
+        if "data" in state:  # without it: of an earlier version
+            missing |= FACTS - state["data"].keys()
+        if missing or not parse_log(state["log"]).epochs:
+            raise ValueError
+    except Exception as error:  # weights_only refuses in many ways
+        raise RunError(f"{path} is not a checkpoint of train.py; no code in it was run") from error
+    return state
 
 
 def load_state(state, **parts):
@@ -177,8 +164,8 @@ def load_state(state, **parts):
         for name, part in parts.items():
             part.load_state_dict(state[name])
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        what = "the checkpoint belongs to another model or data set; nothing was written"
-        raise RunError(what) from error
+        problem = "the checkpoint belongs to another model or data set; nothing was written"
+        raise RunError(problem) from error
 
 
 def best_epoch(epochs):
@@ -209,8 +196,8 @@ def check_together(given):
     """Raise SettingsError for flags, {name: value}, that exclude each other."""
     for a, b in itertools.product(("resume", "eval"), ("eval", "out", "overwrite")):
         if a != b and {a, b} <= given.keys():
-            what = f"{cli.flag(a)} and {cli.flag(b)} exclude each other"
-            raise SettingsError(f"{what}; leave one of them out")
+            both = f"{cli.flag(a)} and {cli.flag(b)} exclude each other"
+            raise SettingsError(f"{both}; leave one of them out")
     if "split" in given and "eval" not in given:
         raise SettingsError("--split is for --eval; leave it out")
 
@@ -223,13 +210,14 @@ def resumed_settings(folder, given, settings_class, datasets):
     come from another version.
     """
     state = load_checkpoint(folder)
-    settings, log = state["settings"], Path(folder) / "log.jsonl"
-    if log.is_file() and read_log(folder).first["settings"] != settings:
+    settings, log = state["settings"], log_path(folder)
+    if log.exists() and read_log(folder).first["settings"] != settings:
         raise RunError(f"the checkpoint in {folder} and {log} belong to different runs")
     expected = {f.name for f in dataclasses.fields(settings_class)} - {*UNRECORDED}
     if other := expected ^ {*settings} or {"data"} - state.keys():
-        what = f"{folder} comes from another version of train.py"
-        raise RunError(f"{what}, which differs in {sorted(other)}; use that version")
+        problem = f"{folder} comes from another version of train.py"
+        names = ", ".join(sorted(other))
+        raise RunError(f"{problem}, which differs in {names}; use that version")
     own = settings["dataset"] not in datasets
     may_change = cli.changeable(settings_class)
     if own and "root" not in given:
@@ -244,14 +232,14 @@ def resumed_settings(folder, given, settings_class, datasets):
     return settings | given | find_data(folder, state["data"]["folder"], place, own)
 
 
-def versions():
-    """Python, torch, and the code's git revision where there is one."""
-    here = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty", "--exclude", "*"]
-    try:
-        revision = subprocess.run(here, capture_output=True, text=True).stdout.strip()
-    except OSError:  # no git on this machine
-        revision = ""
-    return {"python": platform.python_version(), "torch": torch.__version__, "git": revision}
+def quoted(path):
+    """A path as a word of a command."""
+    return shlex.quote(str(path))
+
+
+def counted(samples):
+    """{"train": 48, "test": 15} -> `48 train, 15 test`."""
+    return ", ".join(f"{n} {split}" for split, n in samples.items())
 
 
 def load_best(folder, model):
@@ -322,16 +310,16 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            what = f"the folder {self.folder} cannot be made ({error.strerror})"
-            raise OSError(f"{what}; choose another --out") from error
+            problem = f"the folder {self.folder} cannot be made ({error.strerror})"
+            raise OSError(f"{problem}; choose another --out") from error
 
     def lock(self):
         """RUN/.lock, acquired; BlockingIOError where another process holds it."""
         try:
             lock = FileLock(self.folder / ".lock").acquire(timeout=0)
         except Timeout as error:
-            what = f"another process writes into {self.folder}; choose another --out"
-            raise BlockingIOError(what) from error
+            problem = f"another process writes into {self.folder}; choose another --out"
+            raise BlockingIOError(problem) from error
         for part in self.folder.glob(".part-*"):  # left by a process that was killed
             if re.fullmatch(r"\.part-\d+-(t\d+\.pt|log\.jsonl)", part.name):
                 remove(part)
@@ -342,7 +330,7 @@ class Run:
         if self.args.eval:
             return "stopped"
         if checkpoint_epochs(self.folder):
-            return f"stopped; resume with: python train.py --resume {self.folder}"
+            return f"stopped; resume with: python train.py --resume {quoted(self.folder)}"
         return "stopped before epoch 1 ended; run the same command again"
 
     def first_record(self):
@@ -356,7 +344,7 @@ class Run:
             "data": data,
             "device": str(self.device),
             "processes": distributed.world_size(),
-            "versions": versions(),
+            "versions": cli.versions(),
         }
 
     def log_text(self):
@@ -365,16 +353,16 @@ class Run:
 
     def write_log(self):
         if self.writes:
-            write_bytes(self.folder / "log.jsonl", self.log_text().encode())
+            write_bytes(log_path(self.folder), self.log_text().encode())
 
     def resume(self, alpha, model, optimizer, plateau):
         """(first epoch, its alpha): 1 and the given alpha in a new run, or the checkpoint's."""
         args, state, first = self.args, self.state, self.records[0]
+        samples = f"{counted(first['samples'])} samples of {' + '.join(first['modalities'])}"
         print(
-            f"{args.dataset}, {args.method}, seed {args.seed}, {first['device']}: "
-            f"{first['samples']} samples of {' + '.join(first['modalities'])}; {args.epochs} "
-            f"epochs, batches of {args.batch_size}, {args.encoders}, lr {args.lr:g}; writing "
-            f"{self.folder / 'log.jsonl'}"
+            f"{args.dataset}, {args.method}, seed {args.seed}, {first['device']}: {samples}; "
+            f"{args.epochs} epochs, batches of {args.batch_size}, {args.encoders}, lr {args.lr:g}; "
+            f"writing {log_path(self.folder)}"
         )
         self.began = time.perf_counter()
         if not state:
@@ -395,29 +383,23 @@ class Run:
 
     def check_same(self, log, alpha):
         """RunError if the resumed run has other samples or another alpha in epoch 1."""
-        began, now = log.first["samples"], self.records[0]["samples"]
-        if began != now:
-            what = f"{self.folder} began with {began} samples, now there are {now}"
-            raise RunError(f"{what}; resume it with the same data")
-        for split, counts in self.records[0]["data"]["class_counts"].items():
-            before = self.trained["class_counts"][split]
-            for name, then, n in zip(self.trained["classes"], before, counts):
-                if then != n:
-                    what = f"{self.folder} began with {then} {split} samples of {name!r}, now there"
-                    raise RunError(f"{what} are {n}; resume it with the same data")
-        if self.trained["samples"] != self.records[0]["data"]["samples"]:
-            what = f"{self.folder} began with other labels or files"
-            raise RunError(f"{what}; resume it with the same data")
-        if log.epochs[0]["alpha"] != alpha:
-            was = (
-                f"{self.folder} has alpha {log.epochs[0]['alpha']:.4g} in epoch 1, now it would be"
-            )
-            raise RunError(f"{was} {alpha:.4g}; the schedule has changed, use another --out")
+        began, now = self.trained, self.records[0]
+        if log.first["samples"] != now["samples"]:
+            then = counted(log.first["samples"])
+            problem = f"{self.folder} began with {then} samples, now there are "
+            raise RunError(f"{problem}{counted(now['samples'])}; resume it with the same data")
+        if any(began[fact] != now["data"][fact] for fact in ("class_counts", "samples")):
+            problem = f"{self.folder} began with other labels or files"
+            raise RunError(f"{problem}; resume it with the same data")
+        first = log.epochs[0]["alpha"]
+        if not math.isclose(first, alpha, rel_tol=1e-6):  # a computed one differs in rounding
+            problem = f"{self.folder} has alpha {first:.4g} in epoch 1, now it would be {alpha:.4g}"
+            raise RunError(f"{problem}; the schedule has changed, use another --out")
 
     def progress(self, batches, t):
         """The batches of epoch t, with a progress bar on a terminal."""
-        what = f"epoch {t}/{self.args.epochs}"
-        return tqdm(batches.epoch(t), what, len(batches), leave=False, disable=self.no_bar)
+        title = f"epoch {t}/{self.args.epochs}"
+        return tqdm(batches.epoch(t), title, len(batches), leave=False, disable=self.no_bar)
 
     def save(self, record, alpha, model, optimizer, plateau):
         """Log an epoch's record, and write the checkpoint from which the next epoch continues."""
@@ -449,18 +431,18 @@ class Run:
 
     def report(self, t, result):
         """Print the scores of epoch t; log them, too, if the run was trained."""
-        args = self.args
+        args, modalities = self.args, self.data.modalities
         if args.eval:
             print(f"{self.folder}, epoch {t}:")
-            print(score_table(result, self.data.modalities, args.split))
+            print(score_table(result, modalities, args.split))
             return
         print(f"trained in {time.perf_counter() - self.began:.0f} s")
         self.records.append({"test": result, "t": t})
         self.write_log()
         which = "the best on the validation part" if "val" in self.data.splits else "the last"
         print(f"epoch {t}, {which}:")
-        print(score_table(result, self.data.modalities, "test"))
-        print(f"to see it: python -m scripts.figures curves {shlex.quote(str(self.folder))}")
+        print(score_table(result, modalities, "test"))
+        print(f"to see it: python -m scripts.figures curves {quoted(self.folder)}")
 
 
 def folder_of(args):
@@ -469,12 +451,11 @@ def folder_of(args):
     dataset = Path(args.dataset).resolve().name  # of your own data, the folder's name
     name = f"{dataset}-{args.method.replace(':', '')}{outer}-seed{args.seed}"
     folder = Path(args.resume or args.eval or args.out or f"runs/{name}")
-    epochs = 0
-    if (folder / "log.jsonl").is_file() and not args.overwrite:
-        epochs = len(read_log(folder).epochs)  # not a file of another program
+    if args.resume or args.eval or args.overwrite:
+        return folder
     resumable = bool(checkpoint_epochs(folder))
-    if (resumable or epochs) and not (args.overwrite or args.resume or args.eval):
-        resume = f"resume it with --resume {folder}, " if resumable else ""
+    if resumable or (log_path(folder).exists() and read_log(folder).epochs):
+        resume = f"resume it with --resume {quoted(folder)}, " if resumable else ""
         raise FileExistsError(
             f"{folder} holds a run already; {resume}choose another --out, or --overwrite it"
         )

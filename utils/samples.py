@@ -14,23 +14,27 @@ import itertools
 import json
 import os
 import re
+import shlex
 import unicodedata
 from collections import Counter, defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from utils.annotations import read_table
 from utils.atomic import atomic
 from utils.cli import SettingsError
-from utils.media import array_shape
+from utils.media import UnreadableFile, map_array, reading
 from utils.modalities import MODALITIES
-from utils.origins import FORMAT, PREPARED, digest, stamp
+from utils.origins import FORMAT, IN_THE_WAY, PREPARED, digest, in_the_way, stamp
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLITS |= dict.fromkeys(["val", "valid", "validation", "dev"], "val")
 NO_MODALITY = ["split", "label", "group", "status", "problem"]
 USABLE = "usable"
+MADE_CELL = re.compile(f"{PREPARED}/.*-[0-9a-f]{{12}}(\\.npy)?")  # of samples.csv, a made file
 
 
 class Sample(NamedTuple):
@@ -77,34 +81,6 @@ def prepared_table(root):
     return Path(root) / PREPARED / "samples.csv"
 
 
-def read_table(path, errors="strict", comments=0):
-    """Yield (place, [fields]) for each line of a csv file that is not blank; first its header.
-
-    Commas, semicolons or tabs separate the fields; a byte order mark is skipped, and so are the
-    first `comments` lines. place is "PATH, line N". ValueError for a file that is not UTF-8 or csv.
-    """
-    rows = None
-    try:
-        with open(path, encoding="utf-8-sig", errors=errors, newline="") as file:
-            for _ in range(comments):
-                file.readline()
-            start = file.tell()
-            separator = max(",;\t", key=file.readline().count)
-            file.seek(start)
-            rows = csv.reader(file, delimiter=separator, strict=True)
-            for row in rows:
-                if any(field.strip() for field in row):
-                    yield f"{path}, line {comments + rows.line_num}", row
-    except UnicodeDecodeError as error:
-        what = f"{error.reason} at byte {error.start}"
-        raise SettingsError(f"{path} is not UTF-8 text ({what}); save it as CSV UTF-8") from error
-    except csv.Error as error:
-        number = rows.line_num if rows else 1
-        raise SettingsError(
-            f"{path}, line {number} is not csv ({error}); check its quotes"
-        ) from error
-
-
 def modality_columns(place, header):
     """{name: kind} of the columns `kind` or `kind:name` of a header; ValueError for others."""
     columns = {}
@@ -126,7 +102,7 @@ def modality_columns(place, header):
     return columns
 
 
-def own_table(root):
+def own_table(root, needed=("split", "label")):
     """(kinds, rows) of DIR/samples.csv: {name: kind}, and a list of (place, fields).
 
     fields: {"split", "label", "group": a text, "cells": one for each modality}. An array is of the
@@ -135,13 +111,16 @@ def own_table(root):
     """
     path = Path(root) / "samples.csv"
     if not path.is_file():
-        expected = "expected a line for each sample, see docs/DATA.md#your-own-data"
+        expected = "expected a line for each sample, see docs/DATA.md#your-own-data; from a folder "
+        expected += f"for each class python -m scripts.prepare --table {shlex.quote(str(root))} "
+        expected += "writes it"
         raise FileNotFoundError(f"{root} has no samples.csv; {expected}")
     lines = read_table(path)
     place, header = next(lines, (f"{path}, line 1", []))
-    header = ";".join(map(str.strip, header)).rstrip(";").split(";")  # without empty columns behind
-    header = [field.lower() if field.lower() in NO_MODALITY else field for field in header]
-    if absent := [column for column in ("split", "label") if column not in header]:
+    header = [f.strip().lower() if f.strip().lower() in NO_MODALITY else f.strip() for f in header]
+    while header and not header[-1]:
+        header.pop()  # empty columns behind
+    if absent := [column for column in needed if column not in header]:
         expected = "expected a first line like split,label,image,audio"
         raise SettingsError(f"{place} is a header without {absent}: {header[:4]}; {expected}")
     kinds = modality_columns(place, header)
@@ -152,7 +131,7 @@ def own_table(root):
         if len(fields) < len(header) or any(map(str.strip, fields[len(header) :])):
             expected = f"{len(header)}: {','.join(header)}; quote a field that has a separator"
             raise SettingsError(f"{place} has {len(fields)} columns, expected {expected}")
-        row = {"group": "", **dict(zip(header, map(str.strip, fields)))}
+        row = {"split": "", "label": "", "group": "", **dict(zip(header, map(str.strip, fields)))}
         rows.append((place, row | {"cells": [row[c] for c in header if c not in NO_MODALITY]}))
     for j, (name, kind) in enumerate(kinds.items()):
         if kind == "array":
@@ -208,19 +187,13 @@ def read_own(root):
             problem = f"{place}: no file {' and '.join(absent)} in {os.path.abspath(root)}"
         rest = [names, sources, originals, [None] * len(columns), status, problem]
         samples.append(Sample(split, row["label"], group, *rest))
-    check_splits(root, samples)
-    return columns, samples
-
-
-def check_splits(root, samples):
-    """Raise ValueError for your own data without both splits, or with a single class."""
-    splits, classes = {s.split for s in samples}, {s.label for s in samples}
-    path = Path(root) / "samples.csv"
-    if absent := {"train", "test"} - splits:
+    path, classes = Path(root) / "samples.csv", {sample.label for sample in samples}
+    if absent := {"train", "test"} - {sample.split for sample in samples}:
         what = f"{path} has no sample of the split {' and '.join(sorted(absent))}"
         raise SettingsError(f"{what}; name train or test in the column split of each line")
     if len(classes) < 2:
         raise SettingsError(f"{path} has one class, {classes.pop()!r}; expected two or more")
+    return columns, samples
 
 
 def relative(path, root):
@@ -264,7 +237,7 @@ class Outdated(Exception):
 def read_about(root):
     """The first line of DIR/prepared/samples.csv, see write_prepared.
 
-    Outdated without one; ValueError for a file that prepare did not write.
+    Outdated without one; SettingsError for a file that prepare did not write or nobody can read.
     """
     path = prepared_table(root)
     try:
@@ -272,6 +245,8 @@ def read_about(root):
             line = file.readline()
     except FileNotFoundError as error:
         raise Outdated("it was not prepared before") from error
+    except IN_THE_WAY as error:
+        raise in_the_way(path, error) from error
     try:
         about = json.loads(line.removeprefix("# "))
         if not {"format", "lists", "usable", "usable before"} <= about.keys():
@@ -317,13 +292,9 @@ def check_stamp(root, cell):
             raise Outdated(f"{os.path.join(root, path)} has changed")
 
 
-def originals_of(root, cells):
-    """The paths of a row's originals, see check_stamp."""
-    return [located(root, cell.split(" ", 2)[-1]) for cell in cells if cell]
-
-
-def readable(path):
-    """Whether a file, or a folder with all its files, may be read."""
+def readable(root, cell):
+    """Whether an original, a file or a folder with its files, may be read; see check_stamp."""
+    path = located(root, cell.split(" ", 2)[-1])
     inside = [entry.path for entry in os.scandir(path)] if os.path.isdir(path) else []
     return all(os.access(p, os.R_OK) for p in [path, *inside])
 
@@ -352,7 +323,7 @@ def read_prepared(root, expected=None):
             check_stamp(root, cell)
         counts[split][status] += 1
         labels.add(label)
-        if status == "no permission" and all(map(readable, originals_of(root, fields[5 + m :]))):
+        if status == "no permission" and all(readable(root, c) for c in fields[5 + m :] if c):
             raise Outdated(f"{place}: its files can be read now")
         if status != USABLE:
             problems.setdefault(split, problem or f"{place}: {status}")
@@ -362,14 +333,19 @@ def read_prepared(root, expected=None):
         groups.append(group)
         for source, kind, cell in zip(sources, kinds.values(), cells):
             source.append(os.path.join(root, cell) if MODALITIES[kind].is_file else cell)
+            made = MADE_CELL.match(cell) if MODALITIES[kind].is_file else None
+            if made and not os.path.exists(path := os.path.join(root, made[0])):
+                raise Outdated(f"{path} is missing")
     return kinds, Prepared(splits, counts, labels, problems, about["usable before"])
 
 
 def array_kind(paths):
     """ "vector" or, if most of the first 100 .npy files have more dimensions, "grid"."""
-    shapes = [array_shape(path) for path in itertools.islice(paths, 100)]
-    dimensions = Counter(len(shape) for shape in shapes if shape is not None)
-    return "grid" if dimensions and dimensions.most_common(1)[0][0] > 1 else "vector"
+    dimensions = Counter()
+    for path in itertools.islice(paths, 100):
+        with suppress(UnreadableFile), reading(path):
+            dimensions[map_array(path).ndim] += 1
+    return "grid" if max(dimensions, key=dimensions.get, default=1) > 1 else "vector"
 
 
 def alike(labels):

@@ -66,13 +66,6 @@ def listed(names):
     return ", ".join(map(repr, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
 
 
-def other_modalities(kinds, trained):
-    """The error for modalities, {name: kind}, that differ from the run's."""
-    then, now = (", ".join(f"{n} ({k})" for n, k in x.items()) for x in (trained["kinds"], kinds))
-    what = f"the run was trained on the modalities {then}; these data have {now}"
-    return SettingsError(f"{what}; give them the names and kinds of the run, or train a new run")
-
-
 def as_trained(data, trained):
     """A data.Data with the modalities and classes of a run, in the run's order, by their names.
 
@@ -81,26 +74,37 @@ def as_trained(data, trained):
     """
     if trained is None:
         return data
-    if not trained["kinds"].items() <= data.kinds.items():
-        raise other_modalities(data.kinds, trained)
-    classes = trained["classes"]
+    kinds, classes = trained["kinds"], trained["classes"]
+    if not kinds.items() <= data.kinds.items():
+        then, now = (", ".join(f"{n} ({k})" for n, k in x.items()) for x in (kinds, data.kinds))
+        problem = f"the run was trained on the modalities {then}; these data have {now}"
+        advice = "give them the names and kinds of the run, or train a new run"
+        raise SettingsError(f"{problem}; {advice}")
     if unknown := [name for name in data.classes if name not in classes]:
-        what = f"the run does not know the class {listed(unknown)}; its classes are"
-        raise SettingsError(f"{what} {listed(classes)}; rename the class, or train a new run")
+        problem = f"the run does not know the class {listed(unknown)}; its classes are"
+        raise SettingsError(f"{problem} {listed(classes)}; rename the class, or train a new run")
     index = torch.tensor([classes.index(name) for name in data.classes])
-    chosen = [data.modalities.index(name) for name in trained["kinds"]]
+    chosen = [data.modalities.index(name) for name in kinds]
     splits = {}
     for split, samples in data.splits.items():
         splits[split] = copy.copy(samples)
         splits[split].sources = [samples.sources[j] for j in chosen]
         splits[split].readers = samples.readers and [samples.readers[j] for j in chosen]
         splits[split].y = index[torch.as_tensor(samples.y)]
-    return dataclasses.replace(data, kinds=trained["kinds"], classes=classes, splits=splits)
+    return dataclasses.replace(data, kinds=kinds, classes=classes, splits=splits)
+
+
+def check_splits(args, splits):
+    """SettingsError without the split to evaluate, or with too few training samples."""
+    if args.eval and args.split not in splits:
+        raise SettingsError(f"{args.eval} has no validation part; choose --split train or test")
+    if (n := len(splits["train"])) < 2:
+        raise SettingsError(f"{args.dataset} has {n} training sample here, expected 2 or more")
 
 
 def check_channels(modalities, channels, trained):
     """SettingsError for inputs of another form than the run's."""
     for name, now, then in zip(modalities, channels, trained["channels"]):
         if now != then:
-            what = f"{name} has {now} channels, the run was trained on {then}"
-            raise SettingsError(f"{what}; give data of the same form, or train a new run")
+            problem = f"{name} has {now} channels, the run was trained on {then}"
+            raise SettingsError(f"{problem}; give data of the same form, or train a new run")

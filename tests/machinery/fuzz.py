@@ -91,15 +91,13 @@ class Folder:
     def originals(self):
         """{path below the folder: content} of all files that the program did not make."""
         found = {}
-        for path in self.root.rglob("*"):
-            below = path.relative_to(self.root)
-            parts = below.parts
-            made = parts[0] == "prepared" and (
-                below.name in ("samples.csv", ".lock")
-                or any(MADE.fullmatch(part) or part.startswith(".part-") for part in parts[1:])
+        for path in filter(Path.is_file, self.root.rglob("*")):
+            first, *parts = path.relative_to(self.root).parts
+            made = {"samples.csv", ".lock"} & {*parts[-1:]} or any(
+                MADE.fullmatch(part) or part.startswith(".part-") for part in parts
             )
-            if path.is_file() and not made:
-                found[str(below)] = path.read_bytes()
+            if first != "prepared" or not made:
+                found[str(path.relative_to(self.root))] = path.read_bytes()
         return found
 
     def any_file(self):

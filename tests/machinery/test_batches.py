@@ -61,14 +61,10 @@ def test_epochs_follow_each_other_through_the_passes(n, batch_size, inner_iters)
     """Batch i belongs to epoch i // len + 1, also if inner_iters does not divide a pass."""
     batches = make(n, batch_size, inner_iters=inner_iters)
     found = [keys(batches.epoch(t)) for t in (1, 2, 3, 4)]
-    assert all(len(epoch) == len(batches) for epoch in found)
+    one_pass = {10: 3, 2: 1}[n]
+    assert all(len(epoch) == len(batches) == (inner_iters or one_pass) for epoch in found)
     expected = reconstructed(n, batch_size, [5], 4 * len(batches))
     assert [batch for epoch in found for batch in epoch] == expected
-
-
-def test_an_epoch_is_one_pass_by_default():
-    """n // batch_size batches, at least one; inner_iters is any other number."""
-    assert len(make(10, 3)) == 3 and len(make(2, 3)) == 1 and len(make(10, 3, inner_iters=7)) == 7
 
 
 def test_each_pass_sees_every_sample_once():
@@ -110,22 +106,15 @@ def read_pid(position, seed):
     return torch.tensor([os.getpid()])
 
 
-def pids(loader):
-    return {int(pid) for (*x, y) in loader for pid in x[0].flatten()}
-
-
-def test_the_workers_that_train_stay():
-    """The second epoch is read by the processes of the first."""
-    batches = Batches(Samples([range(8)], range(8), [read_pid]), 2, [0], "cpu", workers=2)
-    first, second = ({int(p) for (x,), _ in batches.epoch(t) for p in x} for t in (1, 2))
-    assert first == second and len(first) == 2 and os.getpid() not in first
-
-
-def test_the_workers_that_score_stay():
-    """The second epoch is read by the processes of the first; no library is imported again."""
-    loader = eval_loader(Samples([range(6)], range(6), [read_pid]), 64, "cpu", workers=1)
-    first, second = [pids(loader) for _ in range(2)]
-    assert first == second and len(first) == 1 and os.getpid() not in first
+def test_the_workers_stay():
+    """In training and evaluation, the second epoch is read by the processes of the first."""
+    whole = Samples([range(8)], range(8), [read_pid])
+    batches = Batches(whole, 2, [0], "cpu", workers=2)
+    theta = [{int(p) for (x,), _ in batches.epoch(t) for p in x} for t in (1, 2)]
+    loader = eval_loader(whole, 64, "cpu", workers=1)
+    scored = [{int(p) for x, _ in loader for p in x} for _ in range(2)]
+    for (first, second), workers in [(theta, 2), (scored, 1)]:
+        assert first == second and len(first) == workers and os.getpid() not in first
 
 
 @pytest.mark.parametrize("t", [1, 4])

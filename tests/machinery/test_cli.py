@@ -2,10 +2,12 @@
 
 import functools
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.error import HTTPError
 
 import numpy as np
 import pytest
@@ -16,14 +18,13 @@ import data
 import train
 from data import Samples
 from model import ENCODERS, FUSIONS
+from scripts import sweep
 from utils.cli import SettingsError, line_of, one_sentence
 from utils.loader import eval_loader
 
 FLAGS = ["--dataset", "tiny", "--epochs", "2", "--batch-size", "16", "--out", "run"]
 MEMORY, SHARED, KILLED = "out of memory; choose", "no room in shared memory", "reads the data was"
 FILES, CACHE, PROCESSES = "too many open files; choose", "NUMBA_CACHE_DIR", "fewer --workers"
-
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -50,70 +51,78 @@ def test_rank_0_alone_speaks_before_the_start(monkeypatch, capsys, rank, lines):
 
 def of_a_worker(kind, last):
     """As a DataLoader raises what a worker raised."""
-    text = (
-        f"Caught {kind.__name__} in DataLoader worker process 0.\nOriginal Traceback (most recent"
-    )
-    return kind(f'{text} call last):\n  File "x.py", line 1, in x\n{last}\n')
+    text = f"Caught {kind.__name__} in DataLoader worker process 0.\nOriginal Traceback (most"
+    return kind(f'{text} recent call last):\n  File "x.py", line 1, in x\n{last}\n')
 
 
-ERRORS = [
-    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"), MEMORY),
-    (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously"), MEMORY),
-    (
+ERRORS = {  # what torch, the system and DataLoader's workers say
+    MEMORY: [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-        MEMORY,
-    ),
-    (RuntimeError("MPS backend out of memory (MPS allocated: 9.0 GB, max allowed: 9 GB)"), MEMORY),
-    (MemoryError("Unable to allocate 3.1 GiB for an array with shape (1, 2)"), MEMORY),
-    (RuntimeError("unable to mmap 9 bytes from file </torch_1>: Cannot allocate memory"), MEMORY),
-    (MemoryError(), MEMORY),
-    (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to"), MEMORY),
-    (OSError(12, "Cannot allocate memory"), MEMORY),
-    (of_a_worker(MemoryError, "MemoryError"), MEMORY),
-    (RuntimeError("unable to write to file </torch_1_2_0>: No space left on device (28)"), SHARED),
-    (
-        of_a_worker(
-            RuntimeError,
-            "RuntimeError: unable to write to file </torch_1_2_0>: No space left on device (28)",
-        ),
-        SHARED,
-    ),
-    (RuntimeError("DataLoader worker (pid 1) is killed by signal: Bus error. It is"), SHARED),
-    (RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. "), KILLED),
-    (RuntimeError("DataLoader worker (pid(s) 1, 2) exited unexpectedly"), KILLED),
-    (RuntimeError("Pin memory thread exited unexpectedly"), KILLED),
-    (
+        RuntimeError("MPS backend out of memory (MPS allocated: 9.0 GB, max allowed: 9 GB)"),
+        RuntimeError("unable to mmap 9 bytes from file </torch_1>: Cannot allocate memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to"),
+        MemoryError(),
+        OSError(12, "Cannot allocate memory"),
+        of_a_worker(MemoryError, "MemoryError"),
+    ],
+    SHARED: [
+        RuntimeError("unable to write to file </torch_1_2_0>: No space left on device (28)"),
+        of_a_worker(RuntimeError, "RuntimeError: </torch_1_2_0>: No space left on device (28)"),
+        RuntimeError("DataLoader worker (pid 1) is killed by signal: Bus error. It is"),
         RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: Success (0)"),
-        SHARED,
-    ),
-    (ConnectionResetError(104, "Connection reset by peer"), KILLED),
-    (EOFError(), KILLED),
-    (OSError(24, "Too many open files"), FILES),
-    (of_a_worker(OSError, "OSError: [Errno 24] Too many open files: '/x/y'"), FILES),
-    (RuntimeError("received 0 items of ancdata"), FILES),
-    (
+    ],
+    KILLED: [
+        RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. "),
+        RuntimeError("DataLoader worker (pid(s) 1, 2) exited unexpectedly"),
+        RuntimeError("Pin memory thread exited unexpectedly"),
+        ConnectionResetError(104, "Connection reset by peer"),
+        EOFError(),
+    ],
+    FILES: [
+        OSError(24, "Too many open files"),
+        of_a_worker(OSError, "OSError: [Errno 24] Too many open files: '/x/y'"),
+        RuntimeError("received 0 items of ancdata"),
         RuntimeError("unable to open shared memory object </torch_1>: Too many open files (24)"),
-        FILES,
-    ),
-    (RuntimeError("cannot cache function 'f': no locator available for file 'x.py'"), CACHE),
-    (BlockingIOError(11, "Resource temporarily unavailable"), PROCESSES),
-    (RuntimeError("can't start new thread"), PROCESSES),
+    ],
+    CACHE: [RuntimeError("cannot cache function 'f': no locator available for file 'x.py'")],
+    PROCESSES: [
+        BlockingIOError(11, "Resource temporarily unavailable"),
+        RuntimeError("can't start new thread"),
+    ],
     # A path can hold any word, and a download's connection is not a worker's.
-    (FileNotFoundError("/data/allocated/shared memory is not a folder"), "is not a folder"),
-    (FileNotFoundError(2, "No such file or directory", "/allocate"), "No such file"),
-    (OSError("<urlopen error [Errno 104] Connection reset by peer>"), "urlopen error"),
-]
+    "memory is not a folder": [FileNotFoundError("/data/allocated/shared memory is not a folder")],
+    "/allocate cannot be used (No such file or directory)": [
+        FileNotFoundError(2, "No such file or directory", "/allocate")
+    ],
+    "urlopen error": [OSError("<urlopen error [Errno 104] Connection reset by peer>")],
+    "HTTP Error 404": [HTTPError("https://x.org", 404, "Not Found", {}, None)],
+}
 
 
-@pytest.mark.parametrize("error, expected", ERRORS, ids=lambda x: str(x)[:40].split("\n")[0])
-def test_an_error_of_the_machine_names_the_flag(error, expected, capsys):
+@pytest.mark.parametrize("expected", ERRORS)
+def test_an_error_of_the_machine_names_the_flag(expected, capsys):
     """One line on stderr, and a status."""
-    with one_sentence("train.py") as program:
-        program.started = True
-        raise error
-    assert program.status == 1
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1 and expected in message
+    for error in ERRORS[expected]:
+        with one_sentence("train.py") as program:
+            program.started = True
+            raise error
+        assert program.status == 1
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1 and expected in message, error
+
+
+def test_version_names_the_project_and_its_libraries(capsys):
+    """--version of every program; the revision where the code is in git."""
+    for program in (train, sweep):
+        with pytest.raises(SystemExit) as end:
+            program.main(["--version"])
+        assert end.value.code == 0
+        text = capsys.readouterr().out
+        assert re.match(
+            rf"lfm \d+\.\d+, python 3\.\d+\.\d+, torch {re.escape(torch.__version__)}\b", text
+        )
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), TypeError("allocate"), RuntimeError("shape")])

@@ -7,18 +7,17 @@ import csv
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-import tracemalloc
 from collections import Counter
 from inspect import signature
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 from conftest import SHARED, loaded, made, make_jpg, make_video, make_wav, needs_shared
 from PIL import Image
 
@@ -28,6 +27,7 @@ import train
 from scripts import prepare
 from utils import annotations, decode, files
 from utils.atomic import remove
+from utils.cli import SettingsError
 
 ROOT = Path(__file__).parents[2]
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
@@ -51,17 +51,17 @@ def listed(name, root):
 # --- the real annotation files ---
 
 
+REAL = [
+    ("cremad", "cremad", {"train": 6698, "test": 744}, 6),
+    ("kinetics-sounds", "kinetics_sounds", {"train": 14799, "test": 2597}, 31),
+    ("sarcasm", "sarcasm", {"train": 19816, "val": 2410, "test": 2409}, 2),
+    ("twitter2015", "twitter2015", {"train": 3179, "val": 1122, "test": 1037}, 3),
+    ("nvgesture", "nvgesture", {"train": 1050, "test": 482}, 25),
+]
+
+
 @needs_shared
-@pytest.mark.parametrize(
-    "name, folder, counts, n_classes",
-    [
-        ("cremad", "cremad", {"train": 6698, "test": 744}, 6),
-        ("kinetics-sounds", "kinetics_sounds", {"train": 14799, "test": 2597}, 31),
-        ("sarcasm", "sarcasm", {"train": 19816, "val": 2410, "test": 2409}, 2),
-        ("twitter2015", "twitter2015", {"train": 3179, "val": 1122, "test": 1037}, 3),
-        ("nvgesture", "nvgesture", {"train": 1050, "test": 482}, 25),
-    ],
-)
+@pytest.mark.parametrize("name, folder, counts, n_classes", REAL)
 def test_the_real_lists_have_their_counts(name, folder, counts, n_classes):
     """The paper's numbers; for KineticsSounds those of the list that everybody uses."""
     found, labels = listed(name, SHARED / folder)
@@ -71,26 +71,22 @@ def test_the_real_lists_have_their_counts(name, folder, counts, n_classes):
 @needs_shared
 def test_the_real_list_of_vggsound_has_its_counts(tmp_path):
     """15,446 test rows in 309 classes, in the order of their names, with stat.csv and without."""
-    labels = {}
-    for stat in (True, False):
-        root = tmp_path / str(stat)
-        root.mkdir()
-        shutil.copy(SHARED / "vggsound/test.csv", root)
-        write(root / "train.csv", "")
-        if stat:
-            shutil.copy(SHARED / "vggsound/stat.csv", root)
-        found, labels[stat] = listed("vggsound", root)
-        assert found == {"test": 15446} and set(labels[stat]) == set(range(309))
-    assert labels[True] == labels[False]
+    with open(SHARED / "vggsound/test.csv", newline="") as file:
+        rows = [(name[:11], int(name[12:18]), label, "test") for name, label in csv.reader(file)]
+    with open(tmp_path / "vggsound.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    found, labels = listed("vggsound", tmp_path)
+    assert found == {"test": 15446} and set(labels) == set(range(309))
+    shutil.copy(SHARED / "vggsound/stat.csv", tmp_path)
+    assert listed("vggsound", tmp_path)[1] == labels
 
 
 @needs_shared
 def test_nvgesture_takes_the_label_of_the_list():
     """15 and 8 rows of version 2 differ from their folder's class; a window has 80 frames."""
     differ = Counter()
-    for split, label, group, _, wanted in annotations.list_nvgesture(
-        indexed("nvgesture", SHARED / "nvgesture")
-    ):
+    found = indexed("nvgesture", SHARED / "nvgesture")
+    for split, label, group, _, wanted in annotations.list_nvgesture(found):
         (_, _, stream, start, end), _, depth = wanted
         folder = Path(stream).parent
         differ[split] += int(folder.parent.name.removeprefix("class_")) != label + 1
@@ -109,6 +105,12 @@ EMOTIONS = [
     "1003_DFA_SAD_XX",
 ]
 VIDEOS = ["--4-0ihtnBU", "--6q_33gNew", "-00nar1nEPc", "-3Mwkq-7TV4"]
+CLIP = EMOTIONS[0]
+WAV, FLV, LIST = f"AudioWAV/{CLIP}.wav", f"VideoFlash/{CLIP}.flv", "annotations/train.csv"
+MP4, TRAIN, VGG = f"k400/train/{VIDEOS[0]}_000058_000068.mp4", "my_train.txt", "vggsound.csv"
+AVI, LST = "Video_data/class_01/subject3_r0/sk_depth.avi", "nvgesture_train_correct_cvpr2016_v2.lst"
+JPG, TEXT = "dataset_image/8400061606609800.jpg", "text/train.txt"
+FLOW = "Video_data/flow_data/train/0.npy"
 
 
 def cremad(root, tiny_bert=None, tiny_clip=None):
@@ -124,10 +126,8 @@ def cremad(root, tiny_bert=None, tiny_clip=None):
 
 def kinetics_sounds(root, *_):
     """mp4 as Kinetics-400 names them, train and test apart."""
-    write(
-        root / "my_train.txt",
-        "".join(f"{video}_000058_000068,10,{k}\n" for k, video in enumerate(VIDEOS)),
-    )
+    rows = [f"{video}_000058_000068,10,{k}\n" for k, video in enumerate(VIDEOS)]
+    write(root / "my_train.txt", "".join(rows))
     write(root / "my_test.txt", f"{VIDEOS[0]}_58,10,0\n{VIDEOS[3]}_58,10,3\n")
     for video in VIDEOS:
         make_video(root / f"k400/train/{video}_000058_000068.mp4")
@@ -151,17 +151,14 @@ def vggsound(root, *_):
 
 def sarcasm(root, tiny_bert, tiny_clip):
     """Lines of Python lists, a tweet to leave out, images under their tweets' ids."""
-    for split, extra in [("train.txt", ""), ("valid2.txt", ", 0"), ("test2.txt", ", 1")]:
-        ids = [
-            f"84000616066098{['train.txt', 'valid2.txt', 'test2.txt'].index(split)}{i}"
-            for i in range(4)
-        ]
+    for k, (split, extra) in enumerate([("train", ""), ("valid2", ", 0"), ("test2", ", 1")]):
+        ids = [f"84000616066098{k}{i}" for i in range(4)]
         rows = [
             f"['{name}', 'the dog is fine . to # {name}'{extra}, {i % 2}]\r\n"
             for i, name in enumerate(ids)
         ]
         rows.append(f"['910308516510011393', 'a # humor joke'{extra}, 1]\r\n")
-        write(root / f"text/{split}", "".join(rows))
+        write(root / f"text/{split}.txt", "".join(rows))
         for name in ids:
             make_jpg(root / f"dataset_image/{name}.jpg")
     return ["--encoders", f"cnn,bert:{tiny_bert}"]
@@ -169,15 +166,11 @@ def sarcasm(root, tiny_bert, tiny_clip):
 
 def twitter2015(root, tiny_bert, tiny_clip):
     """Tab separated, test.tsv with its header of four names; some rows share an image."""
-    usual, odd = (
-        "index\t#1 Label\t#2 ImageID\t#3 String\t#3 String\n",
-        "index\t#1 ImageID\t#2 String\t#2 String\n",
-    )
+    usual = "index\t#1 Label\t#2 ImageID\t#3 String\t#3 String\n"
+    odd = "index\t#1 ImageID\t#2 String\t#2 String\n"
     for split, first in [("train", 1860693), ("dev", 975807), ("test", 74960)]:
-        rows = [
-            f'{i + 1}\t{i % 3}\t{first + i // 2}.jpg\tRT @ dog : $T$ is "fine\tthe cat\n'
-            for i in range(4)
-        ]
+        sentence = 'RT @ dog : $T$ is "fine\tthe cat\n'
+        rows = [f"{i + 1}\t{i % 3}\t{first + i // 2}.jpg\t{sentence}" for i in range(4)]
         write(root / f"{split}.tsv", (odd if split == "test" else usual) + "".join(rows))
         for i in range(2):
             make_jpg(root / f"twitter2015_images/{first + i}.jpg")
@@ -266,16 +259,14 @@ def test_every_set_goes_from_its_originals_to_the_table(name, copied, capsys):
     assert {row["status"] for row in table(root)} == {"usable"}
     for method in ("heuristic", "learning-based"):
         assert run(name, root, flags, method, epochs=2) == 0
-        first, *epochs, test = map(
-            json.loads, Path(f"{root}-{method}/log.jsonl").read_text().splitlines()
-        )
+        lines = Path(f"{root}-{method}/log.jsonl").read_text().splitlines()
+        first, *epochs, test = map(json.loads, lines)
         assert len(epochs) == 2 and first["modalities"] == [*data.SETS[name]["kinds"]]
         assert set(test["test"]) == {"fused", "perf_gap", *first["modalities"]}
         assert ("val" in first["samples"]) == (name in ("sarcasm", "twitter2015"))
     printed = capsys.readouterr().out
-    assert (
-        printed.count(f"{name} train: ") == 2 and "macro-F1" in printed and "missing" not in printed
-    )
+    assert printed.count(f"{name} train: ") == 2 and "macro-F1" in printed
+    assert "missing" not in printed
 
 
 def copy_writable(source, target):
@@ -286,35 +277,21 @@ def copy_writable(source, target):
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ["cremad", "vggsound", "nvgesture"])
+@pytest.mark.parametrize("name", ["vggsound", "nvgesture"])
 def test_real_media_go_from_the_original_to_the_table(name, tmp_path, monkeypatch):
     """The real clips under their real names; a list of our own divides them if a split has none."""
     monkeypatch.chdir(tmp_path)
     root = tmp_path / name
-    if name == "cremad":
-        copy_writable(SHARED / "cremad", root)
-        for wav in (root / "AudioWAV").glob("*.wav"):
-            make_video(root / f"VideoFlash/{wav.stem}.flv", sound=False, video="flv")
-        names = sorted(wav.stem for wav in (root / "AudioWAV").glob("*.wav"))
-        rows = [f"{clip},{clip.split('_')[2]}\r\n" for clip in names]
-        write(root / "annotations/test.csv", "".join(rows[:2]))
-        write(root / "annotations/train.csv", "".join(rows[2:]))
-    elif name == "vggsound":
+    if name == "vggsound":
         copy_writable(SHARED / "vggsound/video", root)
-        starts = [
-            (clip.name[:11], int(clip.stem[12:].split("_")[0].removesuffix("000")))
-            for clip in root.iterdir()
-        ]
-        rows = (
-            f"{video},{t},{i},{'test' if i > 4 else 'train'}\n"
-            for i, (video, t) in enumerate(starts)
-        )
+        rows = []
+        for i, clip in enumerate(root.iterdir()):
+            start = int(clip.stem[12:].split("_")[0].removesuffix("000"))
+            rows.append(f"{clip.name[:11]},{start},{i},{'test' if i > 4 else 'train'}\n")
         write(root / "vggsound.csv", "".join(rows))
     else:
         copy_writable(SHARED / "nvgesture", root)
-        lines = (
-            (root / "nvgesture_train_correct_cvpr2016_v2.lst").read_text().splitlines(keepends=True)
-        )
+        lines = (root / LST).read_text().splitlines(keepends=True)
         here = [x for x in lines if (root / x.split()[0].removeprefix("path:")).is_dir()]
         for part, split in [(here[:3], "train"), (here[3:], "test")]:
             write(root / f"nvgesture_{split}_correct_cvpr2016_v2.lst", "".join(part))
@@ -335,14 +312,11 @@ def test_prepare_writes_ten_frames_and_the_spectrogram(copied):
     assert [f.name for f in frames] == [f"{i:05d}.jpg" for i in range(1, 11)]
     for n, frame in zip(range(1, 30, 3), frames):
         picture = Image.open(frame)
-        assert min(picture.size) == 256 and np.asarray(picture).mean() == pytest.approx(
-            8 * n, abs=6
-        )
+        assert min(picture.size) == 256 and abs(np.asarray(picture).mean() - 8 * n) < 6
     kept = np.load(made(root, "audio", f"{VIDEOS[0]}_000058"))
     assert kept.shape == (257, 1004) and kept.dtype == np.float16
-    assert (kept[:, 5:50].argmax(0) * 16000 / 512 == 437.5).all() and kept[
-        :, 5:50
-    ].max() == pytest.approx(np.log(38), abs=0.2)
+    assert (kept[:, 5:50].argmax(0) * 16000 / 512 == 437.5).all()
+    assert kept[:, 5:50].max() == pytest.approx(np.log(38), abs=0.2)
 
 
 def test_raw_frames_are_those_of_the_pictures(copied, capsys):
@@ -365,23 +339,20 @@ def test_raw_frames_are_those_of_the_pictures(copied, capsys):
         assert run("cremad", folder) == 0
     assert own.exists() and len(list((root / "prepared/video").iterdir())) == 5
     cut(path)
-    assert (
-        run("cremad", root, ["--overwrite"]) == 2
-        and f"{path} cannot be read" in capsys.readouterr().err
-    )
+    assert run("cremad", root, ["--overwrite"]) == 2
+    assert f"{path} cannot be read" in capsys.readouterr().err
     assert prepare.main(command) == 0 and (data.clip(path) == x[0]).all()
-    assert prepare.main(["sarcasm", "--root", str(raw), "--raw"]) == 2
+    texts, _ = copied("sarcasm")
+    assert prepare.main(["sarcasm", "--root", str(texts), "--raw"]) == 2
     assert "--raw is for data with videos" in capsys.readouterr().err
 
 
-def test_prepare_keeps_a_gestures_window_and_its_flow(copied, monkeypatch):
+def test_prepare_keeps_a_gestures_window_and_its_flow(copied):
     """80 of 90 frames from number 5 on; flow between them, none where nothing moves."""
     root, _ = copied("nvgesture", prepared=True)
     for modality in ("rgb", "depth"):
         frames = sorted(made(root, modality, "class_01-subject3_r0").iterdir())
-        assert len(frames) == 80 and np.asarray(Image.open(frames[0])).mean() == pytest.approx(
-            40, abs=6
-        )
+        assert len(frames) == 80 and abs(np.asarray(Image.open(frames[0])).mean() - 40) < 6
     flow = np.load(made(root, "flow", "class_01-subject3_r0"))
     assert flow.shape == (128, 170, 2, 79) and flow.dtype == np.float16
 
@@ -447,16 +418,6 @@ def test_prepare_continues_after_a_kill(copied, tmp_path, capsys):
     assert snapshot(root / "prepared") == after and table(root) == listed
 
 
-def test_ctrl_c_stops_prepare_with_one_sentence(copied, tmp_path):
-    """Status 130, no traceback; the same command continues."""
-    root, _ = copied("cremad")
-    command = ["-m", "scripts.prepare", "cremad", "--root", root, "--workers", "1"]
-    status, said = stopped(signal.SIGINT, EMOTIONS[1], tmp_path / "site", command)
-    sentence = "stopped; finished samples are kept, run the same command again to continue"
-    assert (status, said) == (130, f"prepare: {sentence}\n")
-    prepared_again("cremad", root)
-
-
 def test_ctrl_c_while_workers_start_is_one_sentence(tmp_path):
     """A worker sends Ctrl-C to all while it imports; none of them leaves a traceback."""
     rows = []
@@ -478,8 +439,7 @@ def test_ctrl_c_while_workers_start_is_one_sentence(tmp_path):
     assert done.stderr.startswith("prepare: stopped; finished samples are kept")
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_the_literal_command_prepares_and_trains(number, status, copied, tmp_path):
+def test_the_literal_command_prepares_and_trains(copied, tmp_path):
     """`train.py --dataset cremad --method heuristic` from the original files in data/cremad.
 
     Stopped while it prepares and run again, it writes the same samples.csv and trains.
@@ -493,10 +453,10 @@ def test_the_literal_command_prepares_and_trains(number, status, copied, tmp_pat
     command = ["--dataset", "cremad", "--method", "heuristic"]
     small = ["--encoders", "cnn", "--epochs", "1", "--batch-size", "2", "--workers", "0"]
     train_py = [ROOT / "train.py", *command, *small]
-    found, said = stopped(number, EMOTIONS[1], tmp_path / "site", train_py, tmp_path)
-    assert found == status and "Traceback" not in said
+    status, said = stopped(signal.SIGINT, EMOTIONS[1], tmp_path / "site", train_py, tmp_path)
+    assert status == 130 and said.endswith("stopped; run the same command again to continue\n")
+    assert "Traceback" not in said
     assert not (tmp_path / "data/cremad/prepared/samples.csv").exists()
-    assert status != 130 or said.endswith("stopped; run the same command again to continue\n")
     assert train.main([*command, *small]) == 0
     assert table(tmp_path / "data/cremad") == table(whole)
     assert (tmp_path / "runs/cremad-heuristic-seed0/log.jsonl").exists()
@@ -522,10 +482,7 @@ def test_a_part_of_the_data_trains_and_is_counted(copied, capsys):
     """Missing, pointers, undecodable, without sound: prepare and training count each reason."""
     root, _ = copied("kinetics-sounds")
     clips = sorted((root / "k400/train").iterdir())
-    write(
-        root / "my_train.txt",
-        (root / "my_train.txt").read_text() + "zzzzzzzzzz1_1_11,10,7\nzzzzzzzzzz2_1_11,10,7\n",
-    )
+    append(root / TRAIN, "zzzzzzzzzz1_1_11,10,7\nzzzzzzzzzz2_1_11,10,7\n")
     write(clips[1], LFS)
     write(clips[2], clips[2].read_bytes()[:3000])
     make_video(root / "k400/train/zzzzzzzzzz1_000001_000011.mp4", sound=False)
@@ -542,29 +499,15 @@ def test_a_part_of_the_data_trains_and_is_counted(copied, capsys):
 def test_classes_do_not_hang_on_what_is_there(copied):
     """Rows in another order give each clip the same label."""
     root, _ = copied("cremad")
-    lines = (root / "annotations/train.csv").read_text().splitlines(keepends=True)
-    expected = {
-        names[0]: label
-        for _, label, _, names, _ in annotations.list_cremad(indexed("cremad", root))
-    }
-    assert sorted(expected.values()) == [0, 1, 2, 3, 4, 5] and expected["1003_DFA_NEU_XX"] == 0
-    write(root / "annotations/train.csv", "".join(lines[::-1]))
-    assert {
-        names[0]: label
-        for _, label, _, names, _ in annotations.list_cremad(indexed("cremad", root))
-    } == expected
 
+    def labels():
+        found = annotations.list_cremad(indexed("cremad", root))
+        return {names[0]: label for _, label, _, names, _ in found}
 
-def test_held_out_actors_are_in_one_part(copied):
-    """--val-fraction divides CREMA-D by actor."""
-    root, _ = copied("cremad", prepared=True)
-    args = train.parse(["--dataset", "cremad", "--root", str(root), "--val-fraction", "0.3"])
-    parts = data.load_data(args, lambda m: ["cnn"] * m).splits
-    actors = {
-        split: {path.split("/")[-1][:4] for path in parts[split].sources[0]}
-        for split in ("train", "val")
-    }
-    assert len(parts["val"]) == 2 and not actors["train"] & actors["val"]
+    lines, before = (root / LIST).read_text().splitlines(keepends=True), labels()
+    assert sorted(before.values()) == [0, 1, 2, 3, 4, 5] and before["1003_DFA_NEU_XX"] == 0
+    write(root / LIST, "".join(lines[::-1]))
+    assert labels() == before
 
 
 def test_twitter_target_is_inserted(copied):
@@ -572,23 +515,6 @@ def test_twitter_target_is_inserted(copied):
     root, _ = copied("twitter2015")
     *_, (_, sentence) = next(annotations.list_twitter2015(indexed("twitter2015", root)))
     assert sentence == 'RT @ dog : the cat is "fine'
-
-
-def test_a_long_list_costs_its_rows(tmp_path, capsys):
-    """Memory is linear in the number of rows: less than 2 kB a row."""
-    peaks = []
-    for n in (5000, 10000):
-        rows = (
-            f"{i:011d},{i % 600},label {i % 309},{'train' if i % 10 else 'test'}\n"
-            for i in range(n)
-        )
-        write(tmp_path / "vggsound.csv", "".join(rows))
-        tracemalloc.start()
-        with pytest.raises(FileNotFoundError):
-            data.load("vggsound", tmp_path)
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert peaks[1] < 2.3 * peaks[0] and peaks[1] < 2000 * 10000
 
 
 def test_files_are_found_wherever_they_lie(tmp_path):
@@ -622,6 +548,16 @@ def test_a_folder_that_cannot_be_read_is_passed_over(tmp_path, monkeypatch, caps
     assert "lost+found is passed over: it cannot be read (Permission" in capsys.readouterr().out
 
 
+FALLBACK = {"train.csv": "--4-0ihtnBU,bowling\n"}
+FALLBACK["test.csv"] = "youtube_id,label\n-00nar1nEPc,tickling\n"
+HFM = {"train.txt": "['1', 'a', 1]", "valid.txt": "['4', 'b', 1]", "test.txt": "['3', 'c', 0]"}
+TSV = "1\t2\t17.jpg\ta\rb $T$\tdog\n2\t0\t17.jpg\t$T$\tcat"
+GESTURES = {
+    f"nvgesture_{split}_correct{v}_v2.lst": f"path:./a/subject{k}_r0 depth:d:1:2 color:c:1:2 x "
+    f"label:{k}"
+    for split in ("train", "test")
+    for k, v in ((2, ""), (1, "_cvpr2016"))
+}
 LISTINGS = [  # files, and (split, class, group) of each sample in them
     (
         "cremad",
@@ -630,15 +566,12 @@ LISTINGS = [  # files, and (split, class, group) of each sample in them
     ),
     (
         "cremad",
-        {"train.csv": "Label,Name,x\nSAD,1002_IEO_SAD_LO,1\n", "test.csv": ""},
+        {"train.csv": "\ufeffLabel,Name,x\r\nSAD,1002_IEO_SAD_LO,1\r\n", "test.csv": ""},
         [("train", 2, "1002")],
     ),
     (
         "kinetics-sounds",
-        {
-            "train.csv": "--4-0ihtnBU,bowling\n",
-            "test.csv": "youtube_id,label\n-00nar1nEPc,tickling\n",
-        },
+        FALLBACK,
         [("train", 2, "--4-0ihtnBU"), ("test", 30, "-00nar1nEPc")],
     ),
     (
@@ -648,34 +581,15 @@ LISTINGS = [  # files, and (split, class, group) of each sample in them
     ),
     (
         "sarcasm",
-        {
-            "train.txt": "['1', 'a', 1]",
-            "valid.txt": "['4', 'b', 1]",
-            "valid2.txt": "['2', 'b', 1, 0]",
-            "test.txt": "['3', 'c', 0]",
-        },
+        HFM | {"valid2.txt": "['2', 'b', 1, 0]"},
         [("train", 1, "1"), ("val", 0, "2"), ("test", 0, "3")],
     ),
     (
         "twitter2015",
-        {
-            "train.tsv": "1\t2\t17.jpg\ta\rb $T$\tdog\n2\t0\t17.jpg\t$T$\tcat",
-            "dev.tsv": "",
-            "test.tsv": "",
-        },
+        {"train.tsv": TSV, "dev.tsv": "", "test.tsv": ""},
         [("train", 2, "17"), ("train", 0, "17")],
     ),
-    (
-        "nvgesture",
-        {
-            f"nvgesture_{split}_correct{v}_v2.lst": (
-                f"path:./a/subject{k}_r0 depth:d:1:2 color:c:1:2 x label:{k}"
-            )
-            for split in ("train", "test")
-            for k, v in ((2, ""), (1, "_cvpr2016"))
-        },
-        [("train", 0, "subject1"), ("test", 0, "subject1")],
-    ),
+    ("nvgesture", GESTURES, [("train", 0, "subject1"), ("test", 0, "subject1")]),
 ]
 
 
@@ -690,10 +604,7 @@ def test_lists_are_read_in_all_their_forms(name, written, samples, tmp_path):
         assert all(names == [names[0].split(".")[0]] for *_, names, _ in found)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["_000030", "_000030_000040", "_30", "_30_40", "_30.0", "_30.0_40.0", "_30000_40000", "-30-40"],
-)
+@pytest.mark.parametrize("name", ["_000030", "_000030_000040", "_30.0", "_30000_40000", "-30-40"])
 def test_clips_are_found_by_any_spelling_of_their_times(name, tmp_path):
     """A sound as flac beside it, and a start in the list that is no whole number."""
     write(tmp_path / f"{VIDEOS[0]}{name}.MOV", "")
@@ -707,18 +618,11 @@ def test_clips_are_found_by_any_spelling_of_their_times(name, tmp_path):
 def test_more_classes_than_the_published_ones(copied):
     """The paper has 310 in VGGSound, its lists 309: the list that is there decides."""
     root, _ = copied("vggsound", prepared=True)
-    labels = {
-        label
-        for *_, label, _ in annotations.read_csv(
-            root / "vggsound.csv", "id", "start", "label", "split"
-        )
-    }
-    write(
-        root / "stat.csv",
-        "".join(f'"{label}",1,x\n' for label in [*labels, *(f"a{i}" for i in range(400))]),
-    )
+    labels = ["people marching", '"bird chirping, tweeting"', "playing harp"]
+    labels += [f"a{i}" for i in range(400)]
+    write(root / "stat.csv", "".join(f"{label},1,x\n" for label in labels))
     prepared_again("vggsound", root)
-    assert len(data.load("vggsound", root).classes) == 400 + len(labels)
+    assert len(data.load("vggsound", root).classes) == 403
 
 
 def test_a_gesture_is_read_by_eight_frames_never_mirrored(tmp_path):
@@ -760,224 +664,104 @@ def folder_for(path):
     path.mkdir()
 
 
-CLIP = EMOTIONS[0]
-WAV, FLV, LIST = f"AudioWAV/{CLIP}.wav", f"VideoFlash/{CLIP}.flv", "annotations/train.csv"
-MP4, TRAIN = f"k400/train/{VIDEOS[0]}_000058_000068.mp4", "my_train.txt"
-AVI, LST = "Video_data/class_01/subject3_r0/sk_depth.avi", "nvgesture_train_correct_cvpr2016_v2.lst"
-JPG = "dataset_image/8400061606609800.jpg"
-FLOW = "Video_data/flow_data/train/0.npy"
+def append(path, text):
+    write(path, path.read_bytes() + (text if isinstance(text, bytes) else text.encode()))
 
 
-def append(text):
-    return lambda path: write(
-        path, path.read_bytes() + (text if isinstance(text, bytes) else text.encode())
-    )
-
-
-def floats(path, values, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, values, **options)
-
-
-LINES = [  # damage to annotation files: training and preparing stop with this sentence
+NOT_HFM, NOT_TSV = "line 6 is not ['tweet id', 'text'", "line 6 is not index, sentiment 0 to 2"
+LINES = [  # a line that is added to a list, and the sentence
     (
         "cremad",
         LIST,
-        append("1001_IOM_JOY_XX,JOY\n"),
+        "1001_IOM_JOY_XX,JOY\n",
         "line 7: unknown label 'JOY', expected one of ['NEU'",
     ),
-    ("cremad", LIST, append("1001_IOM_ANG_XX\n"), "line 7 has 1 columns, expected 2: name, label"),
-    ("cremad", LIST, append("1001_IOM_ANG_XX,ANG,1\n"), "line 7 has 3 columns, expected 2"),
-    ("cremad", LIST, append(b"\xff\xfe1\x00,\x00"), "is not UTF-8 text"),
-    ("cremad", LIST, append('"1001_IOM_ANG_XX,ANG\n'), "line 7 is not csv"),
-    ("cremad", LIST, lambda p: write(p, "name,emotion\nx,ANG\n"), "is a header without ['label']"),
-    ("cremad", LIST, lambda p: p.unlink(), "has no train.csv; see docs/DATA.md"),
-    ("cremad", LIST, folder_for, "has no train.csv"),
-    ("cremad", LIST, lambda p: write(p, ""), "its list is empty"),
-    (
-        "kinetics-sounds",
-        TRAIN,
-        append("--4-0ihtnBU_000058_000068,10,31\n"),
-        "line 5: unknown label '31'",
-    ),
-    (
-        "kinetics-sounds",
-        TRAIN,
-        append("abc,10,3\n"),
-        "line 5 is 'abc' from '', expected a YouTube id",
-    ),
-    (
-        "vggsound",
-        "vggsound.csv",
-        append("--4-0ihtnBU,x,people marching,train\n"),
-        "from 'x', expected a YouTube id",
-    ),
-    (
-        "vggsound",
-        "vggsound.csv",
-        append("--4-0ihtnBU,3,people marching,dev\n"),
-        "unknown split 'dev'",
-    ),
-    (
-        "vggsound",
-        "vggsound.csv",
-        append("short,3,people marching,train\n"),
-        "'short' from '3', expected a YouTube id",
-    ),
-    (
-        "sarcasm",
-        "text/train.txt",
-        append("['1', 'text'\n"),
-        "line 6 is not ['tweet id', 'text', label 0 or 1]",
-    ),
-    (
-        "sarcasm",
-        "text/train.txt",
-        append("__import__('os').mkdir('owned')\n"),
-        "line 6 is not ['tweet id'",
-    ),
-    ("sarcasm", "text/train.txt", append("['1', 'text', 2]\n"), "line 6 is not ['tweet id'"),
-    ("sarcasm", "text/train.txt", append("['1', ' ', 1]\n"), "line 6 is not ['tweet id'"),
-    ("sarcasm", "text/train.txt", append("['x', 'text', 1]\n"), "line 6 is not ['tweet id'"),
-    ("sarcasm", "text/train.txt", append("[1, 'text', 1]\n"), "line 6 is not ['tweet id'"),
-    ("sarcasm", "text/train.txt", append("[" * 5000 + "\n"), "line 6 is not ['tweet id'"),
-    ("sarcasm", "text/train.txt", append(b"['1', 't\xe9xt', 1]\n"), "is not UTF-8 text (invalid"),
-    (
-        "twitter2015",
-        "train.tsv",
-        append("5\t1\tx.jpg\ta $T$\n"),
-        "line 6 is not index, sentiment 0 to 2, image",
-    ),
-    (
-        "twitter2015",
-        "train.tsv",
-        append("5\t-1\tx.jpg\ta $T$\tdog\n"),
-        "line 6 is not index, sentiment",
-    ),
-    (
-        "twitter2015",
-        "train.tsv",
-        append("x\t1\tx.jpg\ta $T$\tdog\n"),
-        "line 6 is not index, sentiment",
-    ),
-    (
-        "nvgesture",
-        LST,
-        append("path:./a/b depth:d:1:2 color:c:1:2 x label:0\n"),
-        "line 5 is not path:.. depth",
-    ),
-    (
-        "nvgesture",
-        LST,
-        append("path:./x depth:sk_depth:1:2 label:1\n"),
-        "line 5 is not path:.. depth",
-    ),
-    (
-        "nvgesture",
-        LST,
-        append("path:./a/b depth:d:1:2 color:c:1:2 x label:26\n"),
-        "line 5 is not path:.. depth",
-    ),
+    ("cremad", LIST, "1001_IOM_ANG_XX\n", "line 7 has 1 columns, expected 2: name, label"),
+    ("cremad", LIST, "1001_IOM_ANG_XX,ANG,1\n", "line 7 has 3 columns, expected 2"),
+    ("cremad", LIST, b"\xff\xfe1\x00,\x00", "is not UTF-8 text (invalid"),
+    ("cremad", LIST, '"1001_IOM_ANG_XX,ANG\n', "line 7 is not csv"),
+    ("kinetics-sounds", TRAIN, "abc,10,3\n", "line 5 is 'abc' from '', expected a YouTube id"),
+    ("vggsound", VGG, "--4-0ihtnBU,x,playing harp,train\n", "from 'x', expected a YouTube id"),
+    ("vggsound", VGG, "--4-0ihtnBU,3,playing harp,dev\n", "unknown split 'dev'"),
+    ("sarcasm", TEXT, "['1', 'text'\n", NOT_HFM),
+    ("sarcasm", TEXT, "__import__('os').mkdir('owned')\n", NOT_HFM),
+    ("sarcasm", TEXT, "['1', 'text', 2]\n", NOT_HFM),
+    ("sarcasm", TEXT, "[1, 'text', 1]\n", NOT_HFM),
+    ("sarcasm", TEXT, "[" * 5000 + "\n", NOT_HFM),
+    ("sarcasm", TEXT, b"['1', 't\xe9xt', 1]\n", "is not UTF-8 text (invalid"),
+    ("twitter2015", "train.tsv", "5\t1\tx.jpg\ta $T$\n", NOT_TSV),
+    ("twitter2015", "train.tsv", "5\t-1\tx.jpg\ta $T$\tdog\n", NOT_TSV),
+    ("nvgesture", LST, "path:./a/b depth:d:1:2 color:c:1:2 x label:26\n", "line 5 is not path:.."),
+    ("nvgesture", LST, "path:./x depth:sk_depth:1:2 label:1\n", "line 5 is not path:.. depth"),
 ]
 
 
-@pytest.mark.parametrize("name, file, damage, said", LINES)
-def test_a_damaged_list_is_one_sentence(name, file, damage, said, copied, capsys):
-    """Status 2, from training and from prepare, and nothing of a line is ever evaluated."""
-    root, flags = copied(name)
-    damage(root / file)
-    results = [("train.py", run(name, root, flags), capsys.readouterr().err)]
+@pytest.mark.parametrize("name, file, line, said", LINES)
+def test_a_damaged_list_is_one_sentence(name, file, line, said, originals, tmp_path, monkeypatch):
+    """It names the file and the line; nothing of a line is ever evaluated."""
+    source, _ = originals(name)
+    monkeypatch.chdir(tmp_path)
+    for path in [p for p in source.rglob("*") if p.suffix in (".csv", ".txt", ".tsv", ".lst")]:
+        write(tmp_path / path.relative_to(source), path.read_bytes())
+    append(tmp_path / file, line)
+    with pytest.raises(SettingsError, match=re.escape(said)) as error:
+        listed(name, tmp_path)
+    assert str(tmp_path / file) in str(error.value) and not Path("owned").exists()
+
+
+@pytest.mark.parametrize(
+    "damage, said",
+    [
+        (lambda p: write(p, "name,emotion\nx,ANG\n"), "is a header without ['label']"),
+        (lambda p: p.unlink(), "has no train.csv; see docs/DATA.md"),
+        (folder_for, "has no train.csv"),
+        (lambda p: write(p, ""), "its list is empty"),
+    ],
+)
+def test_a_list_that_is_of_no_use_stops_both_programs(damage, said, copied, capsys):
+    """Status 2, from training and from prepare."""
+    root, flags = copied("cremad")
+    damage(root / LIST)
+    results = [("train.py", run("cremad", root, flags), capsys.readouterr().err)]
     if said != "its list is empty":  # where there is nothing to prepare, that is no error
-        status = prepare.main([name, "--root", str(root), "--workers", "1"])
+        status = prepare.main(["cremad", "--root", str(root), "--workers", "1"])
         results.append(("prepare", status, capsys.readouterr().err))
     for program, status, err in results:
         (line,) = [x for x in err.splitlines() if x.startswith(program)]
         assert status == 2 and said in line
-    assert not Path("owned").exists()
 
 
-def test_a_list_with_a_header_bom_and_crlf_is_read(copied):
-    """As some tools write it."""
-    root, _ = copied("cremad")
-    rows = (root / LIST).read_bytes()
-    write(root / LIST, b"\xef\xbb\xbfname,label\r\n" + rows)
-    assert listed("cremad", root)[0] == {"train": 6, "test": 3}
+def sound_alone(path):
+    make_wav(path.with_suffix(".wav"))
+    path.with_suffix(".wav").rename(path)
+
+
+def flow_of(value, *shape):
+    """A function that writes a flow file."""
+
+    def save(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.full(shape, value))
+
+    return save
 
 
 MEDIA = [  # damage to media: prepare counts it by this reason, training leaves it out
     ("cremad", WAV, cut, "undecodable", "truncated"),
-    ("cremad", WAV, lambda p: write(p, ""), "undecodable", "the file is empty"),
-    ("cremad", WAV, lambda p: write(p, b"RIFF"), "undecodable", "cannot be read"),
-    ("cremad", WAV, lambda p: write(p, "<html>404</html>"), "undecodable", "cannot be read"),
-    ("cremad", WAV, lambda p: write(p, LFS), "git-lfs pointer", None),
+    ("cremad", WAV, lambda p: write(p, LFS), "git-lfs pointer", "run `git lfs pull`"),
+    ("sarcasm", JPG, lambda p: write(p, LFS), "git-lfs pointer", "run `git lfs pull`"),
     ("cremad", WAV, lambda p: p.unlink(), "no audio track", "has no audio track"),
-    ("cremad", WAV, folder_for, "no audio track", "has no audio track"),
-    (
-        "cremad",
-        WAV,
-        lambda p: soundfile.write(p, [np.nan] * 99, 8000, subtype="FLOAT"),
-        "undecodable",
-        "not finite",
-    ),
     ("cremad", FLV, lambda p: cut(p, 0.6), "undecodable", "truncated"),
     ("cremad", FLV, lambda p: write(p, ""), "undecodable", "the file is empty"),
-    ("cremad", FLV, lambda p: write(p, LFS), "git-lfs pointer", None),
-    ("cremad", FLV, lambda p: p.unlink(), "missing", None),
-    ("cremad", FLV, lambda p: write(p, bytes(2000)), "undecodable", "cannot be read"),
+    ("cremad", FLV, lambda p: p.unlink(), "missing", "no video of "),
     ("kinetics-sounds", MP4, cut, "undecodable", "cannot be read"),
-    ("kinetics-sounds", MP4, lambda p: write(p, ""), "undecodable", "the file is empty"),
-    (
-        "kinetics-sounds",
-        MP4,
-        lambda p: make_wav(p.with_suffix(".wav")) or p.with_suffix(".wav").rename(p),
-        "no video track",
-        "has no video track",
-    ),
-    ("nvgesture", AVI, cut, "undecodable", "truncated"),
-    (
-        "nvgesture",
-        AVI,
-        lambda p: make_video(p, frames=20, sound=False),
-        "too few frames",
-        "expected at least 85",
-    ),
-    ("nvgesture", AVI, lambda p: write(p, b"RIFF"), "undecodable", "cannot be read"),
-    ("nvgesture", AVI, lambda p: p.unlink(), "missing", None),
-    (
-        "nvgesture",
-        FLOW,
-        lambda p: floats(p, np.zeros((4, 4, 2))),
-        "undecodable",
-        "expected numbers (H, W, 2, T)",
-    ),
-    (
-        "nvgesture",
-        FLOW,
-        lambda p: floats(p, np.array([{}]), allow_pickle=True),
-        "undecodable",
-        "cannot be read",
-    ),
-    (
-        "nvgesture",
-        FLOW,
-        lambda p: floats(p, np.full((4, 4, 2, 9), np.inf)),
-        "not finite",
-        "not finite",
-    ),
-    (
-        "nvgesture",
-        FLOW,
-        lambda p: floats(p, np.zeros((9, 9, 2, 9))) or cut(p),
-        "undecodable",
-        "cannot be read",
-    ),
-    ("nvgesture", FLOW, lambda p: write(p, ""), "undecodable", "the file is empty"),
+    ("kinetics-sounds", MP4, sound_alone, "no video track", "has no video track"),
+    ("nvgesture", AVI, lambda p: make_video(p, 20, sound=False), "too few frames", "at least 85"),
+    ("nvgesture", FLOW, flow_of(0.0, 4, 4, 2), "undecodable", "expected numbers (H, W, 2, T)"),
+    ("nvgesture", FLOW, flow_of(np.inf, 4, 4, 2, 9), "not finite", "not finite"),
     ("sarcasm", JPG, cut, "undecodable", "cannot be read"),
-    ("sarcasm", JPG, lambda p: write(p, ""), "undecodable", "the file is empty"),
     ("sarcasm", JPG, lambda p: write(p, "<html>"), "undecodable", "cannot be read"),
-    ("sarcasm", JPG, lambda p: write(p, LFS), "git-lfs pointer", None),
-    ("sarcasm", JPG, lambda p: p.unlink(), "missing", None),
-    ("sarcasm", JPG, folder_for, "missing", None),
+    ("sarcasm", JPG, folder_for, "missing", "no image of "),
 ]
 
 
@@ -994,15 +778,16 @@ def test_damaged_media_are_counted_and_left_out(name, file, damage, reason, what
     assert "usable: " in printed and f"{reason}: " in printed
     (status,) = {row["status"] for row in table(root)} - {"usable"}
     assert status == reason
-    assert all((what or "no ") in row["problem"] for row in table(root) if row["status"] == status)
+    assert all(what in row["problem"] for row in table(root) if row["status"] == status)
     found = loaded(name, root, flags[1] if flags else "cnn")
     assert f"1 {reason}" in capsys.readouterr().out
     for x in found.splits["train"]:
         assert len(x) == len(data.SETS[name]["kinds"]) + 1
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
-@pytest.mark.parametrize("modality, file", [("audio", ""), ("video", "00005.jpg")])
+@pytest.mark.parametrize(
+    "modality, file, workers", [("audio", "", "0"), ("video", "00005.jpg", "1")]
+)
 def test_damage_that_training_meets_first_stops_it(modality, file, workers, copied, capsys):
     """In the main process or in a worker: status 1 or 2, one sentence with the path."""
     root, _ = copied("cremad", prepared=True)
@@ -1011,6 +796,7 @@ def test_damage_that_training_meets_first_stops_it(modality, file, workers, copi
     assert run("cremad", root, ["--workers", workers, "--epochs", "30"]) in (1, 2)
     (said,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("train.py: ")]
     assert str(file) in said and "cannot be read" in said
+    assert f"python -m scripts.prepare cremad --root {root} finds" in said
 
 
 def test_prepare_mends_what_it_made(copied, capsys):
@@ -1023,9 +809,7 @@ def test_prepare_mends_what_it_made(copied, capsys):
             (root / FLV).unlink()
         assert prepare.main(["cremad", "--root", str(root), "--workers", "1"]) == 0
         printed = capsys.readouterr().out
-        assert ("usable: 9" in printed) == video_there and (
-            "undecodable: 2" in printed
-        ) != video_there
+        assert ("usable: 9" in printed) == video_there != ("undecodable: 2" in printed)
         assert (frame.stat().st_size > 0) == video_there
 
 
@@ -1054,18 +838,6 @@ def test_one_sample_is_not_enough(copied, capsys):
     assert "has 1 training sample here, expected 2 or more" in capsys.readouterr().err
 
 
-def test_a_folder_without_frames_is_said(copied, capsys):
-    """What listing cannot see, reading names."""
-    root, _ = copied("cremad", prepared=True)
-    for frame in made(root, "video", CLIP).iterdir():
-        frame.rename(frame.with_name("picture.jpg"))
-        break
-    for frame in made(root, "video", CLIP).glob("0*.jpg"):
-        frame.unlink()
-    assert run("cremad", root) in (1, 2)
-    assert "holds no numbered pictures" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     "flags, said",
     [
@@ -1074,7 +846,7 @@ def test_a_folder_without_frames_is_said(copied, capsys):
         (["--encoders", "cnn:x"], "encoder 'cnn' takes no source"),
         (
             ["--root", "nowhere"],
-            "nowhere is not a folder; download https://github.com/CheyneyComputerScience/CREMA-D",
+            "nowhere is not a folder; download the data as docs/DATA.md#cremad",
         ),
         (["--root", ""], "--root is empty; give it a value, or leave it out"),
         (["--workers", "-1"], "--workers is -1, expected 0 to 512"),
@@ -1095,43 +867,18 @@ def test_an_encoder_of_your_own_reads_the_six_sets(copied, monkeypatch):
     assert run("cremad", root, ["--encoders", "mine", "--method", "heuristic"]) == 0
 
 
-def test_a_home_without_a_cache_is_said_by_prepare(copied, monkeypatch, capsys):
-    """librosa's, which numba refuses to do without."""
-    root, _ = copied("cremad")
-    told = RuntimeError("cannot cache function 'f': no locator available for file 'x.py'")
-
-    def fail(*arguments):
-        arguments[-1].started = True
-        raise told
-
-    monkeypatch.setattr(prepare, "prepare", fail)
-    assert prepare.main(["cremad", "--root", str(root)]) == 1
-    assert "set NUMBA_CACHE_DIR to a folder" in capsys.readouterr().err
-    monkeypatch.setattr(prepare, "prepare", lambda *_: (_ for _ in ()).throw(RuntimeError("x")))
-    with pytest.raises(RuntimeError):
-        prepare.main(["cremad", "--root", str(root)])
-
-
-def test_a_file_that_cannot_be_read_names_prepare(copied, capsys):
-    """It finds all such files at once."""
-    root, _ = copied("cremad", prepared=True)
-    for path in (root / "prepared/audio").glob("*.npy"):
-        path.write_bytes(b"")
-    assert run("cremad", root) in (1, 2)
-    assert f"python -m scripts.prepare cremad --root {root} finds" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("which", ["bert", "clip", "nowhere", "other"])
+@pytest.mark.parametrize("which", ["cut", "other"])
 def test_a_text_model_that_cannot_be_loaded_is_one_sentence(
-    which, copied, capsys, tiny_bert, tiny_clip, tmp_path
+    which, copied, capsys, tiny_bert, tmp_path
 ):
-    """Weights cut in half, a folder that is not there, another kind of model."""
+    """Weights cut in half, another kind of model."""
     root, _ = copied("sarcasm")
-    broken = {"nowhere": tmp_path / "nowhere", "other": tiny_bert}.get(which, tmp_path / "model")
-    if which in ("bert", "clip"):
-        shutil.copytree(tiny_bert if which == "bert" else tiny_clip, broken)
+    broken, encoders = tiny_bert, f"clip:{tiny_bert}"
+    if which == "cut":
+        broken = tmp_path / "model"
+        shutil.copytree(tiny_bert, broken)
         cut(broken / "model.safetensors")
-    encoders = f"clip:{broken}" if which in ("clip", "other") else f"cnn,bert:{broken}"
+        encoders = f"cnn,bert:{broken}"
     assert run("sarcasm", root, ["--encoders", encoders]) == 2
     (said,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("train.py: ")]
     assert str(broken) in said

@@ -12,7 +12,7 @@ import damage
 import numpy as np
 import pytest
 import soundfile
-from conftest import SHARED, make_video, needs_shared
+from conftest import encode_sound, make_video
 from PIL import Image
 
 from utils import decode, media
@@ -79,16 +79,6 @@ def test_frames_of_a_fixed_rate_are_those_of_their_numbers(tmp_path):
     assert len(seconds(path, 10, tmp_path / "a")) == 10
 
 
-@needs_shared
-def test_real_clips_keep_their_frames(tmp_path):
-    """VGGSound has a fixed rate: evenly spaced in time is evenly spaced by number."""
-    path = next((SHARED / "vggsound/video").iterdir())
-    by_time = decode.extract_frames(path, tmp_path / "a", 10)
-    by_number = decode.extract_frames(path, tmp_path / "b", lambda n: media.sample_positions(n, 10))
-    for a, b in zip(sorted(by_time.iterdir()), sorted(by_number.iterdir())):
-        assert a.read_bytes() == b.read_bytes()
-
-
 @pytest.mark.parametrize("ending", ["mp4", "mov"])
 def test_what_an_edit_list_hides_is_not_shown(ending, tmp_path):
     """12 s of which the first 2 are hidden, as `ffmpeg -c copy` leaves them; also by number."""
@@ -98,22 +88,6 @@ def test_what_an_edit_list_hides_is_not_shown(ending, tmp_path):
     counted = []
     shown = seconds(path, lambda n: counted.append(n) or range(2), tmp_path / "a")
     assert counted == [250] and np.allclose(shown, [0, 0.04], atol=0.3)
-
-
-@needs_shared
-@pytest.mark.parametrize(
-    "name, expected, within",
-    [
-        ("cut_without_reencoding", np.arange(4.5, 14), 0.15),
-        ("variable_frame_rate", SECONDS, 0.6),  # its last pictures are shown for 0.33 s
-        ("size_changes", 0.15 + 0.3 * np.arange(10), 0.15),
-    ],
-)
-def test_odd_clips_are_shown_at_their_times(name, expected, within, tmp_path):
-    """The grey level is 20 + 14 a second; all frames have one size."""
-    folder = decode.extract_frames(SHARED / f"odd/{name}.mp4", tmp_path / "a", 10)
-    assert np.allclose((np.array(grey_levels(folder)) - 20) / 14, expected, atol=within)
-    assert {Image.open(file).size for file in folder.iterdir()} == {(341, 256)}
 
 
 def test_gestures_are_taken_by_number(tmp_path):
@@ -212,14 +186,6 @@ def test_a_turned_video_is_read_as_it_is_shown(matrix, tmp_path):
             assert picture.size == ((256, 341) if matrix[1] else (341, 256))
 
 
-@needs_shared
-def test_an_odd_clip_is_turned_by_its_header(tmp_path):
-    """What ffmpeg shows: green white / red blue."""
-    path = SHARED / "odd/turned_by_its_header.mp4"
-    folder = decode.extract_frames(path, tmp_path / "a", 2)
-    assert {corners(Image.open(file)) for file in folder.iterdir()} == {"GW/RB"}
-
-
 @pytest.mark.parametrize(
     "size, expected", [((1920, 4), (8192, 17)), ((4, 1920), (17, 8192)), ((1, 1), (256, 256))]
 )
@@ -228,16 +194,6 @@ def test_a_video_of_any_shape_gives_pictures(size, expected, tmp_path):
     path = write_video(tmp_path / "a.mkv", range(0, 400, 40), lambda t: 90, "ffv1", size)
     picture = Image.open(decode.extract_frames(path, tmp_path / "a", 3) / "00003.jpg")
     assert picture.size == expected and abs(np.asarray(picture).mean() - 90) < 3
-
-
-def test_what_was_made_of_a_clip_has_one_size(tmp_path):
-    """Packed or made into flow, a folder of pictures of two sizes is named."""
-    for i, size in enumerate([(64, 48), (48, 64)], 1):
-        Image.new("RGB", size).save(tmp_path / f"{i}.png")
-    with pytest.raises(UnreadableFile, match="has frames of several sizes"):
-        decode.pack_frames(tmp_path)
-    with pytest.raises(UnreadableFile, match="has frames of several sizes"):
-        decode.compute_flow(tmp_path, tmp_path / "flow", (0, 2))
 
 
 # --- headers that lie ---
@@ -271,9 +227,8 @@ def test_a_whole_video_may_state_any_duration(ending, before, offset, new, tmp_p
     replaced(path, before, offset, new)
     assert len(media.read_packets(path, "video")) == 30
     folder = decode.extract_frames(path, tmp_path / "a", 10)
-    assert np.allclose(
-        grey_levels(folder), 8 * np.arange(1, 30, 3), atol=13
-    )  # avi: its first frame lasts two
+    levels = grey_levels(folder)
+    assert np.allclose(levels, 8 * np.arange(1, 30, 3), atol=13)  # avi: its first lasts two frames
     assert 0.95 < len(media.read_audio(path, 16000)) / 16000 < 1.15
 
 
@@ -328,7 +283,7 @@ def test_tags_may_be_in_any_encoding(ending, tmp_path):
 # --- sound ---
 
 
-def write_sound(path, codec, parts, muxer=None, cover=None):
+def write_sound(path, codec, parts, muxer=None):
     """One or several tracks of tones: parts is a list of (Hz, seconds, rate, channels)."""
     with av.open(os.fspath(path), "w", format=muxer) as file:
         tracks = [
@@ -337,12 +292,7 @@ def write_sound(path, codec, parts, muxer=None, cover=None):
         ]
         for track, (pitch, length, rate, channels) in zip(tracks, parts):
             wave = 0.3 * np.sin(2 * np.pi * pitch * np.arange(int(length * rate)) / rate)
-            for i in range(0, len(wave), 1024):
-                values = np.tile(wave[None, i : i + 1024].astype(np.float32), (channels, 1))
-                frame = av.AudioFrame.from_ndarray(values, "fltp", track.layout.name)
-                frame.sample_rate, frame.pts = rate, i
-                file.mux(track.encode(frame))
-            file.mux(track.encode())
+            encode_sound(file, track, np.tile(wave.astype(np.float32), (channels, 1)))
     return path
 
 
@@ -353,8 +303,8 @@ def pitch(wave, rate=16000):
     return spectrum.argmax() * rate / len(part), np.abs(part).max()
 
 
-RECORDINGS = {"m4a": "aac", "aac": "aac", "mp3": "libmp3lame", "flac": "flac", "oga": "flac"}
-RECORDINGS |= {"wav": "pcm_s16le", "aiff": "pcm_s16be", "mka": "flac", "ts": "aac", "mpg": "mp2"}
+RECORDINGS = {"m4a": "aac", "aac": "aac", "mp3": "libmp3lame", "oga": "flac", "wav": "pcm_s16le"}
+RECORDINGS |= {"mka": "flac", "mpg": "mp2"}
 
 
 @pytest.mark.parametrize("ending, codec", RECORDINGS.items())
@@ -385,12 +335,6 @@ def test_sound_may_change_within_a_file(tmp_path):
         assert abs(pitch(wave[start : start + 8000])[0] - expected) < 10
 
 
-@needs_shared
-def test_an_odd_sound_changes_from_mono_to_stereo():
-    """Three seconds of it."""
-    assert abs(len(media.read_audio(SHARED / "odd/mono_then_stereo.mp4", 16000)) - 48000) < 1600
-
-
 @pytest.mark.parametrize("codec", ["libvorbis", "libopus"])
 def test_an_ogg_without_the_mark_of_its_last_page_is_read(codec, tmp_path):
     """As Telegram writes it: an ogg states no length, so nothing is missing."""
@@ -419,14 +363,6 @@ def ogg_checksum(page):
         for _ in range(8):
             crc = crc << 1 ^ (0x104C11DB7 if crc & 0x80000000 else 0)
     return crc
-
-
-@needs_shared
-def test_odd_oggs_are_read():
-    """Three seconds, with and without the mark."""
-    for name in ("eos.ogg", "eos.opus", "noeos_vorbis.ogg"):
-        path = SHARED / "odd2/06_ogg_without_last_page" / name
-        assert len(media.read_audio(path, 16000)) == pytest.approx(48000, abs=320), name
 
 
 @pytest.mark.parametrize("ending, codec", [("m4a", "aac"), ("mka", "libopus")])
@@ -507,11 +443,21 @@ def test_names_may_be_in_any_encoding(tmp_path):
         assert "caf\\udce9:%d/\\udce9.jpg" in str(error.value) and str(error.value).encode()
 
 
-def test_damaged_files_are_read_or_refused(tmp_path):
-    """Of every format, cut, flipped, renamed: no other error, no hang; whole files are read."""
-    counts, faults = damage.run(3 * len(damage.KINDS), 5, tmp_path)
-    total = sum(counts.values(), damage.Counter())
-    assert faults == [] and set(total) == {"read", "refused"} and min(total.values()) > 20
+@pytest.mark.parametrize("kind", damage.KINDS)
+def test_damaged_files_are_read_or_refused(kind, tmp_path):
+    """Cut, flipped, renamed: no other error, no long sentence; a whole file is read."""
+    rng = np.random.default_rng(5)
+    pictures = kind in damage.PICTURES
+    alike = damage.PICTURES if pictures else damage.RECORDINGS | damage.VIDEOS  # other endings
+    for name, harm in damage.DAMAGES.items():
+        ending = kind if kind == "npy" or rng.integers(2) else rng.choice(list(alike))
+        path = tmp_path / f"{name}.{ending}"
+        path.write_bytes(harm(damage.KINDS[kind], rng))
+        try:
+            damage.read(path, kind, tmp_path / name)
+        except UnreadableFile as error:
+            said = str(error)
+            assert str(path) in said and len(said) < 600 and "\n" not in said and name != "whole"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")

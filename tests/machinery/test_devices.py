@@ -225,7 +225,7 @@ def test_a_device_that_is_not_here_is_one_sentence(tiny_data, monkeypatch, capsy
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert train.main(["--dataset", "tiny", "--device", device, "--deterministic"]) == 2
-    expected = f"device '{device}' is not available; choose from ['auto', 'cpu']"
+    expected = f"device '{device}' is not available; choose from auto, cpu"
     assert capsys.readouterr().err == f"train.py: {expected}\n"
 
 

@@ -9,7 +9,7 @@ import soundfile
 import torch
 
 import data
-from utils import digits, media
+from utils import digits
 
 FSDD = Path(__file__).parents[2] / "../shared/samples/fsdd"
 
@@ -64,31 +64,17 @@ def test_a_key_sounds_its_two_tones_at_the_onset(monkeypatch):
     """Silence before and after; in between the spectrum's two peaks are those of ITU-T Q.23."""
     monkeypatch.setattr(digits, "TONE_NOISE", 0.0)
     labels, onsets = np.arange(10), np.linspace(0, 1, 10)
-    for wave, digit, onset in zip(
-        digits.dtmf_tones(labels, onsets, np.random.default_rng(0)), labels, onsets
-    ):
+    waves = digits.dtmf_tones(labels, onsets, np.random.default_rng(0))
+    frequency = np.fft.rfftfreq(waves.shape[1], 1 / digits.RATE)
+    for wave, digit, onset in zip(waves, labels, onsets):
         heard = np.flatnonzero(wave) / digits.RATE
-        assert heard[0] == pytest.approx(onset * 0.35, abs=0.002) and np.ptp(
-            heard
-        ) == pytest.approx(0.15, abs=0.002)
+        assert heard[0] == pytest.approx(onset * 0.35, abs=0.002)
+        assert np.ptp(heard) == pytest.approx(0.15, abs=0.002)
         spectrum = np.abs(np.fft.rfft(wave))
-        frequency = np.fft.rfftfreq(len(wave), 1 / digits.RATE)
-        low, high = (
-            frequency[band][spectrum[band].argmax()]
-            for band in (frequency < 1050, frequency > 1050)
-        )
+        low = frequency[np.where(frequency < 1050, spectrum, 0).argmax()]
+        high = frequency[np.where(frequency > 1050, spectrum, 0).argmax()]
         assert (low, high) == pytest.approx(digits.TONES[digit], abs=4)
-
-
-def test_log_spectrogram_is_the_log_of_a_windowed_transform():
-    """Frame by frame with numpy: periodic Hann window of 128, hop 80, no padding."""
-    wave = np.random.default_rng(0).normal(size=2000)
-    window = np.sin(np.pi * np.arange(128) / 128) ** 2
-    frames = [
-        np.log(np.abs(np.fft.rfft(window * wave[i : i + 128])) + 1e-7)
-        for i in range(0, 2000 - 127, 80)
-    ]
-    assert np.allclose(media.log_spectrogram(wave, 128, 80), np.array(frames).T, atol=1e-4)
+    assert digits.TONES[5] == (770, 1336) and digits.TONES[0] == (941, 1336)
 
 
 def test_the_later_key_is_further_right(monkeypatch):
@@ -109,26 +95,20 @@ def test_the_later_key_is_further_right(monkeypatch):
     monkeypatch.setattr(digits, "dtmf_tones", dtmf_tones)
     pairs = data.keypad()
     for split, (_, column), (labels, onsets) in zip(("train", "test"), shown, heard):
-        assert np.array_equal(column, onsets) and np.array_equal(
-            labels, tensors(pairs.splits[split])[2]
-        )
+        assert np.array_equal(column, onsets)
+        assert np.array_equal(labels, tensors(pairs.splits[split])[2])
         images, classes = digits.handwritten_digits(np.random.default_rng(0))[split]
         class_of = {image.tobytes(): k for image, k in zip(images, classes)}
         assert [class_of[image.tobytes()] for image in placed[split]] == labels.tolist()
 
 
-def clone(folder, **replaced):
-    """A small FSDD in the original layout: 10 digits, one speaker, index 0 and 5.
-
-    replaced: file stem -> bytes.
-    """
+def clone(folder):
+    """A small FSDD in the original layout: 10 digits, one speaker, index 0 and 5."""
     (folder / "recordings").mkdir(parents=True)
     for digit in range(10):
         for index in (0, 5):
             wave = 0.3 * np.sin(2 * np.pi * (300 + 50 * digit) * np.arange(3000) / 8000)
             soundfile.write(folder / f"recordings/{digit}_theo_{index}.wav", wave, 8000)
-    for stem, content in replaced.items():
-        (folder / f"recordings/{stem[1:]}.wav").write_bytes(content)
     return folder
 
 
@@ -136,11 +116,11 @@ def test_spoken_digits_reads_a_clone(tmp_path):
     """Index 0-4 is the test split; the label is the file name's digit; 5 and 4 copies each."""
     pairs = data.spoken_digits(clone(tmp_path))
     for split, copies in [("train", 5), ("test", 4)]:
-        assert tensors(pairs.splits[split])[2].tolist() == np.repeat(np.arange(10), copies).tolist()
-        assert tensors(pairs.splits[split])[1].shape == (10 * copies, 1, 65, 24)
-    assert not np.array_equal(
-        *tensors(pairs.splits["train"])[0][:2]
-    )  # another image, or another place
+        _, sounds, y = tensors(pairs.splits[split])
+        assert y.tolist() == np.repeat(np.arange(10), copies).tolist()
+        assert sounds.shape == (10 * copies, 1, 65, 24)
+    one, another, *_ = tensors(pairs.splits["train"])[0]
+    assert not np.array_equal(one, another)  # another image, or another place
 
 
 def test_a_recording_is_resampled_and_repeated(tmp_path):
@@ -149,9 +129,8 @@ def test_a_recording_is_resampled_and_repeated(tmp_path):
     wave = digits.read_recording(path)
     expected = librosa.resample(soundfile.read(path)[0], orig_sr=8000, target_sr=4000)
     assert wave.shape == (2000,) and np.abs(wave).max() == pytest.approx(1)
-    assert np.allclose(
-        wave, np.concatenate([expected, expected[:500]]) / np.abs(expected).max(), atol=1e-4
-    )
+    expected = np.concatenate([expected, expected[:500]]) / np.abs(expected).max()
+    assert np.allclose(wave, expected, atol=1e-4)
 
 
 @pytest.mark.skipif(
@@ -160,11 +139,11 @@ def test_a_recording_is_resampled_and_repeated(tmp_path):
 def test_spoken_digits_pairs_the_real_recordings(monkeypatch):
     """2,700 and 300 recordings, 5 and 4 times; groups share neither images nor recordings."""
     seen = {}
-    monkeypatch.setattr(
-        digits,
-        "place_on_canvas",
-        lambda images, rng: (seen.setdefault(len(images), images)[:, None], None),
-    )
+
+    def place(images, rng):
+        return seen.setdefault(len(images), images)[:, None], None
+
+    monkeypatch.setattr(digits, "place_on_canvas", place)
     monkeypatch.setattr(digits, "SPEECH_NOISE", 0.0)
     pairs = data.spoken_digits(FSDD)
     shown = digits.handwritten_digits(np.random.default_rng(0))
@@ -175,10 +154,8 @@ def test_spoken_digits_pairs_the_real_recordings(monkeypatch):
         class_of = {image.tobytes(): k for image, k in zip(images, classes)}
         assert [class_of[image.tobytes()] for image in seen[len(y)]] == y.tolist()
     groups, y = pairs.groups, tensors(pairs.splits["train"])[2]
-    assert (
-        all(set(y[groups == k]) == set(range(10)) for k in range(10))
-        and len(np.unique(groups)) == 10
-    )
+    assert all(set(y[groups == k]) == set(range(10)) for k in range(10))
+    assert len(np.unique(groups)) == 10
     for things in (seen[13500], tensors(pairs.splits["train"])[1]):
         groups_of = {}
         for thing, group in zip(things, groups):
@@ -186,33 +163,13 @@ def test_spoken_digits_pairs_the_real_recordings(monkeypatch):
         assert all(len(g) == 1 for g in groups_of.values())
 
 
-@pytest.mark.parametrize(
-    "content, said",
-    [
-        (b"", "the file is empty"),
-        (b"RIFF", "cannot be read"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git-lfs pointer"),
-        ("silence", "is silent|holds no samples"),
-        ("no samples", "is silent|holds no samples"),
-        ("not finite", "is silent|holds no samples"),
-        ("a folder", "is a folder, expected a file"),
-        ("half a header", "cannot be read"),
-        ("half of it", "truncated"),
-    ],
-)
+@pytest.mark.parametrize("content, said", [(b"", "the file is empty"), (0, "is silent")])
 def test_a_broken_recording_is_named(tmp_path, content, said):
     """One ValueError with the path, what is wrong and what to do."""
     path = clone(tmp_path) / "recordings/0_theo_0.wav"
-    if content in ("silence", "no samples"):
-        soundfile.write(path, np.zeros(100 if content == "silence" else 0), 8000)
-    elif content == "not finite":
-        soundfile.write(path, np.full(100, np.nan), 8000, subtype="FLOAT")
-    elif content == "a folder":
-        path.unlink()
-        path.mkdir()
-    else:
-        halves = {"half a header": 20, "half of it": 3000}
-        path.write_bytes(path.read_bytes()[: halves[content]] if content in halves else content)
+    soundfile.write(path, np.zeros(100), 8000)
+    if content == b"":
+        path.write_bytes(content)
     with pytest.raises(ValueError, match=said) as error:
         data.spoken_digits(tmp_path)
     assert str(path) in str(error.value)

@@ -1,6 +1,5 @@
 """utils/distributed.py: two processes of torchrun give what one gives on the same batches."""
 
-import json
 import os
 import signal
 import subprocess
@@ -18,19 +17,8 @@ import train
 from utils import run as runs
 
 ROOT = Path(__file__).parents[2]
-FLAGS = [
-    "--dataset",
-    "tiny",
-    "--epochs",
-    "3",
-    "--batch-size",
-    "16",
-    "--eta-alpha",
-    "1",
-    "--keep",
-    "9",
-    "--encoders",
-]
+FLAGS = ["--dataset", "tiny", "--epochs", "3", "--batch-size", "16", "--eta-alpha", "1"]
+FLAGS += ["--keep", "9", "--encoders"]
 
 
 def plain(channels, pretrained=False, source=""):
@@ -58,22 +46,11 @@ def tiny_run(arguments):
 
 def torchrun(*arguments, **environment):
     """Two processes."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--standalone",
-        __file__,
-    ]
-    env = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-    }
-    env |= environment
-    return subprocess.run(
-        [*command, *arguments], env=env, capture_output=True, text=True, timeout=900
-    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths} | environment
+    command += [__file__, *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
 
 
 def first_epoch_of(folder, target):
@@ -87,45 +64,35 @@ def first_epoch_of(folder, target):
 def numbers(thing):
     """Every number of a log's record, in order."""
     if isinstance(thing, dict):
-        return [n for key in sorted(thing) for n in numbers(thing[key])]
+        return [n for key in sorted(thing, key=str) for n in numbers(thing[key])]
     return [thing] if isinstance(thing, (int, float)) else []
 
 
 def alike(folder, other):
     """The same log and the same parameters, to 1e-4."""
-    logs = [
-        [json.loads(x) for x in (f / "log.jsonl").read_text().splitlines()[1:]]
-        for f in (folder, other)
-    ]
+    logs = [dict(enumerate(runs.read_log(f)[1])) | runs.read_log(f)[2] for f in (folder, other)]
     states = [runs.load_checkpoint(f)["model"] for f in (folder, other)]
-    assert len(logs[0]) == len(logs[1]) == 4
-    assert numbers(dict(enumerate(logs[0]))) == pytest.approx(
-        numbers(dict(enumerate(logs[1]))), abs=1e-4
-    )
+    assert len(logs[0]) == len(logs[1]) == 3 + 4
+    assert numbers(logs[0]) == pytest.approx(numbers(logs[1]), abs=1e-4)
     for name, value in states[0].items():
         assert torch.allclose(value, states[1][name], atol=1e-4), name
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--method", "heuristic"],
-        ["--outer", "held-out", "--val-fraction", "0.33"],
-        ["--solver", "randomised"],
-    ],
-)
+FLAGS_OF = ["--method heuristic", "--outer held-out --val-fraction 0.33", "--solver randomised"]
+
+
+@pytest.mark.parametrize("flags", FLAGS_OF)
 def test_two_processes_are_one(tmp_path, monkeypatch, flags):
     """Losses, scores, alpha and parameters of one process with the same batches; also where one of
     them is killed and the run is resumed with as many, with more or with fewer processes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(model.ENCODERS, "plain", None)
     monkeypatch.setitem(data.DATASETS, "tiny", None)
-    run = [*FLAGS, "plain", *flags, "--out"]
+    run = [*FLAGS, "plain", *flags.split(), "--out"]
     assert tiny_run([*run, "one"]) == 0
     first_epoch_of("one", tmp_path / "more")
-    assert torchrun(*run, "two", KILLED="1").returncode != 0 and runs.checkpoint_epochs("two") == [
-        1
-    ]
+    assert torchrun(*run, "two", KILLED="1").returncode != 0
+    assert runs.checkpoint_epochs("two") == [1]
     first_epoch_of("two", tmp_path / "fewer")
     for folder in ("two", "more"):
         done = torchrun("--resume", folder)
@@ -142,8 +109,8 @@ def test_two_processes_evaluate_one_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = torchrun(*FLAGS, "cnn", "--method", "heuristic", "--lr", "0.001", "--out", "two")
     assert done.returncode == 0, done.stderr
-    *_, last, test = [json.loads(x) for x in Path("two/log.jsonl").read_text().splitlines()]
-    assert test["test"] == {name: last[name] for name in test["test"]}
+    _, epochs, test = runs.read_log("two")
+    assert test == {name: epochs[-1][name] for name in test}
 
 
 @pytest.mark.parametrize("batch", ["16", "3"])
@@ -151,10 +118,8 @@ def test_a_batch_that_cannot_be_shared_is_refused(tiny_data, monkeypatch, capsys
     """One sentence before anything is written: 16 samples for three processes, or one for each."""
     monkeypatch.setattr("utils.distributed.world_size", lambda: 3)
     assert train.main(["--dataset", "tiny", "--batch-size", batch, "--out", "run"]) == 2
-    assert (
-        f"a batch of {batch} training samples cannot be shared by 3 processes"
-        in capsys.readouterr().err
-    )
+    said = f"a batch of {batch} training samples cannot be shared by 3 processes"
+    assert said in capsys.readouterr().err
     assert not Path("run").exists()
 
 

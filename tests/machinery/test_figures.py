@@ -68,14 +68,10 @@ def test_table_is_mean_and_std_over_seeds(tmp_path, capsys):
     runs = [write(tmp_path / f"{seed}", seed=seed, acc=acc) for seed, acc in enumerate(accs)]
     header, rule, row, wide = table(capsys, *runs, write(tmp_path / "wide", tau=0.5))
     mean, std = statistics.mean(accs), statistics.stdev(accs)
-    assert header == (
-        "| keypad | seeds | ACC | MAP | macro-F1 | image ACC | sound ACC | perf_gap |"
-    )
+    assert header == "| keypad | seeds | ACC | MAP | macro-F1 | image ACC | sound ACC | perf_gap |"
     assert header.count("|") == rule.count("|") == row.count("|")
-    assert row.startswith(
-        f"| heuristic | 3 | {mean:.1f} ± {std:.1f} | {mean + 1:.1f} ± {std:.1f} | "
-        f"{mean:.1f} ± {std:.1f} | 40.0 ± 0.0 |"
-    )
+    cells = [f"{x:.1f} ± {std:.1f}" for x in (mean, mean + 1, mean)] + ["40.0 ± 0.0"]
+    assert row.startswith(f"| heuristic | 3 | {' | '.join(cells)} |")
     assert wide == "| heuristic --tau 0.5 | 1 | 50.0 | 51.0 | 50.0 | 40.0 | 30.0 | 10.0 |"
 
 
@@ -90,8 +86,7 @@ def test_a_label_is_the_same_on_every_machine(monkeypatch):
 
 def test_table_gives_unimodal_and_its_sum_a_row_each(tmp_path, capsys):
     """Nothing is fused in unimodal; the summed logits have a row of their own."""
-    figures.main(["table", write(tmp_path / "u", method="unimodal")])
-    *_, alone, summed = capsys.readouterr().out.splitlines()
+    *_, alone, summed = table(capsys, write(tmp_path / "u", method="unimodal"))
     assert alone == "| unimodal | 1 |  |  |  | 40.0 | 30.0 | 10.0 |"
     assert summed == "| unimodal, logits summed | 1 | 50.0 | 51.0 | 50.0 |  |  |  |"
 
@@ -99,20 +94,11 @@ def test_table_gives_unimodal_and_its_sum_a_row_each(tmp_path, capsys):
 def test_table_of_another_metric(tmp_path, capsys):
     """Table 3: the modalities' scores and their difference in MAP or macro-F1."""
     run = write(tmp_path / "a")
-    assert figures.main(["table", run, "--metric", "f1"]) == 0
-    header, _, row = capsys.readouterr().out.splitlines()
-    assert (
-        header == "| keypad | seeds | ACC | MAP | macro-F1 | image macro-F1 | sound macro-F1 "
-        "| perf_gap of macro-F1 |"
-    )
+    header, _, row = table(capsys, run, "--metric", "f1")
+    names = "| image macro-F1 | sound macro-F1 | perf_gap of macro-F1 |"
+    assert header == f"| keypad | seeds | ACC | MAP | macro-F1 {names}"
     assert row == "| heuristic | 1 | 50.0 | 51.0 | 50.0 | 50.0 | 20.0 | 30.0 |"
-    assert figures.main(["table", run, "--metric", "map"]) == 0
-    assert (
-        capsys.readouterr().out.splitlines()[-1]
-        == "| heuristic | 1 | 50.0 | 51.0 | 50.0 | 51.0 | 51.0 | 0.0 |"
-    )
-    assert figures.main(["table", run, "--metric", "auc"]) == 2
-    assert "unknown metric 'auc'; choose from ['acc', 'f1', 'map']" in capsys.readouterr().err
+    assert table(capsys, run, "--metric", "map")[-1].endswith("| 50.0 | 51.0 | 51.0 | 0.0 |")
 
 
 @pytest.fixture
@@ -284,17 +270,21 @@ def test_a_clip_shows_its_middle_frame():
     assert figures.shown(pixels).tolist() == [pytest.approx([0, 0.2, 1])]
 
 
-@pytest.mark.parametrize(
-    "flags, message",
-    [
-        (["--modality", "smell"], "unknown modality 'smell'; choose from ['image', 'sound']"),
-        (["--sample", "15"], "--sample is 15, expected 0 to 14"),
-        (["--sample", "-1"], "--sample is -1"),
-    ],
-)
-def test_gradcam_says_what_is_not_there(runs, capsys, flags, message):
-    """A modality, a sample."""
-    assert message in refused(capsys, "gradcam", *runs, *flags)
+def test_a_wrong_word_is_one_sentence(runs, capsys):
+    """A modality, a sample, a metric, a command, a flag; the nearest right one is named."""
+    for words, message in [
+        ("gradcam lear --modality smell", "unknown modality 'smell'; choose from image, sound"),
+        ("gradcam lear --sample 15", "--sample is 15, expected 0 to 14"),
+        ("gradcam lear --sample -1", "--sample is -1"),
+        (
+            "table lear --metric auc",
+            "unknown metric 'auc' (did you mean acc?); choose from acc, f1",
+        ),
+        ("curve lear", "unknown command 'curve' (did you mean curves?); choose from alpha, curves"),
+        ("table lear --metrc f1", "unknown flag '--metrc' (did you mean --metric?)"),
+        ("table", "the following arguments are required: RUN"),
+    ]:
+        assert message in refused(capsys, *words.split())
 
 
 def test_gradcam_needs_maps(tiny_bert):
@@ -313,7 +303,7 @@ def test_checkpoints_that_cannot_be_drawn_are_one_sentence(runs, capsys, command
     assert "t0003.pt is damaged" in refused(capsys, command, *runs)
     save_checkpoint("step", state, [])
     if command == "gradcam":
-        few = "step has checkpoints of epochs [3], gradcam needs three; train with --keep 9"
+        few = "step has checkpoints of epochs 3, gradcam needs three; train with --keep 9"
         assert few in refused(capsys, command, *runs)
     path.unlink()
     assert "step has no checkpoint" in refused(capsys, command, *runs)

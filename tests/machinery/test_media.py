@@ -4,13 +4,12 @@ import functools
 import os
 import pickle
 import struct
-import sys
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import SHARED, make_jpg, make_wav, needs_shared
+from conftest import make_jpg, make_wav
 from PIL import Image
 
 import data
@@ -63,10 +62,8 @@ def test_sound_is_the_log_of_a_windowed_transform(tmp_path):
     wave = np.random.default_rng(0).uniform(-1.5, 1.5, 20000)
     soundfile.write(tmp_path / "a.wav", wave, 16000, subtype="FLOAT")
     decode.write_spectrogram(tmp_path / "a.wav", tmp_path / "a", seconds=3)
-    result, long = (
-        data.sound(tmp_path / "a.npy", seconds=3)[0].numpy(),
-        np.tile(wave.clip(-1, 1), 3),
-    )
+    result = data.sound(tmp_path / "a.npy", seconds=3)[0].numpy()
+    long = np.tile(wave.clip(-1, 1), 3)
     window = np.sin(np.pi * np.arange(512) / 512) ** 2
     for n in (0, 1, 130, 298):
         expected = np.log(np.abs(np.fft.rfft(window * long[159 * n : 159 * n + 512])) + 1e-7)
@@ -84,11 +81,8 @@ def test_sound_is_mono_at_16_khz(tmp_path):
 
 
 SIZES = [  # RIFF size, data size of 0.5 s at 16 kHz, 16 bits: whole files with careless headers
-    (16036, 16000),
     (16037, 16000),
-    (16036, 16001),
     (16044, 16044),
-    (0, 16000),
     (0, 0),
     (0x7FFFF024, 0x7FFFF000),
     (0xFFFFFFFF, 0xFFFFFFFF),
@@ -115,7 +109,7 @@ def test_a_wav_without_its_last_byte_of_padding_is_read(bits, tmp_path):
     assert np.allclose(read_audio(tmp_path / "a.wav", 16000), tone()[:7999], atol=0.01)
 
 
-FORMATS = {name: {"format": name.upper()} for name in ("wav", "rf64", "aiff", "flac", "ogg", "mp3")}
+FORMATS = {name: {"format": name.upper()} for name in ("wav", "aiff", "flac", "ogg", "mp3")}
 FORMATS |= {"rifx": {"format": "WAV", "endian": "BIG"}, "w64": {"format": "W64"}}
 
 
@@ -135,29 +129,16 @@ def test_a_recording_is_whole_or_refused(name, tmp_path):
             read_audio(tmp_path / "a", 16000)
 
 
-@needs_shared
-def test_odd_wavs_are_read_or_refused():
-    """8,000 samples, whatever the sizes; one is really cut off, one holds 16-bit values."""
-    names = ("whole", "riff_8_too_many", "sox_pipe")
-    whole, *odd = (read_audio(SHARED / f"odd/{name}.wav", 16000) for name in names)
-    assert len(whole) == 8000 and all(np.array_equal(wave, whole) for wave in odd)
-    with pytest.raises(UnreadableFile, match="truncated: shorter than its header says"):
-        read_audio(SHARED / "odd/really_cut_off.wav", 16000)
-    with pytest.raises(UnreadableFile, match="its samples reach 9000, expected -1 to 1; divide"):
-        read_audio(SHARED / "odd2/11_float_wav/float_of_int16_scale.wav", 16000)
-
-
 def test_decimals_on_the_scale_of_integers_are_refused(tmp_path):
     """SciPy writes such a wav from samples that were not divided; up to 8 they are read."""
-    for peak in (1.5, 8):
-        soundfile.write(tmp_path / "a.wav", tone(peak=peak), 16000, subtype="FLOAT")
-        assert np.abs(read_audio(tmp_path / "a.wav", 16000)).max() > 0.9 * peak
+    soundfile.write(tmp_path / "a.wav", tone(peak=8), 16000, subtype="FLOAT")
+    assert np.abs(read_audio(tmp_path / "a.wav", 16000)).max() > 7
     soundfile.write(tmp_path / "a.wav", tone(peak=9000), 16000, subtype="FLOAT")
     with pytest.raises(UnreadableFile, match="a.wav cannot be read .*reach 9000, expected"):
         read_audio(tmp_path / "a.wav", 16000)
 
 
-@pytest.mark.parametrize("rate", [8000, 16000, 44100])
+@pytest.mark.parametrize("rate", [8000, 44100])
 def test_of_a_long_recording_only_its_beginning_is_read(rate, tmp_path, monkeypatch):
     """1 s and 5 s for the resampler: to the bit as from all of it. A cut is still noticed."""
     wave = (3000 * np.random.default_rng(0).normal(size=(9 * rate, 2))).clip(-(2**15), 2**15 - 1)
@@ -204,29 +185,6 @@ def test_an_impossible_rate_is_refused(tmp_path):
         read_audio(tmp_path / "a.wav", 16000)
 
 
-def test_sound_needs_no_home(tmp_path, monkeypatch):
-    """Where numba finds no folder for its cache, librosa gets a temporary one."""
-    import numba
-
-    class Librosa:
-        __spec__ = None  # Python 3.13 asks for it
-
-        def __getattr__(self, name):
-            if folder != numba.config.CACHE_DIR:
-                raise RuntimeError("cannot cache function '__o_fold': no locator available")
-            return name
-
-    folder = str(tmp_path / f"numba-{os.getuid()}")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
-    monkeypatch.setitem(sys.modules, "librosa", Librosa())
-    media.load_librosa.cache_clear()
-    try:
-        assert media.load_librosa().resample == "resample" and os.path.isdir(folder)
-    finally:
-        media.load_librosa.cache_clear()
-
-
 # --- files that are no media ---
 
 
@@ -264,24 +222,26 @@ def nothing(path):
 
 
 LFS, BAD = "git-lfs pointer", "undecodable"
-HEIC = b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic\0\0"
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic\0\0"
+MIF1 = b"\0\0\0\x18ftypmif1\0\0\0\0mif1miaf\0\0"
 SHAPE, FLOW = "expected numbers (H, W, 2, T)", (9, 9, 2, 9)
 NO_MEDIA = [  # a reader, a function that makes the file, the sentence, the reason that is counted
-    (read_image, nothing, "is missing; download it again", "missing"),
+    (read_image, nothing, "is missing; put it back, or run", "missing"),
     (read_image, os.mkdir, "is a folder, expected a file", BAD),
     (read_image, writer(b"version https://git-lfs.github.com/spec/v1\n"), "is a git-lfs", LFS),
     (read_image, broken_png, "cannot be read (broken PNG file", BAD),
     (read_image, writer(HEIC), "(it is a HEIC picture, expected JPEG or PNG; convert it to", BAD),
+    (read_image, writer(MIF1), "(it is a HEIC picture, expected JPEG or PNG; convert it to", BAD),
     (read_image, writer(b"<html>"), "(cannot identify image file); replace it", BAD),
     (read_image, bomb, "could be decompression bomb", BAD),
     (sound, empty_wav, "it holds no samples", BAD),
-    (data.flow, nothing, "is missing; download it again", "missing"),
+    (data.flow, nothing, "is missing; put it back, or run", "missing"),
     (data.flow, saver(np.zeros((9, 9, 2, 0))), SHAPE, BAD),
     (data.flow, saver(np.full(FLOW, "x")), SHAPE, BAD),
     (data.flow, saver(np.full(FLOW, {})), "it holds Python objects", BAD),
     (data.flow, writer(pickle.dumps(np.zeros(FLOW))), "it is no .npy file", BAD),
     (data.flow, saver(np.full(FLOW, np.nan)), "not finite", "not finite"),
-    (data.clip, nothing, "is missing; download it again", "missing"),
+    (data.clip, nothing, "is missing; put it back, or run", "missing"),
     (data.clip, os.mkdir, "holds no numbered pictures", "no frames"),
     (data.clip, mixed, "has frames of several sizes", "mixed frames"),
 ]
@@ -299,29 +259,22 @@ def test_what_is_no_media_is_one_sentence(tmp_path, read, make, said, reason):
     assert text.startswith(str(path)) and said in text and error.value.reason == reason
 
 
-ERRORS = [RuntimeError, MemoryError, AttributeError, SyntaxError, struct.error, UnicodeDecodeError]
-
-
-@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, AttributeError, SyntaxError])
 def test_any_error_of_a_library_names_the_file(error, tmp_path, monkeypatch):
     """On a damaged file the libraries raise whatever they like."""
-    text = ("utf-8", b"\xe9", 0, 1, "odd") if error is UnicodeDecodeError else ("odd",)
 
     def fail(*_, **__):
-        raise error(*text)
+        raise error("odd")
 
     make_jpg(tmp_path / "1.jpg")
     make_wav(tmp_path / "a.wav")
-    reads = [
-        ("PIL.Image.open", "1.jpg", read_image),
-        ("soundfile.SoundFile", "a.wav", sound),
-        ("av.open", "a.wav", lambda path: media.read_packets(path, "audio")),
-    ]
-    for function, name, read in reads:
-        with monkeypatch.context() as patch:
-            patch.setattr(function, fail)
-            with pytest.raises(UnreadableFile, match=f"{name} cannot be read .*odd"):
-                read(tmp_path / name)
+    monkeypatch.setattr("PIL.Image.open", fail)
+    monkeypatch.setattr("soundfile.SoundFile", fail)
+    monkeypatch.setattr("av.open", fail)
+    packets = functools.partial(media.read_packets, kind="audio")
+    for name, read in [("1.jpg", read_image), ("a.wav", sound), ("a.wav", packets)]:
+        with pytest.raises(UnreadableFile, match=f"{name} cannot be read .*odd"):
+            read(tmp_path / name)
 
 
 def test_too_many_open_files_are_no_fault_of_the_file(tmp_path, monkeypatch):
@@ -336,30 +289,17 @@ def test_too_many_open_files_are_no_fault_of_the_file(tmp_path, monkeypatch):
         read_image(tmp_path / "1.jpg")
 
 
-@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="no other users here")
-def test_a_file_without_permission_is_said(tmp_path):
-    """Also where the permission of its folder is missing."""
-    make_jpg(tmp_path / "closed/1.jpg")
-    make_jpg(tmp_path / "2.jpg")
-    me = os.geteuid()
-    opened = [folder for folder in tmp_path.parents if folder.stat().st_uid == me]
-    modes = {folder: folder.stat().st_mode for folder in [tmp_path, *opened[:2]]}
-    (tmp_path / "2.jpg").chmod(0)
-    (tmp_path / "closed").chmod(0)
-    try:
-        for folder in modes:
-            folder.chmod(0o755)
-        if me == 0:
-            os.seteuid(65534)
-        for path in (tmp_path / "closed/1.jpg", tmp_path / "2.jpg"):
-            with pytest.raises(UnreadableFile, match="Permission denied; change") as error:
-                read_image(path)
-            assert str(path) in str(error.value) and error.value.reason == "no permission"
-    finally:
-        os.seteuid(me)
-        (tmp_path / "closed").chmod(0o755)
-        for folder, mode in modes.items():
-            folder.chmod(mode)
+def test_a_file_without_permission_is_said(tmp_path, monkeypatch):
+    """It is counted by a reason of its own."""
+
+    def refuse(path, *_, **__):
+        raise PermissionError(13, "Permission denied", os.fspath(path))
+
+    make_jpg(tmp_path / "1.jpg")
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(UnreadableFile, match="1.jpg cannot be read: Permission den.*; ch") as error:
+        read_image(tmp_path / "1.jpg")
+    assert error.value.reason == "no permission"
 
 
 # --- pictures as they are shown ---
@@ -389,8 +329,11 @@ def four_corners(x):
     return x[:, [[h, h], [-h, -h]], [[w, -w], [w, -w]]].permute(1, 2, 0).numpy()
 
 
-@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
-@pytest.mark.parametrize("orientation", STORED)
+TURNED = [(orientation, "jpg") for orientation in STORED]
+TURNED += [(6, "png"), (6, "webp"), (7, "tif")]
+
+
+@pytest.mark.parametrize("orientation, ending", TURNED)
 def test_a_photograph_is_turned_by_its_exif(orientation, ending, tmp_path):
     """All eight orientations, small and large; a large JPEG is halved."""
     path = tmp_path / f"a.{ending}"
@@ -417,29 +360,16 @@ def test_damaged_exif_stops_no_picture(tmp_path):
     assert shapes == {(3, 48, 96), (3, 96, 48)}
 
 
-@needs_shared
-def test_odd_pictures_are_read_as_they_are_shown():
-    """A photograph turned by EXIF; a ramp of 16 bits; a clip from a Mac's disk."""
-    x = read_image(SHARED / "odd/photo_turned_by_exif.jpg")
-    expected = [[[220, 30, 30], [30, 180, 30]], [[30, 30, 220], [255, 255, 255]]]
-    assert np.allclose(four_corners(x), expected, atol=25)
-    x = read_image(SHARED / "odd/grey_16_bit.png").float().mean((0, 1))
-    assert x[0] == 0 and x[-1] == 255 and abs(x[len(x) // 2] - 128) < 3 and (x.diff() >= 0).all()
-    assert len(media.frame_paths(SHARED / "odd2/07_appledouble/c0")) == 12
-
-
 RAMP = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
 DEEP = {  # grey of 16 bits and more, and what it is to become
     "a.png": (RAMP, RAMP >> 8),
     "big.tif": (RAMP.astype(">u2"), RAMP >> 8),
     "a.jp2": (RAMP, RAMP >> 8),
     "a.pgm": (RAMP, RAMP >> 8),
-    "dark.png": (RAMP // 256, RAMP // 256 >> 8),
     "int.tif": (RAMP.astype(np.int32), RAMP >> 8),
     "long.tif": (RAMP.astype(np.int32) << 15, RAMP >> 9),
     "one.tif": (RAMP.astype(np.float32) / 65535, RAMP >> 8),
     "bytes.tif": (RAMP.astype(np.float32) / 257, RAMP >> 8),
-    "float.tif": (RAMP.astype(np.float32), RAMP >> 8),
     "nan.tif": (np.where(RAMP > 0, RAMP / np.float32(65535), np.float32("nan")), RAMP >> 8),
 }
 
@@ -484,11 +414,11 @@ def smooth(height, width):
 
 def by_both(path, mode, monkeypatch):
     """[pixels or the error's text] as they are read, and by Pillow alone; was torchvision used?"""
-    results, by_torchvision = [], []
+    results, used = [], []
 
     def spy(image, decode=media.decode_jpeg):
-        by_torchvision.append(decode(image))
-        return by_torchvision[-1]
+        used.append(decode(image))
+        return used[-1]
 
     for decoder in (spy, lambda image: None):
         monkeypatch.setattr(media, "decode_jpeg", decoder)
@@ -499,11 +429,11 @@ def by_both(path, mode, monkeypatch):
     monkeypatch.undo()
     assert isinstance(results[0], str) == isinstance(results[1], str)
     assert np.array_equal(*results)
-    return results[0], any(values is not None for values in by_torchvision)
+    return results[0], any(values is not None for values in used)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}])
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0, "progressive": True}])
 def test_torchvision_and_pillow_read_the_same_jpeg(options, mode, tmp_path, monkeypatch):
     """To the bit: in colour and grey, any subsampling, odd sizes, a short side under 896."""
     for picture in (smooth(91, 123), smooth(91, 123).convert("L"), smooth(895, 1800)):
@@ -522,10 +452,7 @@ def test_only_pillow_reads_what_torchvision_might_read_otherwise(tmp_path, monke
     for path in tmp_path.iterdir():
         assert not by_both(path, "RGB", monkeypatch)[1], path.name
     smooth(48, 64).save(tmp_path / "1.jpg")
-    monkeypatch.delattr(torch.ops.image, "decode_jpeg", raising=False)
-    monkeypatch.setattr(type(torch.ops.image), "__getattr__", lambda *_: 1 / 0)
-    with Image.open(tmp_path / "1.jpg") as image:
-        assert media.decode_jpeg(image) is None
+    monkeypatch.setattr(torch.ops, "image", None)
     assert read_image(tmp_path / "1.jpg").shape == (3, 48, 64)
 
 
@@ -590,8 +517,8 @@ def box(height, width, seed):
     return rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start
 
 
-IMAGES = [((3, 256, 341), torch.uint8), ((2, 3, 60, 90), torch.uint8), ((4, 1, 300, 200), None)]
-IMAGES += [((3, 224, 224), torch.uint8), ((8, 2, 128, 171), torch.float32)]
+IMAGES = [((3, 256, 341), torch.uint8), ((4, 1, 300, 200), torch.uint8)]
+IMAGES += [((8, 2, 128, 171), torch.float32)]
 
 
 @pytest.mark.parametrize("shape, dtype", IMAGES)
@@ -603,7 +530,7 @@ def test_a_crop_is_resized_as_by_torchvision(shape, dtype):
         return (a.double() - b.double()).abs().max() <= (1 if a.dtype == torch.uint8 else 1e-4)
 
     images = torch.randint(256, shape, generator=torch.Generator().manual_seed(0))
-    images = images.to(dtype or torch.uint8)
+    images = images.to(dtype)
     for x in (images, images.movedim(-3, -1).contiguous().movedim(-1, -3)):  # both layouts
         expected = functional.resize(x, [224, 224])
         assert media.crop(x, None, True).dtype == images.dtype
@@ -670,51 +597,28 @@ def test_a_direction_is_not_mirrored(tmp_path):
     np.save(tmp_path / "flow.npy", ramp[..., :2, None].repeat(8, 3))
 
     def rising(read, name):
-        rows = [read(tmp_path / name, seed).flatten(0, -2)[0].float() for seed in range(40)]
+        rows = [read(tmp_path / name, seed).flatten(0, -2)[0].float() for seed in range(20)]
         return sum(bool((row.diff() >= -1e-3).all()) for row in rows)
 
-    assert 0 < rising(data.picture, "1.png") < 40 and 0 < rising(data.clip, "") < 40
-    assert rising(data.flow, "flow.npy") == 40
-    assert rising(functools.partial(data.clip, flip=False), "") == 40
+    still = functools.partial(data.clip, flip=False)
+    assert rising(data.flow, "flow.npy") == rising(still, "") == 20
+    assert 0 < rising(data.picture, "1.png") < 20 and 0 < rising(data.clip, "") < 20
 
 
 # --- arrays ---
 
-NPY = {  # arrays, each as np.load reads it
-    "half": np.arange(12, dtype=np.float16).reshape(3, 4),
-    "fortran": np.asfortranarray(np.arange(12.0).reshape(3, 4)),
-    "big": np.arange(12, dtype=">i4").reshape(3, 4),
-    "bytes": np.arange(12, dtype=np.uint8).reshape(3, 4),
-}
+NUMBERS = [  # arrays, and the values that training sees
+    (np.arange(4, dtype=">f8"), [0, 1, 2, 3]),
+    (np.arange(4, dtype=">u2"), [0, 1, 2, 3]),
+    (np.array([0.5, -2], np.longdouble), [0.5, -2]),
+    (np.array([7, -7]), [7, -7]),
+    (np.array([0.5, 65504], np.float16), [0.5, 65504]),
+]
 
 
-@pytest.mark.parametrize("name", NPY)
-def test_an_array_is_mapped_as_by_numpy(name, tmp_path):
-    """Any dtype and order, any version of the format; the file is never written to."""
-    np.save(tmp_path / "a.npy", NPY[name])
-    with open(tmp_path / "b.npy", "wb") as file:
-        np.lib.format.write_array(file, NPY[name], version=(2, 0))
-    for path in (tmp_path / "a.npy", tmp_path / "b.npy"):
-        values = media.read_array(path, 3, "n")
-        assert np.array_equal(values, NPY[name]) and values.dtype == NPY[name].dtype
-        assert isinstance(values, np.memmap) and not values.flags.writeable
-    with pytest.raises(UnreadableFile, match=r"holds .* \(3, 4\), expected numbers \(9, n\)"):
-        media.read_array(tmp_path / "a.npy", 9, "n")
-
-
-NUMBERS = {  # arrays, and the values that training sees
-    "big": (np.arange(4, dtype=">f8"), [0, 1, 2, 3]),
-    "short": (np.arange(4, dtype=">u2"), [0, 1, 2, 3]),
-    "long": (np.array([0.5, -2], np.longdouble), [0.5, -2]),
-    "integer": (np.array([7, -7]), [7, -7]),
-    "half": (np.array([0.5, 65504], np.float16), [0.5, 65504]),
-}
-
-
-@pytest.mark.parametrize("name", NUMBERS)
-def test_any_numbers_are_read_as_float32(name, tmp_path):
+@pytest.mark.parametrize("values, expected", NUMBERS)
+def test_any_numbers_are_read_as_float32(values, expected, tmp_path):
     """A vector, or a picture of 2 channels; whatever the order of their bytes."""
-    values, expected = NUMBERS[name]
     np.save(tmp_path / "vector.npy", values)
     np.save(tmp_path / "grid.npy", np.tile(values, (2, 3, 1)))
     vector, grid = media.vector(tmp_path / "vector.npy"), media.grid(tmp_path / "grid.npy")
@@ -722,7 +626,7 @@ def test_any_numbers_are_read_as_float32(name, tmp_path):
     assert grid.shape == (2, 3, len(values)) and (grid == vector).all()
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("channels", [2, 3])
 def test_bytes_of_any_number_of_channels_are_pixels(channels, tmp_path):
     """Three channels have ImageNet's mean and deviation; others become 0..1."""
     np.save(tmp_path / "a.npy", np.full((channels, 5, 6), 51, np.uint8))
@@ -738,47 +642,33 @@ def archive(path):
     path.with_suffix(".npz").rename(path)
 
 
-NO_NUMBERS = {  # a function that writes the file, the sentence
-    "archive": (archive, "cannot be read (it is an .npz archive; save one array"),
-    "zip": (writer(b"PK\3\4"), "it is an .npz archive; save one array"),
-    "text": (writer(b"1 2 3"), "it is no .npy file; save one array"),
-    "objects": (saver(np.array([{}] * 4)), "it holds Python objects; save one array"),
-    "fields": (saver(np.zeros(4, "f4,O")), "it holds Python objects; save one array"),
-    "letters": (saver(np.array(list("abcd"))), "<U1 (4,), expected numbers (4)"),
-    "complex": (saver(np.zeros(4, complex)), "expected numbers (4)"),
-    "shape": (saver(np.zeros(5)), "float64 (5,), expected numbers (4)"),
-    "huge": (saver(np.array([0, 1, 2, 1e300])), "not finite in float32"),
-    "infinite": (saver(np.array([0, 1, 2, -np.inf])), "not finite in float32"),
-}
+NO_NUMBERS = [  # a function that writes the file, the sentence
+    (archive, "cannot be read (it is an .npz archive; save one array"),
+    (writer(b"1 2 3"), "it is no .npy file; save one array"),
+    (saver(np.array([{}] * 4)), "it holds Python objects; save one array"),
+    (saver(np.zeros(4, "f4,O")), "it holds Python objects; save one array"),
+    (saver(np.array(list("abcd"))), "<U1 (4,), expected numbers (d)"),
+    (saver(np.zeros(4, complex)), "complex128 (4,), expected numbers (d)"),
+    (saver(np.zeros((5, 5))), "float64 (5, 5), expected numbers (d)"),
+    (saver(np.zeros(0)), "float64 (0,), expected numbers (d)"),
+    (saver(np.array([0, 1, 2, 1e300])), "not finite in float32"),
+]
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("name", NO_NUMBERS)
-def test_an_array_that_is_of_no_use_is_one_sentence(name, tmp_path):
-    """To prepare, which knows the shape, and to training; nothing in the file is executed."""
-    write, said = NO_NUMBERS[name]
-    write(tmp_path / "a.npy")
-    reads = [lambda path: media.read_numbers(path, 4), media.vector]
-    for read in reads[: 1 if name == "shape" else 2]:
+@pytest.mark.parametrize("write, said", NO_NUMBERS)
+def test_an_array_that_is_of_no_use_is_one_sentence(write, said, tmp_path):
+    """Nothing in the file is executed; a truncated file is refused, too."""
+    path = tmp_path / "a.npy"
+    write(path)
+
+    for _ in range(2):
         with pytest.raises(UnreadableFile) as error:
-            read(tmp_path / "a.npy")
-        text = str(error.value).replace("(d)", "(4)")
-        assert text.startswith(str(tmp_path / "a.npy")) and said in text and "\n" not in text
-    assert media.array_shape(tmp_path / "a.npy") in (None, (4,), (5,))
-
-
-def test_a_header_of_an_array_is_parsed_once(tmp_path):
-    """All files with the same one share the result; a truncated file is still refused."""
-    media.npy_header.cache_clear()
-    for i in range(5):
-        np.save(tmp_path / f"{i}.npy", np.full((257, 299), i, np.float16))
-        assert data.sound(tmp_path / f"{i}.npy", seconds=3).unique().tolist() == [i]
-    assert media.npy_header.cache_info()[:2] == (4, 1)
-    content = (tmp_path / "0.npy").read_bytes()
-    for part in (content[:-1], content[:129], content[:100], content[:5]):
-        (tmp_path / "0.npy").write_bytes(part)
-        with pytest.raises(UnreadableFile, match="0.npy cannot be read"):
-            data.sound(tmp_path / "0.npy", seconds=3)
+            media.vector(path)
+        text = str(error.value)
+        assert text.startswith(str(path)) and said in text and "\n" not in text
+        path.write_bytes(path.read_bytes()[:-1])
+        said = "cannot be read"
 
 
 # --- frames ---

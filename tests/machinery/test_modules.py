@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
 from model import ENCODERS, MultimodalModel
-from utils.modules import GridMean, eval_mode
+from utils.modules import GridMean, eval_mode, renew_statistics
 
 
 @pytest.mark.parametrize("size", [(3, 3), (9, 3), (33, 38), (4, 4), (1, 1), (2, 5)])
@@ -49,3 +49,17 @@ def test_modes_come_back_after_an_error():
         assert not net.phi[0].training
         raise KeyError
     assert all(m.training for m in net.modules())
+
+
+def test_statistics_are_renewed_for_the_present_weights():
+    """Batch norm's running mean and variance: means over the batches' own; nothing else changes."""
+    net = MultimodalModel([5, 3], 3, "mlp").train()
+    batches = [([torch.randn(9, 5), torch.randn(9, 3)], None) for _ in range(4)]
+    net(batches[0][0])
+    before = {name: p.clone() for name, p in net.named_parameters()}
+    renew_statistics(net, iter(batches), n=3)
+    norm, x = net.phi[0][0], [x[0] for x, _ in batches[:3]]
+    assert torch.allclose(norm.running_mean, sum(x_j.mean(0) for x_j in x) / 3, atol=1e-6)
+    assert torch.allclose(norm.running_var, sum(x_j.var(0) for x_j in x) / 3, atol=1e-6)
+    assert norm.momentum == 0.1 and all(m.training for m in net.modules())
+    assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())

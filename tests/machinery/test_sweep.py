@@ -1,8 +1,8 @@
 """scripts/sweep.py: which runs are made, resumed or left alone, and what the table says of them."""
 
-import copy
 import csv
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -41,8 +41,8 @@ def calls(monkeypatch, tiny_data):
 def test_every_preset_has_runs_and_the_papers_rows(preset):
     """train.py takes the flags of every row, and each has a folder of its own; the rows are those
     that the paper prints."""
-    rows = sweep.rows_of("all", preset)
-    jobs = sweep.jobs_of("cremad", rows, 2, "runs", ["--root", "DIR"])
+    rows = sweep.rows_of(["all"], preset)
+    jobs = sweep.jobs_of("cremad", rows, [0, 1], "runs", ["--root", "DIR"])
     assert len({job.folder for job in jobs}) == len(jobs) == 2 * len(rows)
     with open(sweep.HERE / "paper.csv", newline="") as file:
         printed = {line["row"] for line in csv.DictReader(file) if line["table"] == preset}
@@ -59,26 +59,26 @@ def test_the_papers_numbers_are_found():
 
 def test_all_is_table_1_and_heads():
     """Joint training comes first; greedy gets the fusion that it needs."""
-    rows = list(sweep.rows_of("all", None))
+    rows = list(sweep.rows_of(["all"], None))
     assert rows[0] == "constant:0" and "heads" in rows and "mmpareto" in rows
     assert {row.split()[0] for row in rows} >= set(train.BASELINES)
-    given = sweep.rows_of("greedy,heuristic", None)
+    given = sweep.rows_of(["greedy", "heuristic"], None)
     assert set(given) == {"constant:0", "greedy --fusion channel", "heuristic"}
-    assert set(sweep.rows_of("greedy --fusion channel", None)) == {*given} - {"heuristic"}
+    assert set(sweep.rows_of(["greedy --fusion channel"], None)) == {*given} - {"heuristic"}
 
 
 def test_all_runs_hold_out_samples_where_one_needs_them():
     """So that all train on the same samples; never for a set with a validation part of its own."""
     for dataset, methods, flag in [
-        ("keypad", "mses,ogm", ["--val-fraction", "0.1"]),
-        ("keypad", "ogm", []),
-        ("twitter2015", "mses,ogm", []),
+        ("keypad", ["mses", "ogm"], ["--val-fraction", "0.1"]),
+        ("keypad", ["ogm"], []),
+        ("twitter2015", ["mses", "ogm"], []),
     ]:
-        jobs = sweep.jobs_of(dataset, sweep.rows_of(methods, None), 1, "runs", ["--root", "DIR"])
+        jobs = sweep.jobs_of(dataset, sweep.rows_of(methods, None), [0], "runs", ["--root", "DIR"])
         assert all(job.flags[4 : 4 + len(flag)] == flag for job in jobs)
         assert all(("--val-fraction" in job.flags) == bool(flag) for job in jobs)
     for flag in (["--val-fraction", "0.2"], ["--val-fraction=0.2"]):
-        jobs = sweep.jobs_of("keypad", {"mses": ""}, 1, "runs", flag)
+        jobs = sweep.jobs_of("keypad", {"mses": ""}, [0], "runs", flag)
         assert train.parse(jobs[0].flags).val_fraction == 0.2
 
 
@@ -87,17 +87,17 @@ def test_your_own_validation_part_is_used(tmp_path):
     for split, held_out in [("dev", False), ("train", True)]:
         rows = [f"{split},a,x,y", "train,a,x,y", "test,b,x,y"]
         (tmp_path / "samples.csv").write_text("\n".join(["split,label,image,text", *rows]))
-        [job, _] = sweep.jobs_of(str(tmp_path), ["constant:0", "mses"], 1, "runs", [])
+        [job, _] = sweep.jobs_of(str(tmp_path), ["constant:0", "mses"], [0], "runs", [])
         assert ("--val-fraction" in job.flags) == held_out
         assert job.folder == Path(f"runs/{tmp_path.name}-constant0-seed0")
 
 
 def test_rows_that_do_not_fit_the_flags_are_left_out(capsys):
     """ETMC has no labels to smooth; an error that all rows have is raised."""
-    names = sweep.rows_of("all", "table1")
+    names = sweep.rows_of(["all"], "table1")
     fit = sweep.fitting("keypad", names, ["--smoothing", "0.3"])
     assert {*names} - {*fit} == {"etmc"}
-    assert "etmc is left out: --smoothing changes nothing" in capsys.readouterr().out
+    assert "etmc is left out: --smoothing changes nothing" in capsys.readouterr().err
     assert sweep.fitting("sarcasm", names, ["--root", "DIR"]) == names
     with pytest.raises(ValueError, match="--epochs is 0"):
         sweep.fitting("sarcasm", names, ["--epochs", "0"])
@@ -115,11 +115,8 @@ def test_a_sweep_trains_compares_and_draws(calls, capsys):
     head, _, *rows = table.split("\n\n")[0].splitlines()
     assert "| ACC | MAP | macro-F1 | " in head
     assert head.endswith("| perf_gap | ACC - ACC of constant:0 |")
-    assert [row.split(" | ")[0] for row in rows] == [
-        "| constant:0",
-        "| heads †",
-        "| constant:0 --fusion affine",
-    ]
+    names = ["| constant:0", "| heads †", "| constant:0 --fusion affine"]
+    assert [row.split(" | ")[0] for row in rows] == names
     assert rows[0].endswith("|  |") and rows[1].split(" | ")[1] == "2"
     assert "†: a modality is scored by a classifier of its own" in table
     assert "Scores of the test split, mean ± std over the seeds. " in table
@@ -145,11 +142,8 @@ def test_tune_chooses_on_held_out_samples(calls, capsys):
         means[trial] = sum(log[1][-1]["fused"]["acc"] for log in logs)
     best = max(trials, key=means.get)
     table = Path("new/table.md").read_text()
-    assert [line.split(" | ")[0] for line in table.split("\n\n")[0].splitlines()[2:]] == [
-        "| constant:0",
-        f"| {best}",
-        "| heads †",
-    ]
+    rows = [line.split(" | ")[0] for line in table.split("\n\n")[0].splitlines()[2:]]
+    assert rows == ["| constant:0", f"| {best}", "| heads †"]
     assert len(calls) == 2 * (3 + 2)
     chosen = Path("new/table-tune.md").read_text()
     assert f"**`{best}` " in chosen and chosen.count("**") == 2
@@ -167,11 +161,8 @@ def test_tuned_takes_the_default_of_equals_and_skips_what_failed():
     accs["mla:0.01"] = [60.0, 51.0]
     assert sweep.tuned({"mla": ""}, accs)[0] == {"mla:0.01": ""}
     assert sweep.tuned({"mla": ""}, {})[0] == {"mla": ""}
-    assert sweep.trials_of("greedy --fusion channel") == [
-        "greedy --fusion channel",
-        "greedy:0.001 --fusion channel",
-        "greedy:0.1 --fusion channel",
-    ]
+    trials = sweep.trials_of("greedy --fusion channel")
+    assert trials == [f"greedy{x} --fusion channel" for x in ("", ":0.001", ":0.1")]
     assert sweep.trials_of("learning-based")[1] == "learning-based --eta-alpha 1"
 
 
@@ -184,12 +175,12 @@ def test_the_validation_acc_is_of_the_tested_epoch(tmp_path):
     assert sweep.validation_acc(tmp_path) == 9
 
 
-@pytest.mark.parametrize("row", sweep.TRIALS)
-def test_every_trial_is_a_run(row):
+def test_every_trial_is_a_run():
     """train.py takes it, in a folder of its own; without samples held out nothing can be chosen."""
-    [row] = [r for r in sweep.rows_of("all", None) if r.split()[0] == row]
-    jobs = sweep.jobs_of("keypad", sweep.trials_of(row), 1, "runs", [], hold_out=True)
-    assert len({job.folder for job in jobs}) == 3
+    rows = [row for row in sweep.rows_of(["all"], None) if row.split()[0] in sweep.TRIALS]
+    trials = [trial for row in rows for trial in sweep.trials_of(row)]
+    jobs = sweep.jobs_of("keypad", trials, [0], "runs", [], hold_out=True)
+    assert len({job.folder for job in jobs}) == 3 * len(sweep.TRIALS)
     assert all(job.flags[2:4] == ["--val-fraction", "0.1"] for job in jobs)
 
 
@@ -213,6 +204,40 @@ def test_what_is_complete_is_left_alone_and_the_rest_resumed(calls, capsys):
     assert logs == {path: path.read_bytes() for path in Path("runs").glob("*/log.jsonl")}
 
 
+def test_print_starts_nothing_and_tables_what_is_finished(calls, capsys):
+    """Its lines are the commands of the incomplete runs; with --tune of the trials first."""
+    flags = [*TINY, "--runs", "two words"]
+    assert sweep.main([*flags, "--methods", "heuristic", *QUICK]) == 0
+    capsys.readouterr()
+    flags += ["--methods", "heuristic", "ogm", "--print"]
+    assert sweep.main([*flags, *QUICK]) == 0 and len(calls) == 4
+    out, err = capsys.readouterr()
+    assert "| heuristic | 2 |" in err and "| ogm" not in err
+    commands = [shlex.split(line) for line in out.splitlines()]
+    assert [command[-1] for command in commands] == [
+        f"two words/tiny-ogm-seed{seed}" for seed in (0, 1)
+    ]
+    for command in commands:
+        assert command[:2] == ["OMP_NUM_THREADS=1", sys.executable]
+        assert train.main(command[3:]) == 0
+    capsys.readouterr()
+    assert sweep.main([*flags, *QUICK]) == 0
+    out, err = capsys.readouterr()
+    assert out == "" and "| ogm | 2 |" in err
+    assert sweep.main([*flags, "--tune", "--runs", "new", *QUICK]) == 0
+    out = capsys.readouterr().out
+    assert "new/tiny-ogm0.3-seed0" in out and not Path("new").exists()
+
+
+def test_lists_are_words_or_commas():
+    """Of methods and of seeds; one number of seeds is how many."""
+    for methods, seeds in [(["a", "b --tau 1"], ["0", "3"]), (["a,b --tau 1"], ["0,3"])]:
+        args = sweep.parse(["--methods", *methods, "--seeds", *seeds, "--", "--lr", "1"])
+        assert args.methods == ["a", "b --tau 1"] and args.seeds == [0, 3]
+        assert args.extra == ["--lr", "1"]
+    assert sweep.parse(["--seeds", "3"]).seeds == [0, 1, 2]
+
+
 def test_a_failed_run_is_named_and_the_others_go_on(calls, monkeypatch, capsys):
     """Status 1; the table has what finished."""
     real = train.evaluate
@@ -233,6 +258,9 @@ def test_a_failed_run_is_named_and_the_others_go_on(calls, monkeypatch, capsys):
     "flags, said",
     [
         (["--seeds", "0"], "--seeds is 0, expected 1 or more"),
+        (["--seeds", "2", "2"], "--seeds is 2 2, expected how many, or different seeds"),
+        (["--seeds", "few"], "--seeds is few, expected how many"),
+        (["--preset", "table9"], "unknown preset 'table9' (did you mean table5?)"),
         (["--jobs", "-1"], "--jobs is -1, expected 1 or more"),
         (["--methods", "ogn"], "unknown method 'ogn'"),
         (["--dataset", "nowhere"], "unknown data set or folder 'nowhere'"),
@@ -286,31 +314,25 @@ def test_a_run_on_other_data_is_named_and_left_out(calls, monkeypatch, capsys):
     with monkeypatch.context() as changed:
         changed.setitem(data.DATASETS, "tiny", relabelled)
         assert sweep.main(flags) == 1
-    why = "it has other training samples of each class, [15, 17, 16], most runs have [16, 16, 16]"
+    why = "it has other labels or files than most runs"
     text = Path("runs/sweep-tiny-methods.md").read_text(encoding="utf-8")
     assert text.endswith(f"{folder} is left out: {why}.\n") and "| heuristic | 1 |" in text
     assert f"1 runs are left out; the first is {folder}: {why}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("change", ["classes", "kinds", "test", "data"])
-def test_runs_are_compared_by_their_data(change):
-    """Classes, modalities, counts; where one log names no data; not a held-out part of another
-    seed."""
-    counts = {"train": [4, 5], "val": [2, 1], "test": [3, 3]}
-    first = {"modalities": ["a"], "data": {"kinds": {"a": "image"}, "classes": ["x", "y"]}}
-    first["data"]["class_counts"] = counts
-    seed = copy.deepcopy(first)
-    seed["data"]["class_counts"] |= {"train": [5, 4], "val": [1, 2]}
-    firsts = {"one": first, "two": seed, "three": copy.deepcopy(first)}
+def test_runs_are_compared_by_their_data():
+    """Classes, modalities, samples; a log that names none; not a seed's held-out part."""
+    data = {"kinds": {"a": "image"}, "classes": ["x", "y"], "samples": "12"}
+    firsts = {name: {"data": data} for name in ("one", "two")}
+    firsts["seed"] = {"data": data | {"class_counts": {"val": [1, 2]}}}
     assert sweep.on_other_data(firsts) == {}
-    changes = {"classes": ["x", "z"], "kinds": {"b": "image"}}
-    if change == "data":
-        del firsts["three"]["data"]
-    elif change == "test":
-        firsts["three"]["data"]["class_counts"]["test"] = [2, 4]
-    else:
-        firsts["three"]["data"][change] = changes[change]
-    assert list(sweep.on_other_data(firsts)) == ["three"]
+    changes = {"classes": ["x", "z"], "modalities": {"b": "image"}, "labels or files": "13"}
+    for fact, name in sweep.COMPARED.items():
+        other = {"data": data | {fact: changes[name]}}
+        assert sweep.on_other_data(firsts | {"three": other}) == {
+            "three": f"it has other {name} than most runs"
+        }
+    assert list(sweep.on_other_data(firsts | {"three": {}})) == ["three"]
 
 
 def test_the_most_frequent_class_is_a_baseline_where_classes_are_unequal():

@@ -43,7 +43,7 @@ def edit(folder, change):
     """Change the text of FOLDER/samples.csv, which is then prepared again."""
     path = Path(folder, "samples.csv")
     path.write_text(change(path.read_text()))
-    shutil.rmtree(Path(folder, "prepared"))
+    shutil.rmtree(Path(folder, "prepared"), ignore_errors=True)
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_a_subset_of_the_classes_keeps_their_indices(own, capsys):
     left = [float(next(x for x in t.splitlines() if "left" in x).split()[1]) for t in (whole, part)]
     assert left == [100.0, 100.0]
     message = said(capsys, "--resume", "run")
-    assert message.startswith("run began with {'train': 39, 'test': 7} samples, now there are")
+    assert message.startswith("run began with 39 train, 7 test samples, now there are")
 
 
 def test_as_trained_maps_classes_by_name():
@@ -227,7 +227,7 @@ def test_the_classes_of_a_resumed_run_have_equal_counts(tiny_data, monkeypatch, 
 
     monkeypatch.setitem(data.DATASETS, "tiny", relabelled)
     message = said(capsys, "--resume", "run")
-    assert message.startswith("run began with 16 train samples of '0', now there are 15; resume")
+    assert message == "run began with other labels or files; resume it with the same data"
     assert train.main(["--eval", "run"]) == 0
 
 
@@ -236,10 +236,24 @@ def test_other_labels_or_files_of_the_same_counts_are_refused(own, capsys):
     header, *rows = Path("mine/samples.csv").read_text().splitlines()
     Path("mine/samples.csv").write_text("\n".join([header, *rows[::-1]]))
     assert train.main(["--resume", "run"]) == 0
-    swap = {"ant": "bee", "bee": "ant"}
-    swapped = [",".join(swap.get(field, field) for field in row.split(",")) for row in rows]
-    Path("mine/samples.csv").write_text("\n".join([header, *swapped]))
-    assert said(capsys, "--resume", "run").endswith("resume it with the same data")
+    first, second, *rest = rows
+    rows = [first.replace(",ant,", ",bee,"), second.replace(",bee,", ",ant,"), *rest]
+    Path("mine/samples.csv").write_text("\n".join([header, *rows]))
+    message = "run began with other labels or files; resume it with the same data"
+    assert said(capsys, "--resume", "run") == message
+
+
+def test_samples_that_moved_to_the_validation_part_are_refused(tmp_path, monkeypatch, capsys):
+    """As many samples in each part, but an `ant` changed places with a `bee`."""
+    monkeypatch.chdir(tmp_path)
+    write_own("mine", counts=COUNTS | {"val": 6})
+    assert train.main(["--dataset", "mine", *FAST, "--out", "run"]) == 0
+    ant, bee = "train,ant,train0-", "val,bee,val1-"
+    moved = {ant: ant.replace("train,", "val,"), bee: bee.replace("val,", "train,")}
+    for old, new in moved.items():
+        edit("mine", lambda text, old=old, new=new: text.replace(old, new))
+    message = "run began with other labels or files; resume it with the same data"
+    assert said(capsys, "--resume", "run") == message
 
 
 @pytest.mark.parametrize("flag", ["--root", "--dataset"])

@@ -339,7 +339,7 @@ def conv_net(dtype, encoder="cnn", size=16):
         net(x)
 
     def losses():
-        z, logits = net(x)
+        z, (logits,) = net(x)
         return classification_loss(logits, y), modality_matching_loss(z, 0.1)
 
     return net, losses

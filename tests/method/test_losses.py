@@ -91,6 +91,22 @@ def test_l_mm_has_its_closed_forms(B):
     assert modality_matching_loss([pairs, pairs], tau).item() == pytest.approx(expected, abs=1e-12)
 
 
+def test_l_mm_of_classes_takes_all_of_the_class_as_matches():
+    """The mean over the samples p of i's class of the printed log, in both directions; with a class
+    for each sample it is the printed loss."""
+    z, y, tau = [features(7, 5), features(7, 5, seed=1)], [0, 1, 0, 2, 2, 0, 1], 0.4
+    total = 0.0
+    for i in range(7):
+        matches = [p for p in range(7) if y[p] == y[i]]
+        for a, b in (z, z[::-1]):
+            e = [math.exp(similarity(a, b)[i, k].item() / tau) for k in range(7)]
+            total += sum(math.log(e[p] / sum(e)) for p in matches) / len(matches)
+    found = modality_matching_loss(z, tau, torch.tensor(y)).item()
+    assert found == pytest.approx(-total / 14, rel=1e-12)
+    pairs = modality_matching_loss(z, tau)
+    assert torch.allclose(modality_matching_loss(z, tau, torch.arange(7)), pairs)
+
+
 def test_l_mm_of_one_modality_is_an_error():
     """There is nothing to match."""
     with pytest.raises(ValueError, match="at least 2"):

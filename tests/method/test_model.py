@@ -119,7 +119,7 @@ def test_padding_changes_no_score_and_no_gradient(text_model, training):
     assert texts.shape[2] < full
     found = []
     for x in (texts, torch.nn.functional.pad(texts, (0, full - texts.shape[2]))):
-        _, logits = model([image, x])
+        _, (logits,) = model([image, x])
         loss = classification_loss(logits, torch.tensor([0, 1]))
         found.append([logits, *grad(loss, list(model.phi[1].parameters()))])
     for short, long in zip(*found):
@@ -136,7 +136,7 @@ def test_attention_can_be_differentiated_twice(text_model):
     params, image = list(model.parameters()), image.double()
 
     def losses():
-        z, logits = model([image, texts])
+        z, (logits,) = model([image, texts])
         return classification_loss(logits, torch.tensor([0, 1])), modality_matching_loss(z, 0.5)
 
     u, eps = [torch.randn_like(p) for p in params], 1e-5
@@ -217,7 +217,7 @@ def test_fusions_compute_their_formulas():
 def test_a_model_returns_features_and_fused_logits():
     """model(x) = (z, W f(z) + b), as Sec. 3.1 has it."""
     model, x = MultimodalModel([1, 2], 3), [torch.randn(4, c, 16, 16) for c in (1, 2)]
-    z, logits = model(x)
+    z, (logits,) = model(x)
     assert all(torch.equal(z_j, phi(x_j)) for z_j, phi, x_j in zip(z, model.phi, x))
     assert torch.equal(logits, model.classifier(model.fusion(z)))
 

@@ -1,0 +1,341 @@
+"""Use a trained model: what it says of new samples.
+
+python -m scripts.predict runs/RUN FOLDER                    the samples of FOLDER/samples.csv
+python -m scripts.predict runs/RUN image=a.jpg audio=b.wav   one sample
+python -m scripts.predict runs/RUN                           the test split of the run's own data
+
+FOLDER/samples.csv has the columns of your own data (docs/DATA.md); split and label may be blank or
+missing. A sample without one of the modalities is predicted from the others. --csv OUT writes a
+line for each sample; --export OUT.pt2 writes the model for torch.export.load, which needs nothing
+of this project.
+
+In Python:
+
+    from scripts.predict import Predictor
+    predictor = Predictor("runs/mine")
+    predictor(image="photo.jpg", audio="call.wav")
+"""
+
+import argparse
+import csv
+import functools
+import json
+import os
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+import data as datasets
+import train
+from model import encoder_names
+from utils import cli, distributed
+from utils.atomic import atomic
+from utils.cli import SettingsError
+from utils.loader import collate, eval_loader
+from utils.modalities import MODALITIES, make_readers
+from utils.modules import eval_mode
+from utils.prepare import prepare_sample
+from utils.run import load_best, load_checkpoint
+from utils.samples import USABLE, Sample, own_source, own_table, split_of
+
+SHOWN = 40  # samples in the printed table
+
+
+class Prediction(NamedTuple):
+    """The class of a sample: its name, its probability, {modality: the class by it alone}.
+
+    alone has the modalities that the sample has.
+    """
+
+    label: str
+    probability: float
+    alone: dict
+
+
+class Predictor:
+    """The model of a run, at the epoch that was tested: predictor(image="a.jpg", audio="b.wav").
+
+    run: the folder; device: cpu, cuda, mps, auto. The run's training data are not needed.
+    kinds: {modality: kind}; classes: the names of the classes; args: the run's settings.
+    """
+
+    def __init__(self, run, device="auto"):
+        state = load_checkpoint(run)
+        self.args = train.Settings(**state["settings"] | {"device": device})
+        self.classes, self.kinds = state["data"]["classes"], state["data"]["kinds"]
+        facts = SimpleNamespace(channels=state["data"]["channels"], classes=self.classes)
+        self.model, self.device = (
+            train.make_model(self.args, facts),
+            distributed.pick_device(device),
+        )
+        self.t = load_best(run, self.model)
+        names = encoder_names(self.args.encoders, len(self.kinds))
+        self.readers = make_readers(self.kinds.values(), names)
+
+    def __call__(self, **files):
+        """The Prediction of one sample: of each modality a path, or a text; some may be left out.
+
+        SettingsError for a name that the run does not have, or a file that cannot be read.
+        """
+        if unknown := files.keys() - self.kinds.keys():
+            known = ", ".join(self.kinds)
+            raise SettingsError(f"the run has no modality {min(unknown)}; it has {known}")
+        cells = [os.fspath(files.get(name) or "") for name in self.kinds]
+        with tempfile.TemporaryDirectory() as folder:
+            status, problem, sources = self.prepared(folder, "", cells)
+            if status != USABLE:
+                raise SettingsError(problem)
+            return self.predictions([self.read(sources)])[0]
+
+    def prepared(self, folder, root, cells):
+        """(status, problem, sources) of a sample's cells, "" where one is missing.
+
+        Prepared files are written in a folder; root: where relative paths begin.
+        """
+        sources, given = [None] * len(cells), [j for j, cell in enumerate(cells) if cell]
+        if not given:
+            return "blank cell", f"the sample has no file; give {' or '.join(self.kinds)}", sources
+        names, kinds = [*self.kinds], [*self.kinds.values()]
+        found = [own_source(root, kinds[j], cells[j]) for j in given]
+        if missing := [path for _, _, path in found if path and not os.path.exists(path)]:
+            return "missing", f"no file {missing[0]}", sources
+        stems, direct, originals = ([f[k] for f in found] for k in range(3))
+        sample = Sample("", "", "", stems, direct, originals, [None] * len(given), "", "")
+        modalities = {names[j]: (kinds[j], MODALITIES[kinds[j]]) for j in given}
+        status, problem, made, _ = prepare_sample(modalities, False, Path(folder), set(), sample)
+        for j, source in zip(given, made):
+            sources[j] = source
+        return status, problem, sources
+
+    def read(self, sources):
+        """The inputs of a sample, None where it has no source."""
+        return [source and read(source) for read, source in zip(self.readers, sources)]
+
+    @torch.no_grad()
+    def logits(self, samples):
+        """(1 + m, n, c) of n samples, lists of m inputs: fused, and by each modality alone.
+
+        The feature of a missing input is 0, as in the score of one modality.
+        """
+        z = []
+        with eval_mode(self.model):
+            for phi, column in zip(self.model.phi, zip(*samples)):
+                there = [i for i, x in enumerate(column) if x is not None]
+                z_j = torch.zeros(len(samples), self.model.d, device=self.device)
+                if there:
+                    (x_j,) = collate([(column[i],) for i in there])
+                    z_j[there] = phi(x_j.to(self.device).contiguous())
+                z.append(z_j)
+            alone = [self.model.unimodal_logits(z, j) for j in range(len(z))]
+            return torch.stack([self.model.logits(z), *alone]).cpu()
+
+    def predictions(self, samples):
+        """A Prediction for each sample, a list of m inputs."""
+        logits, found = self.logits(samples), []
+        best = logits.argmax(2).tolist()
+        for i, probabilities in enumerate(logits[0].softmax(1)):
+            columns = zip(self.kinds, best[1:], samples[i])
+            alone = {name: self.classes[k[i]] for name, k, x in columns if x is not None}
+            label = self.classes[best[0][i]]
+            found.append(Prediction(label, probabilities.max().item(), alone))
+        return found
+
+
+def rows_of(predictor, files):
+    """[(root, split, label, cells)] of a folder, or of `name=path` words; a cell per modality."""
+    names = [*predictor.kinds]
+    if len(files) == 1 and "=" not in files[0]:
+        folder = files[0]
+        kinds, rows = own_table(folder, needed=[])
+        for name in names:
+            if kinds.get(name, predictor.kinds[name]) != predictor.kinds[name]:
+                what = f"{folder}/samples.csv has {name} as {kinds[name]}"
+                raise SettingsError(f"{what}; the run was trained on {predictor.kinds[name]}")
+        if not kinds.keys() & predictor.kinds.keys():
+            what = f"{folder}/samples.csv has the columns {', '.join(kinds)}"
+            raise SettingsError(f"{what}; the run was trained on {', '.join(names)}")
+        place = {name: j for j, name in enumerate(kinds)}
+        found = []
+        for _, row in rows:
+            cells = [row["cells"][place[name]] if name in place else "" for name in names]
+            found.append((folder, split_of(row) or "", row["label"], cells))
+        return sorted(found, key=lambda row: row[1])  # each split in batches of its own
+    pairs = [word.partition("=") for word in files]
+    if bad := [name for name, _, _ in pairs if name not in names]:
+        expected = " ".join(f"{name}=FILE" for name in names)
+        raise SettingsError(f"{bad[0]} is no modality of the run; expected a folder, or {expected}")
+    given = {name: path for name, _, path in pairs}
+    return [("", "", "", [given.get(name, "") for name in names])]
+
+
+def predict(predictor, rows):
+    """A record for each row: its path, split, label, status, problem and Prediction or None."""
+    records, size = [], predictor.args.batch_size
+    for split in dict.fromkeys(row[1] for row in rows):
+        part = [row for row in rows if row[1] == split]
+        for start in tqdm(range(0, len(part), size), f"predicting {split}", disable=None):
+            records += predict_batch(predictor, part[start : start + size])
+    return records
+
+
+def predict_batch(predictor, rows):
+    """The records of some rows, whose files are prepared in a folder that is then removed."""
+    records, inputs = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for root, split, label, cells in rows:
+            status, problem, sources = predictor.prepared(folder, root, cells)
+            record = {"sample": next(filter(None, cells), ""), "split": split, "label": label}
+            records.append(record | {"status": status, "problem": problem, "prediction": None})
+            if status == USABLE:
+                inputs.append(predictor.read(sources))
+    usable = [record for record in records if record["status"] == USABLE]
+    if usable:
+        found = predictor.predictions(inputs)
+        for record, prediction in zip(usable, found):
+            record["prediction"] = prediction
+    return records
+
+
+def table(records, modalities):
+    """The records as rows of text, the first a header."""
+    rows = [["sample", "label", "predicted", "probability", *(f"by {m} alone" for m in modalities)]]
+    for record in records:
+        found = record["prediction"]
+        says = [found.label, f"{found.probability:.3f}"] if found else [record["status"], ""]
+        alone = [found.alone.get(m, "") if found else "" for m in modalities]
+        rows.append([record["sample"], record["label"], *says, *alone])
+    return rows
+
+
+def report(records, modalities):
+    """Print the predictions, the samples that could not be read, and the accuracy."""
+    rows = table(records, modalities)
+    widths = [max(map(len, column)) for column in zip(*rows[: SHOWN + 1])]
+    for row in rows[: SHOWN + 1]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    if len(records) > SHOWN:
+        print(f"... and {len(records) - SHOWN} more; --csv FILE writes all")
+    bad = [record for record in records if record["prediction"] is None]
+    for record in bad[:5]:
+        print(f"not predicted: {record['problem']}")
+    if len(bad) > 5:
+        print(f"... and {len(bad) - 5} more that could not be read")
+    known = [(r["label"], r["prediction"].label) for r in records if r["label"] and r["prediction"]]
+    if known:
+        right = sum(label == found for label, found in known)
+        print(f"right: {right} of {len(known)} with a label, {100 * right / len(known):.1f} %")
+    wrong = Counter(pair for pair in known if pair[0] != pair[1])
+    for (label, found), n in wrong.most_common(3):
+        print(f"{label} was taken for {found}: {n} of {sum(label == pair[0] for pair in known)}")
+
+
+def write_csv(path, records, modalities):
+    """All predictions, a line each."""
+    with atomic(path) as part, open(part, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        header, *rows = table(records, modalities)
+        writer.writerow([*header, "split", "status", "problem"])
+        for row, record in zip(rows, records):
+            says = row if record["prediction"] else [*row[:2], *[""] * (len(row) - 2)]
+            writer.writerow([*says, record["split"], record["status"], record["problem"]])
+    print(f"wrote {path}")
+
+
+def own_records(predictor, run, split):
+    """The records of a split of the run's own data, as train.py --eval reads them."""
+    args = train.parse(["--eval", os.fspath(run), "--split", split])
+    trained = load_checkpoint(run)["data"]
+    encoders = functools.partial(encoder_names, args.encoders)
+    needs_val = train.requirements(args.method).needs_val
+    found = datasets.load_data(args, encoders, needs_val, trained)
+    samples, records = found.splits[split], []
+    for *x, y in eval_loader(samples, args.batch_size, predictor.device, args.workers):
+        predictions = predictor.predictions([*zip(*x)])
+        for k, prediction in zip(y.tolist(), predictions):
+            source = samples.sources[0]
+            name = f"{split} {len(records)}" if torch.is_tensor(source) else source[len(records)]
+            record = {"sample": name, "split": split, "label": predictor.classes[k]}
+            records.append(record | {"status": USABLE, "problem": "", "prediction": prediction})
+    return records
+
+
+class Exported(torch.nn.Module):
+    """inputs (B, ...) of each modality -> the probabilities of the classes, (B, c)."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *x):
+        return self.model(list(x))[1][0].softmax(1)
+
+
+def export(predictor, rows, path):
+    """Write the model for torch.export.load, for batches of any size; rows: of one good sample.
+
+    The file also has classes.json: the names of the classes and the modalities, in their order.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        root, _, _, cells = rows[0]
+        status, problem, sources = predictor.prepared(folder, root, cells)
+        if status != USABLE or None in sources:
+            raise SettingsError(problem or "--export needs a sample that has all modalities")
+        x = [collate([(x_j,)] * 2)[0].to(predictor.device) for x_j in predictor.read(sources)]
+    free = {0: torch.export.Dim("batch")}
+    text = free | {2: torch.export.Dim("tokens")}
+    shapes = tuple(text if kind == "text" else free for kind in predictor.kinds.values())
+    model = Exported(predictor.model).eval()
+    expected = model(*x)
+    try:
+        program = torch.export.export(model, tuple(x), dynamic_shapes=(shapes,))
+        torch.testing.assert_close(program.module()(*x), expected)
+    except Exception as error:
+        why = str(error).strip().splitlines()[0]
+        raise SettingsError(
+            f"torch.export cannot trace --encoders {predictor.args.encoders}: {why}"
+        ) from error
+    facts = json.dumps({"classes": predictor.classes, "modalities": [*predictor.kinds]})
+    with atomic(path) as part:
+        torch.export.save(program, part, extra_files={"classes.json": facts})
+    print(f"wrote {path}; load it with torch.export.load({os.fspath(path)!r}).module()")
+
+
+def main(arguments=None):
+    """Exit status 0; with one sentence 2 for wrong arguments, 1 for a failure, 130 for Ctrl-C."""
+    how = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("predict", description=__doc__, formatter_class=how)
+    parser.add_argument("run", metavar="RUN", help="folder of a run")
+    parser.add_argument("files", metavar="FILES", nargs="*", help="a folder, or MODALITY=FILE ...")
+    parser.add_argument("--split", choices=train.SPLITS, help="of these samples alone")
+    parser.add_argument("--csv", metavar="OUT", help="write all predictions, a line each")
+    parser.add_argument("--export", metavar="OUT", help="write the model for torch.export.load")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps, auto")
+    args = parser.parse_args(arguments)
+    with cli.one_sentence("predict") as program:
+        predictor = Predictor(args.run, args.device)
+        if args.files:
+            rows = rows_of(predictor, args.files)
+            rows = [row for row in rows if args.split in (None, row[1])]
+            if args.export:
+                export(predictor, rows, Path(args.export))
+            records = predict(predictor, rows)
+        elif args.export:
+            raise SettingsError("--export needs one sample: a folder, or MODALITY=FILE ...")
+        else:
+            records = own_records(predictor, args.run, args.split or "test")
+        report(records, predictor.kinds)
+        if args.csv:
+            write_csv(Path(args.csv), records, predictor.kinds)
+        if not any(record["prediction"] for record in records):
+            program.status = 1
+    return program.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

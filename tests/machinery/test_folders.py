@@ -1,0 +1,84 @@
+"""prepare --table: a folder for each class becomes a samples.csv."""
+
+import csv
+from pathlib import Path
+
+from conftest import make_jpg, make_wav
+
+from scripts import prepare
+from utils.folders import rows_of
+from utils.samples import read_own
+
+
+def touch(*paths):
+    for path in map(Path, paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+
+def table(folder="pets"):
+    with open(Path(folder) / "samples.csv", newline="", encoding="utf-8") as file:
+        return [*csv.reader(file)]
+
+
+def test_pairs_of_any_ending_make_a_table(tmp_path, monkeypatch, capsys):
+    """One row a name, whatever the case of its ending; every fifth complete one of a class is for
+    the test; a lone file is a blank cell; the table trains."""
+    monkeypatch.chdir(tmp_path)
+    for label in ("cat", "Vögel"):
+        for i, (picture, sound) in enumerate([(".jpg", ".wav"), (".JPG", ".WAV")] * 3):
+            make_jpg(Path(f"pets/{label}/n {i}{picture}"))
+            make_wav(Path(f"pets/{label}/n {i}{sound}"))
+    touch("pets/cat/lone.png", "pets/cat/.hidden.png", "pets/notes.doc", "pets/top.jpg")
+    assert prepare.main(["--table", "pets"]) == 0
+    said = capsys.readouterr().out
+    assert "split,label,image,audio" in said and "1 samples lack a file" in said
+    header, *rows = table()
+    assert header == ["split", "label", "image", "audio"]
+    assert [r for r in rows if r[0] == "test"] == [
+        ["test", "Vögel", "Vögel/n 1.JPG", "Vögel/n 1.WAV"],
+        ["test", "cat", "cat/n 1.JPG", "cat/n 1.WAV"],
+    ]
+    assert len(rows) == 13 and ["train", "cat", "cat/lone.png", ""] in rows
+    statuses = [sample.status for sample in read_own("pets")[1]]
+    assert statuses.count("") == 12 and statuses.count("blank cell") == 1
+
+
+def test_folders_name_splits_and_kinds(tmp_path, monkeypatch):
+    """train, val, test at any depth; images and audio are passed through; texts are read."""
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "Validation", "test"):
+        for label in ("a", "b"):
+            touch(f"pets/images/{split}/{label}/1.png", f"pets/texts/{split}/{label}/1.txt")
+            Path(f"pets/texts/{split}/{label}/1.txt").write_text("two\n words")
+    assert prepare.main(["--table", "pets"]) == 0
+    header, *rows = table()
+    assert header == ["split", "label", "image", "text"]
+    assert sorted({row[0] for row in rows}) == ["test", "train", "val"] and len(rows) == 6
+    assert {row[3] for row in rows} == {"two words"}
+
+
+def test_a_group_is_on_one_side(tmp_path):
+    """--group _: the samples of a person, of all classes, are in one split."""
+    for label in ("a", "b"):
+        for person in range(6):
+            for k in range(2):
+                touch(
+                    tmp_path / f"{label}/p{person}_{k}.jpg", tmp_path / f"{label}/p{person}_{k}.wav"
+                )
+    kinds, rows = rows_of(tmp_path, "_")
+    sides = {(group, split) for split, _, group, _ in rows}
+    assert len(sides) == 6 and [split for _, split in sorted(sides)].count("test") == 1
+
+
+def test_what_cannot_be_a_table_is_one_sentence(tmp_path, monkeypatch, capsys):
+    """One kind, one class, a table that exists: nothing is written over."""
+    monkeypatch.chdir(tmp_path)
+    touch("pets/cat/1.jpg", "pets/dog/1.jpg")
+    assert prepare.main(["--table", "pets"]) == 2
+    said = "pets has 2 classes with files of 1 kinds; expected two of both, as in pets/CLASS/NAME"
+    assert said in capsys.readouterr().err and not Path("pets/samples.csv").exists()
+    Path("pets/samples.csv").write_text("mine")
+    assert prepare.main(["--table", "pets"]) == 2 and "exists" in capsys.readouterr().err
+    assert Path("pets/samples.csv").read_text() == "mine"
+    assert prepare.main([]) == 2 and "nothing to prepare" in capsys.readouterr().err

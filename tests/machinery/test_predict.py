@@ -1,0 +1,176 @@
+"""scripts/predict.py: what a run says of samples is what its evaluation computes."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_jpg
+
+import train
+from baselines import BASELINES
+from scripts import predict
+from scripts.predict import Predictor
+from utils.cli import SettingsError
+
+LABELS = ["cat", "dög", "bird"]
+
+
+def write_table(folder, rows):
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "samples.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+
+
+@pytest.fixture
+def pets(tmp_path, monkeypatch):
+    """A folder of pictures and vectors, 18 to train and 9 to test, and a run of one epoch."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    rows = [["split", "label", "image", "vector"]]
+    for i in range(27):
+        make_jpg(Path(f"pets/a b/{i}.jpg"), colour=(80 * (i % 3), 9 * i, 40))
+        np.save(f"pets/{i}.npy", rng.normal(size=5).astype(np.float32) + i % 3)
+        cells = [f"a b/{i}.jpg", f"{i}.npy"]
+        rows.append(["train" if i < 18 else "test", LABELS[i % 3], *cells])
+    write_table(Path("pets"), rows)
+    flags = ["--epochs", "1", "--method", "constant:0.5", "--batch-size", "4"]
+    assert train.main(["--dataset", "pets", *flags, "--out", "run"]) == 0
+    return rows
+
+
+def evaluated(monkeypatch, run):
+    """The logits (1 + m, n, c) with which --eval scores the test split."""
+    seen, scores = [], train.scores
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "scores", lambda o, y: seen.append(o) or scores(o, y))
+        assert train.main(["--eval", run]) == 0
+    return torch.stack(seen)
+
+
+def predicted(monkeypatch, run, *files):
+    """The logits with which predict answers, and its records."""
+    seen, logits = [], Predictor.logits
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "logits", lambda *a: seen.append(logits(*a)) or seen[-1])
+        predictor = Predictor(run)
+        if files:
+            records = predict.predict(predictor, predict.rows_of(predictor, files))
+        else:
+            records = predict.own_records(predictor, run, "test")
+    return torch.cat(seen, dim=1), records
+
+
+@pytest.mark.parametrize("method", [*BASELINES, "constant:0.5 --heads", "heuristic"])
+def test_predictions_are_those_of_the_evaluation(tiny_data, monkeypatch, method):
+    """To the bit, for every method; in the last batch is one sample alone."""
+    flags = ["--dataset", "tiny", "--method", *method.split(), "--val-fraction", "0.2"]
+    flags += ["--batch-size", "7", "--epochs", "3", "--inner-iters", "1", "--out", "run"]
+    if method == "greedy":
+        flags += ["--fusion", "channel"]
+    assert train.main(flags) == 0
+    found, records = predicted(monkeypatch, "run")
+    assert torch.equal(found, evaluated(monkeypatch, "run"))
+    right = np.mean([r["label"] == r["prediction"].label for r in records])
+    last = json.loads(Path("run/log.jsonl").read_text().splitlines()[-1])
+    assert 100 * right == pytest.approx(last["test"]["fused"]["acc"])
+
+
+def test_a_folder_is_predicted_as_evaluated(pets, monkeypatch, capsys):
+    """The test split of files, to the bit; a split has batches of its own."""
+    found, records = predicted(monkeypatch, "run", "pets")
+    assert [r["split"] for r in records] == ["test"] * 9 + ["train"] * 18
+    assert torch.equal(found[:, :9], evaluated(monkeypatch, "run"))
+
+
+def test_new_samples_need_neither_labels_nor_the_training_data(pets, capsys):
+    """No column of labels, other folders, a file that is missing and one that is damaged."""
+    Path("pets").rename("gone")
+    Path("gone/bad.jpg").write_bytes(b"no picture")
+    cells = [["a b/0.jpg", "0.npy"], ["", "1.npy"], ["x.jpg", "1.npy"], ["bad.jpg", "1.npy"]]
+    rows = [[name and f"../gone/{name}" for name in row] for row in cells]
+    write_table(Path("new"), [["image", "vector"], *rows])
+    assert predict.main(["run", "new", "--csv", "out.csv"]) == 0
+    said = capsys.readouterr().out
+    assert "x.jpg" in said and "bad.jpg cannot be read" in said and "right:" not in said
+    with open("out.csv", newline="", encoding="utf-8") as file:
+        lines = [*csv.DictReader(file)]
+    assert [line["status"] for line in lines] == ["usable", "usable", "missing", "undecodable"]
+    assert [bool(line["predicted"]) for line in lines] == [True, True, False, False]
+    assert lines[1]["by image alone"] == "" != lines[1]["by vector alone"]
+    assert {p.name for p in Path("gone").iterdir()} >= {"samples.csv", "bad.jpg"}
+    assert not Path("new/prepared").exists()
+
+
+def test_one_sample_by_hand(pets, capsys):
+    """As words, and in Python; a modality that is left out counts as a feature of zeros."""
+    given = {"image": "pets/a b/4.jpg", "vector": "pets/4.npy"}
+    found = Predictor("run")(**given)
+    assert predict.main(["run", *(f"{k}={v}" for k, v in given.items())]) == 0
+    assert f"{found.label}  " in capsys.readouterr().out and 0 < found.probability <= 1
+    predictor = Predictor("run")
+    (alone,) = predictor.predictions([[None, torch.from_numpy(np.load("pets/4.npy"))]])
+    assert alone == predictor(vector="pets/4.npy") and alone.label == alone.alone["vector"]
+    assert [*alone.alone] == ["vector"]
+
+
+@pytest.mark.parametrize(
+    "files, said",
+    [
+        (["bark=x.wav"], "bark is no modality of the run; expected a folder, or image=FILE vector"),
+        (["nothing"], "nothing has no samples.csv"),
+        (["other"], "other/samples.csv has image as text; the run was trained on image"),
+        (["--export", "m.pt2"], "--export needs one sample"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(pets, capsys, files, said):
+    """Status 2."""
+    write_table(Path("other"), [["text:image", "vector"], ["a", "b.npy"]])
+    assert predict.main(["run", *files]) == 2
+    assert said in capsys.readouterr().err
+    with pytest.raises(SettingsError, match="the run has no modality bark; it has image, vector"):
+        Predictor("run")(bark="x")
+
+
+def test_confusions_are_named(capsys):
+    """The three most frequent, with their classes' sizes."""
+    wrong = [("a", "b")] * 3 + [("a", "a")] * 2 + [("b", "a")] * 2 + [("c", "a"), ("b", "c")]
+    records = [
+        {"sample": "s", "label": label, "prediction": predict.Prediction(found, 0.5, {"m": found})}
+        for label, found in wrong
+    ]
+    predict.report(records, ["m"])
+    lines = capsys.readouterr().out.splitlines()[-4:]
+    assert lines[:3] == [
+        "right: 2 of 9 with a label, 22.2 %",
+        "a was taken for b: 3 of 5",
+        "b was taken for a: 2 of 3",
+    ]
+
+
+def test_an_exported_model_needs_nothing_of_the_project(pets, tmp_path):
+    """It computes the probabilities of batches of any size in a Python that knows torch alone."""
+    given = ["image=pets/a b/4.jpg", "vector=pets/4.npy"]
+    assert predict.main(["run", *given, "--export", "model.pt2"]) == 0
+    predictor = Predictor("run")
+    x = [
+        predictor.read(predictor.prepared(tmp_path, "", [f"pets/a b/{i}.jpg", f"pets/{i}.npy"])[2])
+        for i in (3, 4, 5)
+    ]
+    inputs = [torch.stack(column) for column in zip(*x)]
+    torch.save(inputs, "inputs.pt")
+    program = """
+import json, torch
+files = {"classes.json": ""}
+model = torch.export.load("model.pt2", extra_files=files).module()
+print(json.dumps([json.loads(files["classes.json"]), model(*torch.load("inputs.pt")).tolist()]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    facts, found = json.loads(done.stdout)
+    assert facts == {"classes": sorted(LABELS), "modalities": ["image", "vector"]}
+    expected = predictor.logits(x)[0].softmax(1)
+    assert torch.allclose(torch.tensor(found), expected, atol=1e-6)

@@ -1,0 +1,105 @@
+"""Write a samples.csv for a folder that has a folder for each class.
+
+FOLDER/cat/01.jpg and FOLDER/cat/01.wav, the same with other endings, are one sample of the class
+cat. Folders named train, val or test, at any depth, give the split; folders named after a kind of
+data, like images or audio, are passed through.
+"""
+
+import csv
+import os
+from collections import Counter
+from pathlib import Path
+
+from utils.atomic import atomic
+from utils.cli import SettingsError
+from utils.files import KINDS
+from utils.origins import PREPARED
+from utils.samples import SPLITS
+
+ENDINGS = KINDS | dict.fromkeys([".webp", ".bmp", ".tif", ".tiff"], "image")
+ENDINGS |= dict.fromkeys([".opus", ".aiff", ".au"], "audio") | {".npy": "array", ".txt": "text"}
+PASSED = {*ENDINGS.values(), "images", "pictures", "photos", "sounds", "videos", "texts", "arrays"}
+TEST_EVERY = (
+    5  # where no folder names a split, every fifth sample of a class, or group, is a test's
+)
+
+
+def found_files(root):
+    """Yield (key, split, kind, path) of each file of data; key: (label, folders below, stem)."""
+    for path in sorted(Path(root).rglob("*")):
+        parts = path.relative_to(root).parts
+        kind = ENDINGS.get(path.suffix.lower())
+        if not kind or parts[0] == PREPARED or any(part[0] == "." for part in parts):
+            continue
+        if not path.is_file():
+            continue
+        splits = [SPLITS[p.lower()] for p in parts[:-1] if p.lower() in SPLITS]
+        rest = [p for p in parts[:-1] if p.lower() not in SPLITS and p.lower() not in PASSED]
+        if rest:
+            yield (rest[0], *rest[1:], path.stem), splits[0] if splits else "", kind, path
+
+
+def rows_of(root, separator=None):
+    """(kinds, rows) for samples.csv: a row is (split, label, group, {kind: path}).
+
+    separator: samples whose names begin alike, up to it, are one group, "" for no groups.
+    SettingsError for a folder without two kinds of data or two classes.
+    """
+    samples, twice = {}, []
+    for key, split, kind, path in found_files(root):
+        files = samples.setdefault((key, split), {})
+        if kind in files:
+            twice.append(f"{files[kind].name} and {path.name}")
+        files.setdefault(kind, path)
+    if twice:
+        print(f"{len(twice)} samples have two files of one kind; the first is used: {twice[0]}")
+    counts = Counter(kind for files in samples.values() for kind in files)
+    kinds = [kind for kind, n in counts.most_common() if n >= 0.1 * len(samples)]
+    labels = {key[0] for key, _ in samples}
+    if len(kinds) < 2 or len(labels) < 2:
+        layout = f"{root}/CLASS/NAME.jpg and {root}/CLASS/NAME.wav"
+        what = f"{root} has {len(labels)} classes with files of {len(kinds)} kinds"
+        raise SettingsError(f"{what}; expected two of both, as in {layout}")
+    rows, named, seen = [], any(split for _, split in samples), {}
+    for (key, split), files in samples.items():
+        group = key[-1].split(separator)[0] if separator else ""
+        if not split and not named and len(files) == len(kinds):
+            units = seen.setdefault("" if separator else key[0], {})  # the groups, or a class
+            n = units.setdefault(group or key, len(units))
+            split = "test" if n % TEST_EVERY == 1 else "train"
+        rows.append((split or "train", key[0], group, files))
+    return kinds, rows
+
+
+def cell(root, kind, path):
+    """A cell of samples.csv: a text's content, else the path below the folder, "" for no file."""
+    if path is None:
+        return ""
+    if kind == "text":
+        return " ".join(path.read_text(encoding="utf-8", errors="replace").split())
+    return path.relative_to(root).as_posix()
+
+
+def write_samples(root, separator=None):
+    """Write FOLDER/samples.csv, print its first lines and its counts."""
+    path = Path(root) / "samples.csv"
+    if os.path.lexists(path):
+        raise SettingsError(f"{path} exists; rename or remove it to have it written anew")
+    kinds, rows = rows_of(root, separator)
+    head = ["split", "label", *["group"] * bool(separator), *kinds]
+    lines = [head]
+    for split, label, group, files in rows:
+        cells = [cell(root, kind, files.get(kind)) for kind in kinds]
+        lines.append([split, label, *[group] * bool(separator), *cells])
+    with atomic(path) as part, open(part, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(lines)
+    print(f"wrote {path}; its first lines:")
+    for line in lines[:6]:
+        print("   ", ",".join(line))
+    for split, n in sorted(Counter(row[0] for row in rows).items()):
+        classes = Counter(row[1] for row in rows if row[0] == split)
+        listed = ", ".join(f"{label} {count}" for label, count in sorted(classes.items())[:20])
+        print(f"{split}: {n} samples ({listed}{', ...' if len(classes) > 20 else ''})")
+    incomplete = [row for row in rows if len(row[3]) < len(kinds)]
+    if incomplete:
+        print(f"{len(incomplete)} samples lack a file: their cells are blank, they are not used")
