@@ -371,6 +371,9 @@ def test_the_matrix_to_play_with_is_l_mm():
         angle, one = math.radians(degrees), torch.eye(4).double()
         turned = one * math.cos(angle) + one.roll(1, 1) * math.sin(angle)
         assert found == pytest.approx(modality_matching_loss([one, turned], tau).item())
+    z = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)).double()
+    found = javascript(f"matching({similarity(*z).tolist()}, 0.5)")  # its rows and columns differ
+    assert found == pytest.approx(modality_matching_loss([*z], 0.5).item())
     expected = similarity(one, turned).flatten().tolist()
     assert javascript("similarities(90).flat()") == pytest.approx(expected, abs=1e-12)
 
