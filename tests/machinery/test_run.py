@@ -523,3 +523,11 @@ def test_a_schedule_is_one_or_says_why_not(name, numbers, t, T):
     except ValueError:
         return
     assert 0 <= alpha(min(t, T), T) <= 1
+
+
+def test_an_alpha_that_differs_in_rounding_resumes(tiny_data, monkeypatch):
+    """As that of `released`, which is computed, on another processor."""
+    monkeypatch.setitem(SCHEDULES, "mine", lambda t, T: 0.75)
+    start("run", "--method", "mine", "--epochs", "4")
+    monkeypatch.setitem(SCHEDULES, "mine", lambda t, T: 0.75 + 1e-9)
+    assert train.main(["--resume", "run"]) == 0
