@@ -1,27 +1,30 @@
 """docs/paper-and-code.html: the paper's equations beside the code that computes them.
 
-    python -m scripts.page
+    python -m scripts.page                  also makes docs/handout.html from docs/HANDOUT.md
 
-scripts/page.md is the page's text, scripts/page.css its look. In the text a `##` heading begins a
-section, a `###` heading a row of two columns. These blocks are filled in when the page is made:
+scripts/page.md is the page's text, page.css its look, page.js its moving pictures. In the text `##`
+begins a section, `###` a row: two columns, if it has code. These blocks are filled in:
 
 block      lines                        becomes
 math N     LaTeX                        MathML, with the number (N); also $...$ inside the text
 code       file.py:name                 its source with line numbers, and its rows of CHOICES.md
-notes      file.py:name                 only its rows of CHOICES.md
-test       tests/x.py:test_name         its name, its first sentence, its source
-release    how a row begins             that row of CHOICES.md about the authors' released code
+           tests/x.py:test_name         its name, its first sentence, its source
+           notes file.py:name           only its rows of CHOICES.md
+           release WORDS                the row about the released code that begins with the words
 python     a program                    the program and what it prints; later blocks see its names
-symbols    see Symbol                   the table of the symbols that have a colour
+svg ID W H a program                    the SVG that it prints; the words after H say what it shows
+include    docs/FILE.md                 the text of the file, its headings one level lower
+symbols    see Symbol                   the table of the symbols
 
-`value:NAME:FORMAT` inside the text becomes the value that a program has given to NAME. The blocks
-code, test and python go into the right column, in this order, all others into the left one.
+![text](FILE.png) becomes the picture of docs/, smaller. Code and python fill the right column.
 """
 
 import argparse
 import ast
+import base64
 import contextlib
 import functools
+import hashlib
 import html
 import io
 import re
@@ -32,58 +35,55 @@ from typing import NamedTuple
 
 from latex2mathml.converter import convert
 from markdown_it import MarkdownIt
+from PIL import Image
 from pygments import highlight
 from pygments.filter import Filter
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
-from pygments.token import Comment, Name, String
+from pygments.token import Comment, Keyword, Name, Operator, String, Text
 
 from utils import cli
 from utils.atomic import atomic
 
 ROOT = Path(__file__).parents[1]
-TEXT, STYLE = ROOT / "scripts/page.md", ROOT / "scripts/page.css"
+TEXT, STYLE, SCRIPT = (ROOT / f"scripts/page.{kind}" for kind in ("md", "css", "js"))
+HANDOUT = ROOT / "docs/HANDOUT.md"
 PAGE = ROOT / "docs/paper-and-code.html"
-RELEASE = "The release differs"
-MARKS = {"Paper silent": "Here", "Departs from paper": "Why", RELEASE: "The release"}
+MARKS = {"Paper silent": "Here", "Departs from paper": "Why", "The release differs": "The release"}
+STYLED = {Keyword, Keyword.Namespace, Keyword.Constant, Operator.Word, Name.Function, Name.Class}
+WIDTH, COLOURS = 1100, 128  # of a picture in the page
+PLACE = r"[\w/]+\.py:[\w.]+"
 
 
 class Symbol(NamedTuple):
-    """A line of the block `symbols`."""
+    """A line of the block `symbols`; five of them have a colour in page.css."""
 
-    key: str  # its colour's name in the style
+    key: str  # its class in the style
     latex: str
     names: str  # in the code
     meaning: str
-    light: str  # its colour on light ground
-    dark: str
     places: str = ""  # a pattern: where the names mean this symbol; empty: everywhere
 
 
-def symbols():
-    """The symbols that have a colour; a LaTeX text that contains another one comes first."""
-    return symbols_of(TEXT)
-
-
 @functools.cache
-def symbols_of(path):
-    """The symbols of a page's text."""
-    block = re.search(r"^```symbols\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
-    return [Symbol(*map(str.strip, line.split(" | "))) for line in block[1].splitlines()]
+def symbols():
+    """The symbols of the page's text; a LaTeX text that contains another one comes first."""
+    block = re.search(r"^```symbols\n(.*?)^```", TEXT.read_text(encoding="utf-8"), re.M | re.S)
+    return [Symbol(*map(str.strip, line.split("|", 4))) for line in block[1].splitlines()]
 
 
 def symbols_at(place):
-    """{name: key} of the names that mean a symbol at `place`, file.py:name."""
+    """{name: symbol} of the names that mean a symbol at `place`, file.py:name."""
     there = [s for s in symbols() if re.match(s.places, place)]
-    return {name: s.key for s in there for name in s.names.split()}
+    return {name: s for s in there for name in s.names.split()}
 
 
-class Colours(Filter):
-    """Pygments filter: names, comments and docstrings carry the colours of the symbols."""
+class Symbols(Filter):
+    """Pygments filter: the symbols' names have their keys, also in comments and docstrings."""
 
     def __init__(self, place):
         super().__init__()
-        self.keys = symbols_at(place)
+        self.keys = {name: s.key for name, s in symbols_at(place).items()}
         words = "|".join(sorted(self.keys, key=len, reverse=True))
         self.words = re.compile(rf"(?<![\w.])({words})(?!\w)")
 
@@ -98,25 +98,20 @@ class Colours(Filter):
             elif kind in Name and value in self.keys and after != "=":  # no keyword: `f(alpha=1)`
                 yield getattr(kind, self.keys[value]), value
             else:
-                yield kind, value
+                yield (kind if kind in STYLED else Text), value  # Text has no tag
 
 
 def highlighted(text, place, first=None):
     """Python as HTML; first: the number of its first line, without it no line is numbered."""
     lexer = PythonLexer(stripnl=False)
-    lexer.add_filter(Colours(place))
+    lexer.add_filter(Symbols(place))
     numbers = {"linenos": "inline", "linenostart": first} if first else {}
-    return highlight(text, lexer, HtmlFormatter(cssclass="source", **numbers)).strip()
-
-
-def box(inside, label, kind=""):
-    """A box in which content wider than its column scrolls, also by keyboard."""
-    label = html.escape(label)
-    return f'<div class="box{kind}" tabindex="0" role="region" aria-label="{label}">{inside}</div>'
+    made = highlight(text, lexer, HtmlFormatter(cssclass="source", **numbers)).strip()
+    return f'<div class="box">{made}</div>'
 
 
 def mathml(latex, display):
-    """MathML of LaTeX, its symbols coloured; the LaTeX is its alternative text."""
+    """MathML of LaTeX, its symbols with their keys; the LaTeX is its alternative text."""
     keys = {s.latex: s.key for s in symbols()}
     pattern = "|".join(map(re.escape, keys))
     coloured = re.sub(pattern, lambda m: rf"\class{{{keys[m[0]]}}}{{{m[0]}}}", latex)
@@ -139,7 +134,7 @@ def names(node):
 
 
 def find(place):
-    """(node, its first line, its source) of file.py:name; ValueError if it does not exist."""
+    """(node, its first line, its source) of file.py:name; SettingsError if it does not exist."""
     file, _, name = place.partition(":")
     if not (ROOT / file).is_file():
         raise cli.SettingsError(f"there is no file {file}")
@@ -161,120 +156,129 @@ def anchor(title):
 
 @functools.cache
 def choices():
-    """docs/CHOICES.md: [(mark, what, choice, place)]; the release has no place."""
+    """docs/CHOICES.md: [(mark, what, choice, place)]; the place of a release's row: release what"""
     rows, mark = [], None
     for line in (ROOT / "docs/CHOICES.md").read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):  # the table of the baselines' numbers has no mark
-            mark = RELEASE if "released code" in line else None
+            mark = "The release differs" if "released code" in line else None
         elif line.partition(":")[0] in MARKS:
             mark = line.partition(":")[0]
         elif mark and line.startswith("| "):
             what, choice, *place = (cell.strip() for cell in line.strip("|").split(" | "))
-            rows.append((mark, what, choice, "".join(place).strip(" `")))
+            rows.append((mark, what, choice, place[0].strip(" `") if place else f"release {what}"))
     return rows
 
 
 class Page:
-    """The HTML of the blocks of scripts/page.md."""
+    """The HTML of a page's text."""
 
     def __init__(self, text):
-        self.shown = set(re.findall(r"^[\w/]+\.py:[\w.]+$", text, re.M))
+        self.text, self.shown = text, set(re.findall(rf"^{PLACE}$", text, re.M))
         self.headings, self.program = [], {"__name__": "page"}
-        self.md = MarkdownIt("commonmark")
-        own = (self.code_inline, self.fence, self.heading_open)
+        self.md = MarkdownIt("commonmark").enable("table")
+        own = (self.code_inline, self.fence, self.heading_open, self.image)
         self.md.renderer.rules |= {rule.__name__: rule for rule in own}
 
     def heading_open(self, tokens, i, options, env):
         tag, title = tokens[i].tag, tokens[i + 1].content
         self.headings.append((tag, title))
-        return f'<{tag} id="{anchor(title)}">'
+        place = anchor(title)  # its link is for the mouse alone: the contents have it, too
+        link = f'<a class="permalink" href="#{place}" tabindex="-1" aria-hidden="true">#</a>'
+        return f'<{tag} id="{place}">{link}'
+
+    def image(self, tokens, i, options, env):
+        """A picture of docs/ inside the page; its digest tells when the file has changed."""
+        path, alt = ROOT / "docs" / tokens[i].attrs["src"], html.escape(tokens[i].content)
+        digest, file = hashlib.sha256(path.read_bytes()).hexdigest()[:16], io.BytesIO()
+        with Image.open(path) as picture:
+            small = picture.convert("RGB")
+        small.thumbnail((WIDTH, WIDTH), Image.Resampling.LANCZOS)
+        small.quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(file, "PNG", optimize=True)
+        data = base64.b64encode(file.getvalue()).decode()
+        size = f'width="{small.width}" height="{small.height}"'
+        return f'<img alt="{alt}" {size} data-of="{digest}" src="data:image/png;base64,{data}">'
 
     def code_inline(self, tokens, i, options, env):
+        """Math, a symbol's name with its meaning, a link to a listing, or plain code."""
         text = tokens[i].content
-        if text.startswith("math:"):
-            return mathml(text.removeprefix("math:"), "inline")
-        if text.startswith("value:"):
-            return f"<!--{text}-->"  # make puts it in, when all programs have run
-        key = symbols_at("worked").get(text, "")
-        code = f'<code class="{key}">{text}</code>' if key else f"<code>{html.escape(text)}</code>"
-        return self.link(text, code) if re.fullmatch(r"[\w/]+\.py:[\w.]+", text) else code
-
-    def link(self, place, text):
-        """A link to the place on this page, or else to its line in the file."""
-        file, first = place.partition(":")[0], find(place)[1]
-        target = f"#{place}" if place in self.shown else f"../{file}#L{first}"
-        return f'<a href="{target}">{text}</a>'
+        latex = text.removeprefix("math:")
+        code = f"<code>{html.escape(text)}</code>" if latex == text else mathml(latex, "inline")
+        symbol = {s.latex: s for s in symbols()}.get(latex) or symbols_at("worked").get(text)
+        if symbol:
+            return f'<span class="{symbol.key}" title="{symbol.meaning}">{code}</span>'
+        return f'<a href="#{text}">{code}</a>' if text in self.shown else code
 
     def fence(self, tokens, i, options, env):
-        kind, _, number = tokens[i].info.partition(" ")
-        content, lines = tokens[i].content, tokens[i].content.splitlines()
-        if kind == "math":
-            return self.math(content, number)
-        if kind == "symbols":
-            return self.symbols()
-        if kind == "python":
-            return self.worked(content)
-        if kind == "test":
-            return f'<ul class="tests">{"".join(map(self.test, lines))}</ul>'
-        return "".join(map(self.code if kind == "code" else self.release, lines))
+        kind, *details = tokens[i].info.split() or ["text"]
+        kinds = {"math": self.math, "symbols": self.symbols, "code": self.listings}
+        kinds |= {"python": self.worked, "svg": self.svg}
+        if kind in kinds:
+            return kinds[kind](tokens[i].content, *details)
+        return f'<div class="box"><pre>{html.escape(tokens[i].content)}</pre></div>'
 
-    def math(self, latex, number):
+    def math(self, latex, number=""):
         number = number and f'<span class="number">({number})</span>'
-        scroll = '<div class="scroll" tabindex="0" role="region" aria-label="equation">'
-        return f'<div class="equation">{scroll}{mathml(latex, "block")}</div>{number}</div>'
+        scroll = f'<div class="scroll">{mathml(latex, "block")}</div>'
+        return f'<div class="equation">{scroll}{number}</div>'
 
-    def symbols(self):
-        rows = []
+    def symbols(self, content):
+        table = "| symbol | in the code | meaning |\n|---|---|---|\n"
         for s in symbols():
-            names = " ".join(f'<code class="{s.key}">{name}</code>' for name in s.names.split())
-            math = mathml(s.latex, "inline")
-            rows.append(f"<tr><td>{math}</td><td>{names}</td><td>{s.meaning}</td></tr>")
-        head = "".join(f'<th scope="col">{x}</th>' for x in ("symbol", "in the code", "meaning"))
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+            names = " ".join(f"`{name}`" for name in s.names.split())
+            table += f"| `math:{s.latex}` | {names} | {s.meaning} |\n"
+        return self.md.render(table)
 
-    def worked(self, program):
-        """Run a program of the text; later ones see its names."""
+    def run(self, program):
+        """What a program of the text prints; later ones see its names."""
         printed = io.StringIO()
         try:
             with contextlib.redirect_stdout(printed):
                 exec(compile(program, "scripts/page.md", "exec"), self.program)
         except Exception as error:
-            what = f"the worked number fails ({type(error).__name__}: {error})"
+            what = f"the worked example fails ({type(error).__name__}: {error})"
             raise cli.SettingsError(what) from error
-        code = box(highlighted(program, "worked"), "worked number: program")
-        output = f"<pre><samp>{html.escape(printed.getvalue())}</samp></pre>"
-        output = box(output, "worked number: what it prints", " output")
-        return f"<figure><figcaption>Worked number</figcaption>{code}{output}</figure>"
+        return printed.getvalue()
+
+    def worked(self, program):
+        output = f"<pre><samp>{html.escape(self.run(program))}</samp></pre>"
+        code = f'{highlighted(program, "worked")}<div class="box output">{output}</div>'
+        return f"<figure><figcaption>Worked example</figcaption>{code}</figure>"
+
+    def svg(self, program, name, width, height, *words):
+        size, words = f'viewBox="0 0 {width} {height}"', html.escape(" ".join(words))
+        return f'<svg id="{name}" {size} role="img" aria-label="{words}">{self.run(program)}</svg>'
+
+    def listings(self, content):
+        """The functions, then the tests, of a block `code`."""
+        places = [line for line in content.splitlines() if " " not in line]
+        tests = "".join(self.test(place) for place in places if place.startswith("tests/"))
+        shown = "".join(self.code(place) for place in places if not place.startswith("tests/"))
+        head = "<p>Tests that check it:</p>" if tests else ""
+        return f'{shown}{head}<ul class="tests">{tests}</ul>'
 
     def code(self, place):
         _, first, source = find(place)
         file, _, name = place.partition(":")
-        link = f'<a href="../{file}#L{first}">{file}, line {first}</a>'
-        inside = box(highlighted(source, place, first), f"source of {name} in {file}")
-        caption = f"<figcaption><code>{name}</code> in {link}</figcaption>"
-        return f'<figure id="{place}">{caption}{inside}</figure>'
+        caption = f"<figcaption><code>{name}</code> in {file}, line {first}</figcaption>"
+        return f'<figure id="{place}">{caption}{highlighted(source, place, first)}</figure>'
 
     def test(self, place):
         node, first, source = find(place)
-        file, _, name = place.partition(":")
         sentence = re.split(r"(?<=[.?!])\s+(?=[A-Z])", " ".join(ast.get_docstring(node).split()))[0]
-        link = f'<a href="../{file}#L{first}"><code>{name}</code></a>'
-        inside = box(highlighted(source, place, first), f"source of {name}")
-        details = f"<details><summary>the test’s code</summary>{inside}</details>"
-        return f'<li id="{place}">{link}: {html.escape(sentence)}{details}</li>'
+        summary = f"<summary>the test’s code, in {place.partition(':')[0]}</summary>"
+        details = f"<details>{summary}{highlighted(source, place, first)}</details>"
+        return f'<li id="{place}"><code>{node.name}</code>: {html.escape(sentence)}{details}</li>'
 
-    def notes(self, place):
-        find(place)
-        found = [row for row in choices() if row[3] == place]
-        return "".join(self.note(*row[:3]) for row in found)
-
-    def release(self, beginning):
-        for mark, what, text, _ in choices():
-            if mark == RELEASE and what.startswith(beginning):
-                return self.note(mark, what, text)
-        raise cli.SettingsError(
-            f"docs/CHOICES.md has no row of the release that begins: {beginning}"
-        )
+    def notes(self, line):
+        """The rows of CHOICES.md for a line of a block `code`."""
+        place = line.removeprefix("notes ")
+        if not place.startswith("release "):
+            find(place)
+            return "".join(self.note(*row[:3]) for row in choices() if row[3] == place)
+        for row in choices():
+            if row[3].startswith(place):
+                return self.note(*row[:3])
+        raise cli.SettingsError(f"docs/CHOICES.md has no row that begins with this {place}")
 
     def note(self, mark, what, text):
         what, text = self.md.renderInline(what), self.md.renderInline(text)
@@ -283,57 +287,50 @@ class Page:
 
     def row(self, chunk):
         """A heading and its content, in two columns if it has code."""
-        blocks, left = {"code": [], "test": [], "python": [], "notes": []}, []
+        left, right, lines = [], [], []
         for token in self.md.parse(re.sub(r"\$([^$\n]+)\$", r"`math:\1`", chunk)):
-            blocks.get(token.info if token.type == "fence" else "", left).append(token)
-        right = blocks["code"] + blocks["test"] + blocks["python"]
-        places = [x for token in blocks["code"] + blocks["notes"] for x in token.content.split()]
+            beside = token.type == "fence" and token.info in ("code", "python")
+            (right if beside else left).append(token)
+            lines += token.content.splitlines() if beside and token.info == "code" else []
+        right.sort(key=lambda token: token.info)  # code, then python
         try:
             text = self.md.renderer.render(left, self.md.options, {})
-            text += "".join(map(self.notes, places))
+            text += "".join(map(self.notes, lines))
             proof = self.md.renderer.render(right, self.md.options, {})
         except cli.SettingsError as error:
             title = chunk.splitlines()[0].strip("# ")
-            raise cli.SettingsError(f"{error}; see {title!r} in scripts/page.md") from error
+            raise cli.SettingsError(f"{error}; see {title!r} in the page's text") from error
         if not right:
             return f'<div class="text">{text}</div>'
         return f'<section class="row"><div>{text}</div><div>{proof}</div></section>'
 
 
+def included(text):
+    """The text with the files that it includes; links to a heading that is in it stay in it."""
+
+    def insert(match):
+        own = (ROOT / match[1]).read_text(encoding="utf-8")
+        return re.sub(r"^#", "##", own.replace("```python", "```py"), flags=re.M)  # is not run
+
+    text = re.sub(r"^```include\n(.*)\n```$", insert, text, flags=re.M)
+    here = set(map(anchor, re.findall(r"^#+ (.*)", text, re.M)))
+    link = re.compile(r"\]\([\w.-]+#([\w-]+)\)")
+    return link.sub(lambda m: f"](#{m[1]})" if m[1] in here else m[0], text)
+
+
 def contents(headings):
-    """Links to the sections and their rows: nested lists."""
-    items = []
-    for tag, title in headings:
-        link = f'<a href="#{anchor(title)}">{title}</a>'
-        if tag == "h2":
-            items.append((link, []))
-        elif tag == "h3":
-            items[-1][1].append(f"<li>{link}</li>")
-    inner = ((link, f"<ul>{''.join(rows)}</ul>" if rows else "") for link, rows in items)
-    return f"<ul>{''.join(f'<li>{link}{rows}</li>' for link, rows in inner)}</ul>"
+    """Links to the sections (h2) and their rows (h3)."""
+    link = '<li class="{}"><a href="#{}">{}</a></li>'
+    items = (link.format(tag, anchor(title), title) for tag, title in headings if tag < "h4")
+    return f"<ul>{''.join(items)}</ul>"
 
 
-def style():
-    """scripts/page.css and the symbols' colours."""
-    light = " ".join(f"--{s.key}: {s.light};" for s in symbols())
-    dark = " ".join(f"--{s.key}: {s.dark};" for s in symbols())
-    rules = [
-        f":root {{ {light} }}",
-        f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}",
-        *(f'.{s.key}, [class$="-{s.key}"] {{ color: var(--{s.key}); }}' for s in symbols()),
-    ]
-    return STYLE.read_text(encoding="utf-8") + "\n".join(rules)
-
-
-def make():
-    """The whole page as HTML; the same text for the same files, wherever they are."""
-    text = TEXT.read_text(encoding="utf-8")
-    page = Page(text)
-    first, *rest = map(page.row, re.split(r"^(?=###? )", text, flags=re.M))
+def make(path):
+    """A text as a whole HTML page; the same for the same files, wherever they are."""
+    page = Page(included(path.read_text(encoding="utf-8")))
+    header, *rows = map(page.row, re.split(r"^(?=###? )", page.text, flags=re.M))
     (_, title), *headings = page.headings
-    rows = "\n".join([*rest, ""])
-    for marker, name, form in re.findall(r"(<!--value:(\w+):(.*?)-->)", rows):
-        rows = rows.replace(marker, format(page.program[name], form))
+    rows = "\n".join(rows)
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -342,14 +339,17 @@ def make():
 <title>{title}</title>
 <meta name="generator" content="{made_with()}">
 <style>
-{style()}
-</style>
+{STYLE.read_text(encoding="utf-8")}</style>
 </head>
-<body>
-<header>{first}</header>
-<nav aria-label="Sections">{contents(headings)}</nav>
-<main>
-{rows}</main>
+<body class="{path.stem}">
+<a class="skip" href="#main">Skip to the text</a>
+<header>{header}</header>
+<nav aria-label="Contents"><details><summary>Contents</summary>{contents(headings)}</details></nav>
+<main id="main">
+{rows}
+</main>
+<script>
+{SCRIPT.read_text(encoding="utf-8")}</script>
 </body>
 </html>
 """
@@ -357,18 +357,18 @@ def make():
 
 def made_with():
     """The libraries whose versions decide how the page is written."""
-    libraries = ("latex2mathml", "markdown-it-py", "Pygments")
-    return ", ".join(f"{name} {metadata.version(name)}" for name in libraries)
+    names = ("latex2mathml", "markdown-it-py", "Pygments")
+    return ", ".join(f"{name} {metadata.version(name)}" for name in names)
 
 
 def main(arguments=None):
     """Exit status 0, or 2 and one sentence."""
     argparse.ArgumentParser("page", description=__doc__.splitlines()[0]).parse_args(arguments)
     with cli.one_sentence("page") as program:
-        text = make()
-        with atomic(PAGE) as part:
-            part.write_text(text, encoding="utf-8", newline="\n")
-        print(f"wrote {PAGE.relative_to(ROOT)}")
+        for path, text in [(PAGE, make(TEXT)), (HANDOUT.with_name("handout.html"), make(HANDOUT))]:
+            with atomic(path) as part:
+                part.write_text(text, encoding="utf-8", newline="\n")
+            print(f"wrote {path.relative_to(ROOT)}")
     return program.status
 
 
