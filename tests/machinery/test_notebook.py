@@ -157,6 +157,7 @@ ODD = {  # the body of mine: what is said about it
 def test_an_odd_omega_names_the_line_and_the_next_cell_works(notebook, capsys):
     """One sentence for the check; no training; the mended cell then runs."""
     notebook.prepare()
+    notebook.run(MINE)  # a good one, which must not stay
     capsys.readouterr()
     for body, sentence in ODD.items():
         notebook.run(MINE, f"def mine(t, T):\n    {body}\n\n\ncheck(mine, EPOCHS)\n")
