@@ -17,12 +17,12 @@ ISL = "airtlab/An-EMG-and-IMU-Dataset-for-the-Italian-Sign-Language-Alphabet"
 PHONE_WATCH = "GeoTecINIT/sp-sw-har-dataset"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 ACTIVITIES = ["SEATED", "SITTING_DOWN", "STANDING_UP", "TURNING", "WALKING"]
-PEOPLE = {"val": [1, 9, 17], "test": [3, 7, 11, 15, 19, 23]}  # of phone-watch; 14 others train
+SIDES = dict.fromkeys([1, 9, 17], "val") | dict.fromkeys([3, 7, 11, 15, 19, 23], "test")  # people
 STEP, WINDOW = 10, 50  # of phone-watch: ms between two values, values in a window
 
 
 def read_all(read, root, pattern, n, repository):
-    """{path: read(path)} of the n files of a pattern, sorted by path; else one sentence:
+    """{path: read(path)} of the n files of a pattern, sorted by path.
 
     FileNotFoundError if there are not n files, UnreadableFile if `read` fails.
     """
@@ -85,7 +85,7 @@ def read_device(path):
 def windows(phone, watch):
     """Both devices' windows of 0.5 s, one after another: (2, n, 7, 50), channels and activity.
 
-    Interpolated linearly at 100 Hz, while both devices measured.
+    Values are interpolated linearly at 100 Hz over the time that both devices measured.
     """
     start, end = max(phone[0, 6], watch[0, 6]), min(phone[-1, 6], watch[-1, 6])
     n = max(0, int((end - start) // (STEP * WINDOW)))
@@ -110,7 +110,5 @@ def activities(root):
     one = (labels == labels[:, :1]).all(axis=1)
     print(f"windows: {one.sum()} of {len(one)}; in the others the activity changes")
     both, y, people = both[:, one, None, :6], labels[one, 0].astype(int), people[one]
-    sides = np.full(len(people), "train")
-    for split, members in PEOPLE.items():
-        sides[np.isin(people, members)] = split
+    sides = np.array([SIDES.get(person, "train") for person in people])
     return divide(both, y, sides), people[sides == "train"]
