@@ -5,6 +5,7 @@ MODALITIES         the kinds of data: how each is prepared and read, which encod
 load               one of the six sets, or a folder of your own with a samples.csv
 keypad             ours, built in: see a handwritten digit, hear its telephone key
 spoken_digits      ours: recordings of spoken digits (FSDD) with handwritten digits
+isl, phone_watch   not ours, not the paper's: real recordings of two sensors at once
 
 An entry of DATASETS is a function of the data set's folder that returns a Data.
 """
@@ -18,13 +19,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from utils import decode, digits, distributed, media
+from utils import decode, digits, distributed, media, sensors
 from utils.cli import SettingsError, check_choice
-from utils.loader import BatchSampler, hold_out, identity, make_loader
+from utils.loader import BatchSampler, identity, make_loader, normalized, take, with_validation
 from utils.modalities import MODALITIES, Modality, make_readers
 from utils.prepare import collect
 from utils.pretrained import is_text
-from utils.samples import Strings, class_index, own_settings
+from utils.samples import Strings, by_size, class_index, own_settings
 from utils.trained import as_trained, check_channels, check_splits
 
 CREMAD = {"audio": "audio-3s", "video": "video"}
@@ -44,6 +45,8 @@ SETS = {  # kinds: of each modality; paper: the paper's train, val and test samp
 def defaults(name, device="auto"):
     """The settings of train.py that a data set replaces on a device (Sec. 4.1); a flag wins."""
     if name not in SETS:
+        if name == "isl":
+            return by_size(520)
         if name in (None, *DATASETS):
             return {}
         if not os.path.isdir(name):
@@ -116,10 +119,6 @@ class Samples(Dataset):
         """The samples at the positions `chosen`."""
         sources = [take(source, chosen) for source in self.sources]
         return Samples(sources, take(self.y, chosen), self.readers)
-
-
-def take(values, chosen):
-    return values[chosen] if torch.is_tensor(values) else type(values)([values[i] for i in chosen])
 
 
 # A reader is called as (source, seed); with a seed it augments, as a function of that seed. Images
@@ -213,14 +212,10 @@ def load(name, root=""):
     return Data(kinds, [*index], splits, np.array(found.splits["train"][2]), root)
 
 
-def paired(modalities, splits, groups, folder=""):
-    """A built-in set from {split: (x, y)}, x normalized by the training split's mean and std."""
-    scales = [(x_j.mean(), x_j.std()) for x_j in splits["train"][0]]
-    samples = {}
-    for split, (x, y) in splits.items():
-        x = [torch.tensor((x_j - mean) / std).float() for x_j, (mean, std) in zip(x, scales)]
-        samples[split] = Samples(x, torch.tensor(y), [identity] * len(x))
-    return Data(dict.fromkeys(modalities, "tensor"), [*"0123456789"], samples, groups, folder)
+def paired(modalities, classes, splits, groups, folder=""):
+    """A set in memory, from {split: (x, y)} as normalized returns it."""
+    samples = {split: Samples(x, y, [identity] * len(x)) for split, (x, y) in splits.items()}
+    return Data(dict.fromkeys(modalities, "tensor"), [*classes], samples, groups, folder)
 
 
 def keypad(root=""):
@@ -242,7 +237,7 @@ def keypad(root=""):
         x = [image, digits.spectrograms(digits.dtmf_tones(y, column, rng))]
         # --- end ---
         splits[split] = x, y
-    return paired(modalities, splits, groups["train"])
+    return paired(modalities, "0123456789", normalized(splits), groups["train"])
 
 
 def spoken_digits(root=""):
@@ -253,10 +248,24 @@ def spoken_digits(root=""):
     """
     root = root or "data/spoken-digits"
     splits, groups = digits.spoken_pairs(root, np.random.default_rng(0))
-    return paired(["image", "sound"], splits, groups, root)
+    return paired(["image", "sound"], "0123456789", normalized(splits), groups, root)
+
+
+def isl(root=""):
+    """A forearm's EMG and IMU while it signs one of 26 letters: 520, 78 and 182 recordings."""
+    root = root or "data/isl"
+    return paired(["emg", "imu"], sensors.LETTERS, sensors.signs(root), None, root)
+
+
+def phone_watch(root=""):
+    """A phone and a watch on one person: 2,161, 404 and 834 windows of 14, 3 and 6 people."""
+    root = root or "data/phone-watch"
+    splits, people = sensors.activities(root)
+    return paired(["phone", "watch"], sensors.ACTIVITIES, splits, people, root)
 
 
 DATASETS = {"keypad": keypad, "spoken-digits": spoken_digits}
+DATASETS |= {"isl": isl, "phone-watch": phone_watch}
 DATASETS |= {name: functools.partial(load, name) for name in SETS}
 
 
@@ -269,17 +278,7 @@ def load_data(args, encoders, needs_val=False, trained=None):
     """
     make = DATASETS.get(args.dataset, functools.partial(load, args.dataset))
     data = as_trained(make(args.root), trained)
-    splits = dict(data.splits)
-    fraction = args.val_fraction
-    if "val" in splits and fraction:
-        raise SettingsError(f"{args.dataset} has a validation part; leave --val-fraction out")
-    if (needs_val or args.outer == "held-out") and "val" not in splits and not fraction:
-        fraction = 0.1
-        if not args.eval:
-            print("a tenth of the training split is held out, as by --val-fraction 0.1")
-    if fraction:
-        groups = np.arange(len(splits["train"])) if data.groups is None else data.groups
-        splits["train"], splits["val"] = hold_out(splits["train"], groups, fraction, args.seed)
+    splits = with_validation(args, data, needs_val)
     check_splits(args, splits)
     readers = make_readers(data.kinds.values(), encoders(len(data.kinds)))
     device = distributed.pick_device(args.device)

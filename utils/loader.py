@@ -43,6 +43,20 @@ def stack(column):
     return batch.movedim(tuple(range(1, batch.dim())), tuple(1 + k for k in order))
 
 
+def normalized(splits, axes=None):
+    """{split: (x, y)} of arrays, x a list -> of tensors, x normalized by the training split.
+
+    axes: over which its mean and std are taken, None: all.
+    """
+    x_train, _ = splits["train"]
+    scales = [(x_j.mean(axes, keepdims=True), x_j.std(axes, keepdims=True)) for x_j in x_train]
+    result = {}
+    for split, (x, y) in splits.items():
+        x = [torch.tensor((x_j - mean) / std).float() for x_j, (mean, std) in zip(x, scales)]
+        result[split] = x, torch.tensor(y)
+    return result
+
+
 class OnDevice:
     """A loader of inputs that are read: they move to the device batch by batch."""
 
@@ -129,6 +143,11 @@ def eval_loader(dataset, batch_size, device, workers=0, shard=None):
     return make_loader(dataset, batches, device, workers)
 
 
+def take(values, chosen):
+    """The values at the positions `chosen`, of a tensor or a list, in one of the same type."""
+    return values[chosen] if torch.is_tensor(values) else type(values)([values[i] for i in chosen])
+
+
 def hold_out(dataset, groups, fraction, seed):
     """(rest, held out): about that fraction of a data set, no group (n,) of ints on both sides."""
     members = np.random.default_rng(seed).permutation(np.unique(groups))
@@ -136,3 +155,21 @@ def hold_out(dataset, groups, fraction, seed):
     if held_out.all():
         raise SettingsError(f"--val-fraction {fraction} leaves nothing to train on; choose less")
     return dataset.subset(np.flatnonzero(~held_out)), dataset.subset(np.flatnonzero(held_out))
+
+
+def with_validation(args, data, needs_val):
+    """The splits of a data.Data, with a `val` held out of `train` if the settings or needs_val ask.
+
+    SettingsError if --val-fraction is given and the data have a validation part.
+    """
+    splits, fraction = dict(data.splits), args.val_fraction
+    if "val" in splits and fraction:
+        raise SettingsError(f"{args.dataset} has a validation part; leave --val-fraction out")
+    if (needs_val or args.outer == "held-out") and "val" not in splits and not fraction:
+        fraction = 0.1
+        if not args.eval:
+            print("a tenth of the training split is held out, as by --val-fraction 0.1")
+    if fraction:
+        groups = np.arange(len(splits["train"])) if data.groups is None else data.groups
+        splits["train"], splits["val"] = hold_out(splits["train"], groups, fraction, args.seed)
+    return splits

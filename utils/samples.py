@@ -372,20 +372,24 @@ def class_index(labels, n_classes=None):
     return {label: k for k, label in enumerate(classes)}
 
 
-def own_settings(folder):
-    """The settings of train.py for data of your own, by their kinds and their number of samples."""
-    kinds, rows = own_table(folder)
-    n = sum(split_of(row) == "train" for _, row in rows)
+def by_size(n):
+    """The settings of train.py for n training samples: about 600 steps, in 10 to 50 epochs."""
     batch_size = 64 if n >= 1000 else 16
-    epochs = min(50, max(10, 600 * batch_size // max(1, n)))  # about 600 steps, in 10 to 50 epochs
-    settings = {
-        "encoders": ",".join(MODALITIES[kind].encoders[0] for kind in kinds.values()),
+    epochs = min(50, max(10, 600 * batch_size // max(1, n)))
+    return {
         "batch_size": batch_size,
         "epochs": epochs,
         "alpha_batch": 32,
         "eta_alpha": 20 / epochs,  # as on keypad, where T is 10
         "alpha_limit": 1 / epochs,
     }
+
+
+def own_settings(folder):
+    """The settings of train.py for data of your own, by their kinds and their number of samples."""
+    kinds, rows = own_table(folder)
+    settings = by_size(sum(split_of(row) == "train" for _, row in rows))
+    settings["encoders"] = ",".join(MODALITIES[kind].encoders[0] for kind in kinds.values())
     if "text" in kinds.values():
         settings |= {"optimizer": "adam", "lr": 1e-4, "weight_decay": 0.0}
     return settings

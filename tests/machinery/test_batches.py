@@ -14,7 +14,7 @@ from conftest import tiny
 import data
 import train
 from data import Batches, Samples
-from utils.loader import InMemory, eval_loader, stack
+from utils.loader import InMemory, eval_loader, hold_out, stack
 
 
 def read_key(position, seed):
@@ -218,13 +218,13 @@ def test_hold_out_keeps_groups_together(tiny_data):
     tiny = tiny_data()
     tiny.splits["train"].sources[0] = torch.arange(48)
     for fraction, expected in [(0.25, 12), (0.001, 2)]:
-        rest, held_out = data.hold_out(tiny.splits["train"], tiny.groups, fraction, 0)
+        rest, held_out = hold_out(tiny.splits["train"], tiny.groups, fraction, 0)
         i, j = rest.sources[0].tolist(), held_out.sources[0].tolist()
         assert sorted(i + j) == list(range(48)) and len(held_out) == expected
         assert not set(tiny.groups[i]) & set(tiny.groups[j])
         assert held_out.y.tolist() == tiny.splits["train"].y[j].tolist()
     with pytest.raises(ValueError, match="--val-fraction 1 leaves nothing to train on"):
-        data.hold_out(tiny.splits["train"], tiny.groups, 1, 0)
+        hold_out(tiny.splits["train"], tiny.groups, 1, 0)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
