@@ -18,7 +18,6 @@ symbols    see Symbol                   the table of the symbols that have a col
 code, test and python go into the right column, in this order, all others into the left one.
 """
 
-import argparse
 import ast
 import contextlib
 import functools
@@ -363,8 +362,8 @@ def made_with():
 
 def main(arguments=None):
     """Exit status 0, or 2 and one sentence."""
-    argparse.ArgumentParser("page", description=__doc__.splitlines()[0]).parse_args(arguments)
     with cli.one_sentence("page") as program:
+        cli.Parser("page", description=__doc__.splitlines()[0]).parse_args(arguments)
         text = make()
         with atomic(PAGE) as part:
             part.write_text(text, encoding="utf-8", newline="\n")

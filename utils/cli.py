@@ -91,6 +91,13 @@ def changeable(settings):
     return {f.name for f in dataclasses.fields(settings) if f.metadata["changeable"]}
 
 
+def amount(n, noun):
+    """`1 epoch`, `2 epochs`, `2 classes`."""
+    if n == 1:
+        return f"1 {noun}"
+    return f"{n} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
 @functools.cache
 def versions():
     """Python, torch, and the code's git revision where there is one."""

@@ -122,7 +122,8 @@ def own_table(root, needed=("split", "label")):
         header.pop()  # empty columns behind
     if absent := [column for column in needed if column not in header]:
         expected = "expected a first line like split,label,image,audio"
-        raise SettingsError(f"{place} is a header without {absent}: {header[:4]}; {expected}")
+        what = f"{place} is a header without {' and '.join(absent)}: {','.join(header[:4])}"
+        raise SettingsError(f"{what}; {expected}")
     kinds = modality_columns(place, header)
     if len(kinds) < 2:
         raise SettingsError(f"{place} names {len(kinds)} modality, expected two or more columns")
