@@ -109,8 +109,7 @@ def label(settings):
     usual |= defaults(name, "cpu") if name in DATASETS or Path(name).is_dir() else {}
     silent = cli.changeable(train.Settings) | {"dataset", "method", "seed"}
     apart = {k: v for k, v in settings.items() if k not in silent and v != usual.get(k)}
-    flags = [cli.flag(k) if v is True else f"{cli.flag(k)} {v}" for k, v in apart.items()]
-    return " ".join([settings["method"], *flags])
+    return " ".join([settings["method"], *cli.as_flags(apart)])
 
 
 def titled(folder, settings):

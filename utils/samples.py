@@ -25,7 +25,7 @@ import torch
 
 from utils.annotations import read_table
 from utils.atomic import atomic
-from utils.cli import SettingsError
+from utils.cli import SettingsError, amount
 from utils.media import UnreadableFile, map_array, reading
 from utils.modalities import MODALITIES
 from utils.origins import FORMAT, IN_THE_WAY, PREPARED, digest, in_the_way, stamp
@@ -367,7 +367,7 @@ def class_index(labels, n_classes=None):
         return {str(k): k for k in range(max(n_classes, 1 + max(map(int, labels))))}
     classes = sorted(labels)
     more = ", ..." if len(classes) > 20 else ""
-    print(f"{len(classes)} classes: {', '.join(classes[:20])}{more}")
+    print(f"{amount(len(classes), 'class')}: {', '.join(classes[:20])}{more}")
     for group in alike(classes):
         print(f"these classes look alike: {', '.join(map(ascii, group))}; correct a slip")
     return {label: k for k, label in enumerate(classes)}
@@ -379,10 +379,12 @@ def own_settings(folder):
     n = sum(split_of(row) == "train" for _, row in rows)
     batch_size = 64 if n >= 1000 else 16
     epochs = min(50, max(10, 600 * batch_size // max(1, n)))  # about 600 steps, in 10 to 50 epochs
+    few = n // batch_size < 12  # then 50 epochs of one pass have fewer than 600 steps
     settings = {
         "encoders": ",".join(MODALITIES[kind].encoders[0] for kind in kinds.values()),
         "batch_size": batch_size,
         "epochs": epochs,
+        "inner_iters": 12 if few else 0,
         "alpha_batch": 32,
         "eta_alpha": 20 / epochs,  # as on keypad, where T is 10
         "alpha_limit": 1 / epochs,
