@@ -129,10 +129,10 @@ def test_version_names_the_project_and_its_libraries(capsys):
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_an_unknown_flag_is_one_sentence(program, capsys):
     """Of every program, with exit status 2."""
-    first = {predict: ["run"], figures: ["landscape"]}.get(program, [])
-    assert program.main([*first, "--sedd", "1"]) == 2
+    first = {predict: ["run"], figures: ["landscape"], response: ["table"]}.get(program, [])
+    assert program.main([*first, "--sedd=1"]) == 2
     said = capsys.readouterr()
-    assert said.err.count("\n") == 1 and "unknown flag '--sedd'" in said.err and not said.out
+    assert said.err.count("\n") == 1 and "unknown flag '--sedd=1'" in said.err and not said.out
 
 
 def test_help_is_as_wide_as_the_terminal_and_begins_with_commands(monkeypatch, capsys):
