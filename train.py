@@ -1,8 +1,8 @@
 """Algorithm 1: train, evaluate, log; the command line (Alg. 1, Sec. 4.1).
 
-python train.py                                     keypad, learning-based
-python train.py --resume runs/RUN                   resume a run; --eval evaluates it
-"""
+python train.py                      learn alpha on keypad, which is built in
+python train.py --dataset FOLDER     learn alpha on your own data (docs/DATA.md)
+python train.py --resume runs/RUN    resume a run; --eval runs/RUN scores it"""
 
 import dataclasses
 import sys
@@ -247,7 +247,7 @@ def parse(argv=None):
     given = cli.parse(Settings, argv, __doc__)
     check_together(given)
     if folder := given.get("resume") or given.get("eval"):
-        return Settings(**resumed_settings(folder, given, Settings, DATASETS))
+        return Settings(**resumed_settings(folder, given, Settings, DATASETS, defaults))
     return Settings(**defaults(given.get("dataset"), given.get("device", "auto")) | given)
 
 

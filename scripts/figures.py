@@ -6,9 +6,13 @@
     python -m scripts.figures gap runs/keypad-constant0-seed0 runs/keypad-heuristic-seed0  Fig. 2
     python -m scripts.figures gradcam RUN RUN --modality sound     with --keep 9,          Fig. 4
     python -m scripts.figures table runs/keypad-* --metric map     Tables 1, 3, 4; Fig. 1
+    python -m scripts.figures confusion RUN                        which class is taken for which
+    python -m scripts.figures mistakes RUN --split val             the samples surely called wrong
     python -m scripts.figures landscape                            Eq. 2, 3; needs no run
 
-curves, alpha and table read only RUN/log.jsonl; gap and gradcam also read checkpoints and data.
+curves, alpha and table read only RUN/log.jsonl; the others also read checkpoints and data. The
+picture of one run is written into the run's folder, of several runs into the current folder; --out
+names another file.
 """
 
 import dataclasses
@@ -17,6 +21,7 @@ import inspect
 import itertools
 import os
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +32,9 @@ import train
 from data import DATASETS, defaults, load_data
 from losses import make_schedule
 from model import encoder_names
+from scripts import predict
 from scripts.landscape import draw
+from scripts.predict import Predictor
 from utils import cli
 from utils.cli import SettingsError
 from utils.loader import eval_loader
@@ -38,6 +45,7 @@ from utils.run import checkpoint_epochs, load_best, load_checkpoint, load_state,
 COLOURS = ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 BLACK, *_, PINK, ORANGE, SKY = COLOURS
 COLUMNS = 7  # runs that `curves` draws side by side
+SHOWN = 8  # samples that `mistakes` draws
 METRICS = {"acc": "ACC", "map": "MAP", "f1": "macro-F1"}
 
 
@@ -83,12 +91,13 @@ def legend(figure, axis, place="lower", **options):
 
 
 def save(figure, out):
-    """Write the picture in the format of its file ending, and close it."""
+    """Write the picture in the format of its file ending, say so, and close it."""
     try:
         figure.savefig(out, dpi=150)
     except ValueError as error:  # a format that matplotlib does not know
         raise SettingsError(f"{out} cannot be drawn: {error}") from error
     pyplot().close(figure)
+    print(f"wrote {out}")
 
 
 def label(settings):
@@ -100,8 +109,7 @@ def label(settings):
     usual |= defaults(name, "cpu") if name in DATASETS or Path(name).is_dir() else {}
     silent = cli.changeable(train.Settings) | {"dataset", "method", "seed"}
     apart = {k: v for k, v in settings.items() if k not in silent and v != usual.get(k)}
-    flags = [cli.flag(k) if v is True else f"{cli.flag(k)} {v}" for k, v in apart.items()]
-    return " ".join([settings["method"], *flags])
+    return " ".join([settings["method"], *cli.as_flags(apart)])
 
 
 def titled(folder, settings):
@@ -358,8 +366,8 @@ def grad_cams(folder, modality, sample):
         checkpoint_epochs(folder),
     )
     if len(epochs) < 3:
-        found = ", ".join(map(str, epochs))
-        problem = f"{folder} has checkpoints of epochs {found}, gradcam needs three"
+        found = cli.amount(len(epochs), "checkpoint")
+        problem = f"{folder} has {found}, gradcam needs three"
         raise SettingsError(f"{problem}; train with --keep 9")
     if not 0 <= sample < len(test):
         limits = f"0 to {len(test) - 1}, one of the test split"
@@ -398,6 +406,93 @@ def gradcam(runs, out="gradcam.png", modality="", sample=0):
     save(figure, out)
 
 
+def plain(text):
+    """A user's text as matplotlib shows it: a dollar sign begins no formula."""
+    return text.replace("$", r"\$")
+
+
+def answers(records, modalities):
+    """{"fused" or modality: (label, predicted) of each sample}, from the records of predict."""
+    pairs = {"fused": [(r["label"], r["prediction"].label) for r in records]}
+    for name in modalities:
+        pairs[name] = [(r["label"], r["prediction"].alone[name]) for r in records]
+    return pairs
+
+
+def confusion(run, split="test", out="confusion.png"):
+    """Which class is taken for which, by the fused model and by each modality alone.
+
+    A row is a label, a column a predicted class. Returns the three largest confusions, in words.
+    """
+    from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
+
+    cli.check_choice("split", split, train.SPLITS)
+    predictor = Predictor(run)
+    records, classes = predict.own_records(predictor, run, split), predictor.classes
+    pairs, names = answers(records, predictor.kinds), [*map(plain, classes)]
+    few, size = len(classes) <= 15, min(8, 2.5 + 0.3 * len(classes))
+    figure, axes = panels(1, len(pairs), size * len(pairs), size)
+    lines = []
+    for axis, (name, found) in zip(axes[0], pairs.items()):
+        labels, predicted = [pair[0] for pair in found], [pair[1] for pair in found]
+        matrix = confusion_matrix(labels, predicted, labels=classes)
+        display = ConfusionMatrixDisplay(matrix, display_labels=names)
+        options = {"cmap": "Blues", "colorbar": False, "values_format": "d"}
+        display.plot(ax=axis, include_values=few, xticks_rotation="vertical", **options)
+        axis.grid(False)
+        if not few:
+            axis.set(xticks=[], yticks=[])
+        right = f"{np.trace(matrix)} of {matrix.sum()} right"
+        axis.set_title(f"{name if name == 'fused' else f'{name} alone'}: {right}", fontsize=10)
+        lines += [f"{name}: {right}", *(f"  {line}" for line in predict.confusions(found))]
+    figure.suptitle(f"{Path(run).resolve().name}, epoch {predictor.t}, {split} split", fontsize=10)
+    save(figure, out)
+    return "\n".join(lines)
+
+
+def show_input(axis, name, kind, x_j, source):
+    """Draw a sample's input as its modality is seen: a picture, a spectrogram, a text, numbers."""
+    axis.set(xticks=[], yticks=[])
+    axis.grid(False)
+    if kind == "text":
+        axis.text(0.5, 0.5, plain(textwrap.fill(source, 30)), ha="center", va="center", wrap=True)
+    elif x_j.dim() == 1:
+        axis.bar(range(len(x_j)), x_j.tolist(), width=1.0, color=COLOURS[1])
+    else:
+        low_pitch_below = kind.startswith("audio") or name == "sound"
+        axis.imshow(shown(x_j), "gray", origin="lower" if low_pitch_below else "upper")
+        axis.set_aspect("auto" if low_pitch_below else "equal")
+
+
+def mistakes(run, split="test", out="mistakes.png"):
+    """The samples that are wrong with the highest probability, a row each.
+
+    A row has the sample's inputs and the class by each modality alone. Returns the rows as text.
+    """
+    cli.check_choice("split", split, train.SPLITS)
+    predictor = Predictor(run)
+    samples = predict.own_samples(run, split)
+    records = predict.sample_records(predictor, samples, split)
+    wrong = [i for i, r in enumerate(records) if r["label"] != r["prediction"].label]
+    said = f"wrong: {len(wrong)} of {cli.amount(len(records), 'sample')} of the {split} split"
+    if not wrong:
+        return said
+    wrong = sorted(wrong, key=lambda i: -records[i]["prediction"].probability)[:SHOWN]
+    figure, axes = panels(len(wrong), len(predictor.kinds), 2 + 2.5 * len(predictor.kinds), 1)
+    figure.set_figheight(2.2 * len(wrong) + 0.5)
+    for row, i in zip(axes, wrong):
+        record, prediction, (*x, _) = records[i], records[i]["prediction"], samples[i]
+        for j, (axis, (name, kind)) in enumerate(zip(row, predictor.kinds.items())):
+            show_input(axis, name, kind, x[j].cpu(), samples.sources[j][i])
+            axis.set_title(plain(f"{name} alone: {prediction.alone[name]}"), fontsize=9)
+        probability = f"{prediction.label} ({prediction.probability:.3f})"
+        text = f"{record['label']}, taken for\n{probability}\n{Path(record['sample']).name}"
+        row[0].set_ylabel(plain(text), rotation=0, ha="right", va="center", fontsize=9)
+    save(figure, out)
+    rows = predict.table([records[i] for i in wrong], predictor.kinds)
+    return "\n".join([f"{said}; with the highest probability:", *predict.aligned(rows)])
+
+
 def landscape(out="landscape.png", seed=0):
     """The outer loss L_CLS(theta*(alpha)) of a small problem, with Eq. 3 as tangents (Eq. 2, 3)."""
     figure, axes = panels(2, 2, 10, 8, sharex="row", height_ratios=[3, 2])
@@ -406,16 +501,23 @@ def landscape(out="landscape.png", seed=0):
     save(figure, out)
 
 
-COMMANDS = {
-    command.__name__: command for command in (curves, alpha, gap, gradcam, table, landscape)
-}
+COMMANDS = [curves, alpha, gap, gradcam, table, confusion, mistakes, landscape]
+COMMANDS = {command.__name__: command for command in COMMANDS}
 OPTIONS = {
-    "out": "picture to write; its ending says the format",
+    "out": "picture to write; its ending says the format (default {} in the run's folder; with "
+    "several runs, or none, here)",
     "metric": f"one of {', '.join(METRICS)}",
     "modality": "whose encoder",
     "sample": "number of the test split's sample",
     "seed": "of the small problem's data",
+    "split": f"one of {', '.join(train.SPLITS)}",
 }
+
+
+def place(options, usual):
+    """The picture to write: --out, else the usual name in the folder of the one run, else here."""
+    runs = options.get("runs", [options.get("run", "")])
+    return options["out"] or os.path.join(runs[0] if len(runs) == 1 else "", usual)
 
 
 def main(arguments=None):
@@ -426,14 +528,19 @@ def main(arguments=None):
         for name, function in COMMANDS.items():
             command = commands.add_parser(name, help=function.__doc__.split("\n")[0])
             for option, parameter in inspect.signature(function).parameters.items():
-                if option == "runs":
-                    command.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
+                if option in ("run", "runs"):
+                    number = {"nargs": "+"} if option == "runs" else {}
+                    command.add_argument(option, metavar="RUN", help="folder of a run", **number)
                     continue
-                usual, text = parameter.default, OPTIONS[option]
-                command.add_argument(f"--{option}", type=type(usual), default=usual, help=text)
+                usual, text = parameter.default, OPTIONS[option].format(parameter.default)
+                default = "" if option == "out" else usual
+                command.add_argument(f"--{option}", type=type(usual), default=default, help=text)
         options = vars(parser.parse_args(arguments))
-        text = COMMANDS[options.pop("command")](**options)
-        print(text or f"wrote {options['out']}")
+        function = COMMANDS[options.pop("command")]
+        if "out" in options:
+            options["out"] = place(options, inspect.signature(function).parameters["out"].default)
+        if text := function(**options):
+            print(text)
     return program.status
 
 

@@ -19,7 +19,6 @@ symbols    see Symbol                   the table of the symbols
 ![text](FILE.png) becomes the picture of docs/, smaller. Code and python fill the right column.
 """
 
-import argparse
 import ast
 import base64
 import contextlib
@@ -363,8 +362,8 @@ def made_with():
 
 def main(arguments=None):
     """Exit status 0, or 2 and one sentence."""
-    argparse.ArgumentParser("page", description=__doc__.splitlines()[0]).parse_args(arguments)
     with cli.one_sentence("page") as program:
+        cli.Parser("page", description=__doc__.splitlines()[0]).parse_args(arguments)
         for path, text in [(PAGE, make(TEXT)), (HANDOUT.with_name("handout.html"), make(HANDOUT))]:
             with atomic(path) as part:
                 part.write_text(text, encoding="utf-8", newline="\n")

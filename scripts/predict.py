@@ -16,7 +16,6 @@ In Python:
     predictor(image="photo.jpg", audio="call.wav")
 """
 
-import argparse
 import csv
 import functools
 import json
@@ -213,12 +212,26 @@ def table(records, modalities):
     return rows
 
 
+def aligned(rows):
+    """Rows of text as lines with columns of equal width."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    pad = [[cell.ljust(width) for cell, width in zip(row, widths)] for row in rows]
+    return ["  ".join(cells).rstrip() for cells in pad]
+
+
+def confusions(pairs):
+    """The three most frequent confusions in words; pairs: of each sample (label, predicted)."""
+    sizes, wrong = Counter(pair[0] for pair in pairs), Counter(p for p in pairs if p[0] != p[1])
+    return [
+        f"{label} was taken for {found}: {n} of {sizes[label]}"
+        for (label, found), n in wrong.most_common(3)
+    ]
+
+
 def report(records, modalities):
     """Print the predictions, the samples that could not be read, and the accuracy."""
     rows = table(records, modalities)
-    widths = [max(map(len, column)) for column in zip(*rows[: SHOWN + 1])]
-    for row in rows[: SHOWN + 1]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    print("\n".join(aligned(rows[: SHOWN + 1])))
     if len(records) > SHOWN:
         print(f"... and {len(records) - SHOWN} more; --csv FILE writes all")
     bad = [record for record in records if record["prediction"] is None]
@@ -230,9 +243,8 @@ def report(records, modalities):
     if known:
         right = sum(label == found for label, found in known)
         print(f"right: {right} of {len(known)} with a label, {100 * right / len(known):.1f} %")
-    wrong = Counter(pair for pair in known if pair[0] != pair[1])
-    for (label, found), n in wrong.most_common(3):
-        print(f"{label} was taken for {found}: {n} of {sum(label == pair[0] for pair in known)}")
+    for line in confusions(known):
+        print(line)
 
 
 def write_csv(path, records, modalities):
@@ -247,14 +259,23 @@ def write_csv(path, records, modalities):
     print(f"wrote {path}")
 
 
-def own_records(predictor, run, split):
-    """The records of a split of the run's own data, as train.py --eval reads them."""
+def own_samples(run, split):
+    """The Samples of a split of the run's own data, as train.py --eval reads them."""
     args = train.parse(["--eval", os.fspath(run), "--split", split])
     trained = load_checkpoint(run)["data"]
     encoders = functools.partial(encoder_names, args.encoders)
     needs_val = train.requirements(args.method).needs_val
-    found = datasets.load_data(args, encoders, needs_val, trained)
-    samples, records = found.splits[split], []
+    return datasets.load_data(args, encoders, needs_val, trained).splits[split]
+
+
+def own_records(predictor, run, split):
+    """The records of a split of the run's own data."""
+    return sample_records(predictor, own_samples(run, split), split)
+
+
+def sample_records(predictor, samples, split):
+    """The records of Samples, in their order."""
+    args, records = predictor.args, []
     for *x, y in eval_loader(samples, args.batch_size, predictor.device, args.workers):
         predictions = predictor.predictions([*zip(*x)])
         for k, prediction in zip(y.tolist(), predictions):
@@ -308,16 +329,16 @@ def export(predictor, rows, path):
 
 def main(arguments=None):
     """Exit status 0; with one sentence 2 for wrong arguments, 1 for a failure, 130 for Ctrl-C."""
-    how = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("predict", description=__doc__, formatter_class=how)
-    parser.add_argument("run", metavar="RUN", help="folder of a run")
-    parser.add_argument("files", metavar="FILES", nargs="*", help="a folder, or MODALITY=FILE ...")
-    parser.add_argument("--split", choices=train.SPLITS, help="of these samples alone")
-    parser.add_argument("--csv", metavar="OUT", help="write all predictions, a line each")
-    parser.add_argument("--export", metavar="OUT", help="write the model for torch.export.load")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps, auto")
-    args = parser.parse_args(arguments)
     with cli.one_sentence("predict") as program:
+        parser = cli.Parser("predict", description=__doc__)
+        parser.add_argument("run", metavar="RUN", help="folder of a run")
+        files = "a folder, or MODALITY=FILE ..."
+        parser.add_argument("files", metavar="FILES", nargs="*", help=files)
+        parser.add_argument("--split", choices=train.SPLITS, help="of these samples alone")
+        parser.add_argument("--csv", metavar="OUT", help="write all predictions, a line each")
+        parser.add_argument("--export", metavar="OUT", help="write the model for torch.export.load")
+        parser.add_argument("--device", default="auto", help="cpu, cuda, mps, auto")
+        args = parser.parse_args(arguments)
         predictor = Predictor(args.run, args.device)
         if args.files:
             rows = rows_of(predictor, args.files)

@@ -8,7 +8,6 @@ your own with a samples.csv. Everything is written into DIR/prepared, see utils/
 stop it and run it again: it continues.
 """
 
-import argparse
 import os
 import sys
 
@@ -20,22 +19,20 @@ from utils.prepare import prepare
 
 def main(arguments=None):
     """Exit status 0; with one sentence 2 for wrong arguments, 1 for a failure, 130 for Ctrl-C."""
-    parser = argparse.ArgumentParser("prepare", description=__doc__.splitlines()[0])
-    names = f"one of {', '.join(SETS)}, or a folder with a samples.csv"
-    parser.add_argument("name", metavar="NAME", nargs="?", help=names)
-    table = "write FOLDER/samples.csv, from a folder for each class"
-    parser.add_argument("--table", metavar="FOLDER", help=table)
-    group = "with --table: names that are alike up to this text are one group (one person)"
-    parser.add_argument("--group", metavar="TEXT", help=group)
-    parser.add_argument("--root", metavar="DIR", help="folder of the data set (data/NAME)")
-    cores = os.cpu_count()
-    parser.add_argument(
-        "--workers", type=int, default=cores, metavar="N", help="processes (all cores)"
-    )
-    raw = "keep the frames of videos as uint8 arrays: 2.6 MB a clip"
-    parser.add_argument("--raw", action="store_true", help=raw)
-    args = parser.parse_args(arguments)
     with cli.one_sentence("prepare") as program:
+        parser = cli.Parser("prepare", description=__doc__.splitlines()[0])
+        names = f"one of {', '.join(SETS)}, or a folder with a samples.csv"
+        parser.add_argument("name", metavar="NAME", nargs="?", help=names)
+        table = "write FOLDER/samples.csv, from a folder for each class"
+        parser.add_argument("--table", metavar="FOLDER", help=table)
+        group = "with --table: names that are alike up to this text are one group (one person)"
+        parser.add_argument("--group", metavar="TEXT", help=group)
+        parser.add_argument("--root", metavar="DIR", help="folder of the data set (data/NAME)")
+        cores, workers = os.cpu_count(), "processes (all cores)"
+        parser.add_argument("--workers", type=int, default=cores, metavar="N", help=workers)
+        raw = "keep the frames of videos as uint8 arrays: 2.6 MB a clip"
+        parser.add_argument("--raw", action="store_true", help=raw)
+        args = parser.parse_args(arguments)
         program.stopped = lambda: (
             "stopped; finished samples are kept, run the same command again to continue"
         )
@@ -48,8 +45,8 @@ def main(arguments=None):
             raise cli.SettingsError(f"--workers is {args.workers}, expected 0 to 512")
         own = args.name not in SETS
         if own and (args.root or not os.path.isdir(args.name)):
-            expected = f"expected one of {[*SETS]}, or a folder (not its csv) without --root"
-            raise cli.SettingsError(f"unknown data set {args.name!r}; {expected}")
+            choices = f"choose from {', '.join(SETS)}, or a folder (not its csv) without --root"
+            raise cli.SettingsError(f"unknown data set {args.name!r}; {choices}")
         root = args.root or (args.name if own else os.path.join("data", args.name))
         kinds = None if own else SETS[args.name]["kinds"]
         prepare(args.name, root, kinds, args.workers, args.raw, program)

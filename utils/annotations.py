@@ -106,8 +106,8 @@ def read_csv(path, *columns):
         names = [field.lower() for field in fields]
         if n == 0 and set(names) & set(columns):
             if absent := [c for c in columns if c not in names]:
-                expected = f"expected {list(columns)}"
-                raise SettingsError(f"{place} is a header without {absent}, {expected}")
+                expected = f"expected {', '.join(columns)}"
+                raise SettingsError(f"{place} is a header without {', '.join(absent)}; {expected}")
             positions, width = [names.index(c) for c in columns], len(names)
         elif len(fields) != width:
             expected = f"{width}: {', '.join(columns)}"
@@ -119,7 +119,7 @@ def read_csv(path, *columns):
 def class_number(place, label, classes):
     """The place of a label in the list of classes; SettingsError for an unknown label."""
     if label not in classes:
-        known = f"{classes[:40]}{' and more' * (len(classes) > 40)}"
+        known = ", ".join(classes[:40]) + " and more" * (len(classes) > 40)
         raise SettingsError(f"{place}: unknown label {label!r}, expected one of {known}")
     return classes.index(label)
 

@@ -14,9 +14,11 @@ import math
 import os
 import platform
 import re
+import shlex
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import traceback
 from dataclasses import field
@@ -86,9 +88,27 @@ def flag(name):
     return "--" + name.replace("_", "-")
 
 
+def as_flags(settings):
+    """{"lr": 0.5, "heads": True, "bf16": False} -> ["--lr 0.5", "--heads", "--no-bf16"]."""
+    flags = []
+    for name, value in settings.items():
+        if isinstance(value, bool):
+            flags.append(flag(name) if value else flag(f"no_{name}"))
+        else:
+            flags.append(f"{flag(name)} {shlex.quote(str(value))}")
+    return flags
+
+
 def changeable(settings):
     """The names of the fields that may change on resume."""
     return {f.name for f in dataclasses.fields(settings) if f.metadata["changeable"]}
+
+
+def amount(n, noun):
+    """`1 epoch`, `2 epochs`, `2 classes`."""
+    if n == 1:
+        return f"1 {noun}"
+    return f"{n} {noun}{'es' if noun.endswith('s') else 's'}"
 
 
 @functools.cache
@@ -117,11 +137,18 @@ def check_choice(kind, value, choices):
     return value
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help as wide as the terminal; a name with a hyphen is not divided."""
+
+    def _split_lines(self, text, width):
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with --version, and with a SettingsError of one sentence for a wrong flag."""
 
     def __init__(self, *names, **options):
-        options.setdefault("formatter_class", argparse.RawTextHelpFormatter)
+        options.setdefault("formatter_class", Help)
         super().__init__(*names, allow_abbrev=False, **options)
         project = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
         parts = [f"{name} {version}" for name, version in versions().items() if version]
@@ -218,7 +245,7 @@ def parse(settings, argv, description):
 
     Empty: with RUN unset, `--resume "$RUN"` would start a new run.
     """
-    group = parser = Parser(description=description)
+    group = parser = Parser(usage="%(prog)s [--FLAG VALUE] ...", description=description)
     for f in dataclasses.fields(settings):
         rules = f.metadata
         group = parser.add_argument_group(rules["group"]) if rules["group"] else group

@@ -81,7 +81,7 @@ def recordings(root):
             splits["test" if int(match[2]) < 5 else "train"].append((path, int(match[1])))
     for split, files in splits.items():
         if absent := set(range(10)) - {digit for _, digit in files}:
-            what = f"{split} recordings of the digits {sorted(absent)}"
+            what = f"{split} recordings of the digits {', '.join(map(str, sorted(absent)))}"
             raise FileNotFoundError(f"{root} has no {what}; {how}")
     train, test = splits["train"], splits["test"]
     print(f"recordings: {len(train)} of 2700 to train, {len(test)} of 300 to test")

@@ -43,7 +43,8 @@ def make_readers(kinds, encoders):
         read, fitting = MODALITIES[kind].read, MODALITIES[kind].encoders
         # Your own encoder can be for all kinds but text, and any encoder for a tensor in memory.
         if name not in fitting and kind != "tensor" and (name in built_in or kind == "text"):
-            raise SettingsError(f"encoder {name!r} cannot encode {kind}; choose from {fitting}")
+            choices = ", ".join(fitting)
+            raise SettingsError(f"encoder {name!r} cannot encode {kind}; choose from {choices}")
         if kind == "text":
             read = functools.partial(read, tokenizer=load_tokenizer(source))
         readers.append(read)

@@ -33,9 +33,11 @@ from utils.atomic import UnwritableFile, atomic, remove
 from utils.cli import RunError, SettingsError
 from utils.media import UnreadableFile
 from utils.prepare import prepare_command
-from utils.trained import FACTS, describe, find_data
+from utils.trained import FACTS, SHOWN, describe, find_data
 
 PARTS = {"t", "alpha", "settings", "random", "log", "model", "optimizer", "plateau"}
+WIDTH = 100  # columns of an epoch's line
+LEAST_OF_A_CLASS, LEAST_TO_TEST = 10, 30  # with fewer samples there is a warning
 UNRECORDED = ("out", "overwrite", "resume", "eval", "split", "keep")  # not in a run's settings
 
 
@@ -115,6 +117,12 @@ def checkpoint_epochs(folder):
     return sorted(int(match[1]) for match in found if match)
 
 
+def stopped_early(folder):
+    """Whether a run has begun, and ended before its first epoch did."""
+    begun = not checkpoint_epochs(folder) and log_path(folder).exists()
+    return begun and not read_log(folder).epochs
+
+
 def save_checkpoint(folder, state, kept):
     """Write the checkpoint of epoch state["t"]; then remove all others but the `kept` ones."""
     buffer = io.BytesIO()
@@ -132,11 +140,11 @@ def load_checkpoint(folder, t=None):
     epochs = checkpoint_epochs(folder)
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; give that of a run, like runs/NAME")
-    if not epochs and log_path(folder).exists() and not read_log(folder).epochs:
+    if stopped_early(folder):
         raise RunError(f"{folder} stopped before epoch 1 ended; run the same command again")
     if not epochs or t not in (None, *epochs):
         wanted = "" if t is None else f" of epoch {t}"
-        there = f" (only of epochs {', '.join(map(str, epochs))})" if epochs else ""
+        there = f" (only of t = {', '.join(map(str, epochs))})" if epochs else ""
         raise FileNotFoundError(
             f"{folder} has no checkpoint{wanted}{there}; give a folder that train.py wrote, or "
             "train with a larger --keep"
@@ -202,13 +210,26 @@ def check_together(given):
         raise SettingsError("--split is for --eval; leave it out")
 
 
-def resumed_settings(folder, given, settings_class, datasets):
+def command_of(settings, settings_class, defaults, folder):
+    """The command that starts a run with these settings in the folder; defaults: data.defaults."""
+    usual = dataclasses.asdict(settings_class())
+    with contextlib.suppress(SettingsError, OSError):  # your own data are no longer there
+        usual |= defaults(settings.get("dataset"), settings.get("device"))
+    apart = {name: value for name, value in settings.items() if value != usual.get(name)}
+    return " ".join(["python train.py", *cli.as_flags(apart | {"out": folder})])
+
+
+def resumed_settings(folder, given, settings_class, datasets, defaults):
     """A run's settings, {name: value}, to resume or evaluate it with the flags `given`.
 
-    datasets: the names of all data sets but your own folders. SettingsError for a flag that
-    would make it another run; RunError if the folder's checkpoint and log do not belong together or
-    come from another version.
+    datasets: the names of all data sets but your own folders; defaults: data.defaults.
+    SettingsError for a flag that would make it another run; RunError if the folder's checkpoint and
+    log do not belong together or come from another version.
     """
+    if stopped_early(folder):
+        command = command_of(read_log(folder).first["settings"], settings_class, defaults, folder)
+        again = "stopped before epoch 1 ended; run the same command again"
+        raise RunError(f"{folder} {again}: {command}")
     state = load_checkpoint(folder)
     settings, log = state["settings"], log_path(folder)
     if log.exists() and read_log(folder).first["settings"] != settings:
@@ -223,11 +244,16 @@ def resumed_settings(folder, given, settings_class, datasets):
     if own and "root" not in given:
         may_change.add("dataset")  # the folder has moved
     for name, value in given.items():
-        if name not in may_change and value != settings[name]:
-            raise SettingsError(
-                f"{cli.flag(name)} {value} would make {folder} another run, it has "
-                f"{settings[name]}; leave the flag out, or start a new run with --out"
-            )
+        if name in may_change or value == settings[name]:
+            continue
+        what = f"{cli.flag(name)} {value} would make {folder} another run"
+        if name == "epochs":
+            why = f"alpha's schedule can depend on T, which is {settings[name]} there"
+            new = f"{os.path.normpath(folder)}-epochs{value}"
+            command = command_of(settings | {name: value}, settings_class, defaults, new)
+            raise SettingsError(f"{what}: {why}; start a new run instead: {command}")
+        advice = "leave the flag out, or start a new run with --out"
+        raise SettingsError(f"{what}, it has {settings[name]}; {advice}")
     place = given.get("root") or (given.get("dataset") if own else None)
     return settings | given | find_data(folder, state["data"]["folder"], place, own)
 
@@ -242,6 +268,20 @@ def counted(samples):
     return ", ".join(f"{n} {split}" for split, n in samples.items())
 
 
+def few_samples(classes, splits):
+    """A warning where there are too few samples to trust the scores, else "".
+
+    classes: {name: its number of training samples}; splits: {split to evaluate on: its number}.
+    """
+    parts = []
+    limits = [("train on", LEAST_OF_A_CLASS, classes), ("evaluate on", LEAST_TO_TEST, splits)]
+    for purpose, least, counts in limits:
+        if names := [f"{name} ({n})" for name, n in counts.items() if n < least]:
+            more = ", ..." if len(names) > SHOWN else ""
+            parts.append(f"fewer than {least} to {purpose} in {', '.join(names[:SHOWN])}{more}")
+    return f"warning: few samples, the scores are unreliable: {'; '.join(parts)}" if parts else ""
+
+
 def load_best(folder, model):
     """Load the weights of the epoch to test into the model; returns that epoch."""
     state = load_checkpoint(folder)
@@ -251,13 +291,20 @@ def load_best(folder, model):
 
 
 def epoch_line(record, modalities, T):
-    """One epoch's record as a line of text."""
-    parts = [f"t {record['t']:3d}/{T}  alpha {record['alpha']:.3f}"]
-    for name in ("L_Total", "L_CLS", "L_MM"):
-        parts.append(f"{name} {record[name.lower()]:.3f}")
-    parts += [f"{name} {record[name]['acc']:5.1f}" for name in ["fused", *modalities]]
+    """One epoch's record as text: a line of at most WIDTH columns, or several, the next indented.
+
+    L_Total is left out: it is (1 - alpha) L_CLS + alpha L_MM. The log has it.
+    """
+    t = f"{record['t']:{len(str(T))}d}/{T}"
+    losses = f"L_CLS {record['l_cls']:.3f} L_MM {record['l_mm']:.3f}"
+    lines = [f"t {t}  alpha {record['alpha']:.3f}  {losses} "]
+    parts = [f"{name} {record[name]['acc']:5.1f}" for name in ["fused", *modalities]]
     parts += [f"perf_gap {record['perf_gap']:4.1f}", record.get("note", "")]
-    return "  ".join(part for part in parts if part)
+    for part in filter(None, parts):
+        if len(lines[-1]) + 1 + len(part) > WIDTH:
+            lines.append("   ")
+        lines[-1] += f" {part}"
+    return "\n".join(lines)
 
 
 def score_table(result, modalities, split):
@@ -296,6 +343,7 @@ class Run:
         """
         self.data, self.device = data, next(model.parameters()).device
         self.records = [self.first_record()]
+        self.warn(data)
         writes = self.writes and not self.args.eval
         if writes:
             self.make_folder()
@@ -304,6 +352,15 @@ class Run:
         lock = self.lock() if writes else contextlib.nullcontext()
         with lock, deterministic_kernels() if self.args.deterministic else contextlib.nullcontext():
             yield
+
+    def warn(self, data):
+        """Print a line where there are few samples: to train on, or to evaluate on."""
+        first, args = self.records[0], self.args
+        evaluated = [args.split] if args.eval else [s for s in first["samples"] if s != "train"]
+        counts = dict(zip(data.classes, first["data"]["class_counts"]["train"]))
+        splits = {split: first["samples"][split] for split in evaluated}
+        if warning := few_samples({} if args.eval else counts, splits):
+            print(warning)
 
     def make_folder(self):
         """The folder itself; OSError in one sentence."""
@@ -361,8 +418,8 @@ class Run:
         samples = f"{counted(first['samples'])} samples of {' + '.join(first['modalities'])}"
         print(
             f"{args.dataset}, {args.method}, seed {args.seed}, {first['device']}: {samples}; "
-            f"{args.epochs} epochs, batches of {args.batch_size}, {args.encoders}, lr {args.lr:g}; "
-            f"writing {log_path(self.folder)}"
+            f"{cli.amount(args.epochs, 'epoch')}, batches of {args.batch_size}, {args.encoders}, "
+            f"lr {args.lr:g}; writing {log_path(self.folder)}"
         )
         self.began = time.perf_counter()
         if not state:
@@ -435,6 +492,9 @@ class Run:
         if args.eval:
             print(f"{self.folder}, epoch {t}:")
             print(score_table(result, modalities, args.split))
+            split = "" if args.split == "test" else f" --split {args.split}"
+            command = f"python -m scripts.figures confusion {quoted(self.folder)}{split}"
+            print(f"to see the largest confusions: {command}")
             return
         print(f"trained in {time.perf_counter() - self.began:.0f} s")
         self.records.append({"test": result, "t": t})

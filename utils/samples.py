@@ -25,7 +25,7 @@ import torch
 
 from utils.annotations import read_table
 from utils.atomic import atomic
-from utils.cli import SettingsError
+from utils.cli import SettingsError, amount
 from utils.media import UnreadableFile, map_array, reading
 from utils.modalities import MODALITIES
 from utils.origins import FORMAT, IN_THE_WAY, PREPARED, digest, in_the_way, stamp
@@ -122,7 +122,8 @@ def own_table(root, needed=("split", "label")):
         header.pop()  # empty columns behind
     if absent := [column for column in needed if column not in header]:
         expected = "expected a first line like split,label,image,audio"
-        raise SettingsError(f"{place} is a header without {absent}: {header[:4]}; {expected}")
+        what = f"{place} is a header without {' and '.join(absent)}: {','.join(header[:4])}"
+        raise SettingsError(f"{what}; {expected}")
     kinds = modality_columns(place, header)
     if len(kinds) < 2:
         raise SettingsError(f"{place} names {len(kinds)} modality, expected two or more columns")
@@ -366,7 +367,7 @@ def class_index(labels, n_classes=None):
         return {str(k): k for k in range(max(n_classes, 1 + max(map(int, labels))))}
     classes = sorted(labels)
     more = ", ..." if len(classes) > 20 else ""
-    print(f"{len(classes)} classes: {', '.join(classes[:20])}{more}")
+    print(f"{amount(len(classes), 'class')}: {', '.join(classes[:20])}{more}")
     for group in alike(classes):
         print(f"these classes look alike: {', '.join(map(ascii, group))}; correct a slip")
     return {label: k for k, label in enumerate(classes)}
@@ -376,9 +377,11 @@ def by_size(n):
     """The settings of train.py for n training samples: about 600 steps, in 10 to 50 epochs."""
     batch_size = 64 if n >= 1000 else 16
     epochs = min(50, max(10, 600 * batch_size // max(1, n)))
+    few = n // batch_size < 12  # then 50 epochs of one pass have fewer than 600 steps
     return {
         "batch_size": batch_size,
         "epochs": epochs,
+        "inner_iters": 12 if few else 0,
         "alpha_batch": 32,
         "eta_alpha": 20 / epochs,  # as on keypad, where T is 10
         "alpha_limit": 1 / epochs,

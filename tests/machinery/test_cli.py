@@ -18,14 +18,15 @@ import data
 import train
 from data import Samples
 from model import ENCODERS, FUSIONS
-from scripts import sweep
-from utils.cli import SettingsError, line_of, one_sentence
+from scripts import costs, figures, page, predict, prepare, response, sweep
+from utils.cli import SettingsError, amount, as_flags, line_of, one_sentence
 from utils.loader import eval_loader
 
 FLAGS = ["--dataset", "tiny", "--epochs", "2", "--batch-size", "16", "--out", "run"]
 MEMORY, SHARED, KILLED = "out of memory; choose", "no room in shared memory", "reads the data was"
 FILES, CACHE, PROCESSES = "too many open files; choose", "NUMBA_CACHE_DIR", "fewer --workers"
 ROOT = Path(__file__).parents[2]
+PROGRAMS = [train, costs, figures, page, predict, prepare, response, sweep]
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
@@ -115,7 +116,7 @@ def test_an_error_of_the_machine_names_the_flag(expected, capsys):
 
 def test_version_names_the_project_and_its_libraries(capsys):
     """--version of every program; the revision where the code is in git."""
-    for program in (train, sweep):
+    for program in PROGRAMS:
         with pytest.raises(SystemExit) as end:
             program.main(["--version"])
         assert end.value.code == 0
@@ -123,6 +124,45 @@ def test_version_names_the_project_and_its_libraries(capsys):
         assert re.match(
             rf"lfm \d+\.\d+, python 3\.\d+\.\d+, torch {re.escape(torch.__version__)}\b", text
         )
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_an_unknown_flag_is_one_sentence(program, capsys):
+    """Of every program, with exit status 2."""
+    first = {predict: ["run"], figures: ["landscape"], response: ["table"]}.get(program, [])
+    assert program.main([*first, "--sedd=1"]) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1 and "unknown flag '--sedd=1'" in said.err and not said.out
+
+
+def test_help_is_as_wide_as_the_terminal_and_begins_with_commands(monkeypatch, capsys):
+    """Three commands in its first ten lines; no name of a method is divided."""
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    commands = [line.split("   ")[0] for line in lines[:10] if line.startswith("python train.py")]
+    assert commands == [
+        "python train.py",
+        "python train.py --dataset FOLDER",
+        "python train.py --resume runs/RUN",
+    ]
+    assert not [line for line in lines if line.endswith("-")]
+
+
+def test_a_number_and_its_noun_agree():
+    """1 epoch, 2 epochs, 2 classes."""
+    found = [
+        amount(n, noun) for n, noun in [(1, "epoch"), (2, "epoch"), (0, "sample"), (2, "class")]
+    ]
+    assert found == ["1 epoch", "2 epochs", "0 samples", "2 classes"]
+
+
+def test_settings_as_flags_are_words_of_a_command():
+    """Numbers, texts with spaces, and switches."""
+    settings = {"alpha_0": 0.5, "root": "my data", "heads": True, "bf16": False}
+    assert as_flags(settings) == ["--alpha-0 0.5", "--root 'my data'", "--heads", "--no-bf16"]
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), TypeError("allocate"), RuntimeError("shape")])

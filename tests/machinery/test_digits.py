@@ -184,7 +184,7 @@ def test_a_folder_that_is_no_clone_says_what_is_expected(tmp_path):
         data.spoken_digits(tmp_path)
     for path in clone(tmp_path).glob("recordings/*_5.wav"):
         path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"has no train recordings of the digits \[0, 1"):
+    with pytest.raises(FileNotFoundError, match=r"has no train recordings of the digits 0, 1, "):
         data.spoken_digits(tmp_path)
 
 

@@ -1,6 +1,7 @@
 """scripts/figures.py: the table's numbers, what is drawn, and the folders that are refused."""
 
 import dataclasses
+import itertools
 import json
 import os
 import statistics
@@ -16,11 +17,13 @@ from torch import nn
 
 import train
 from model import MultimodalModel
-from scripts import figures, landscape
+from scripts import figures, landscape, predict
+from scripts.predict import Predictor
 from utils.run import checkpoint_path, load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 READING = [name for name in figures.COMMANDS if name != "landscape"]  # the commands that read runs
+OF_ONE = ["confusion", "mistakes"]  # those of one run
 
 
 def write(folder, method="heuristic", seed=0, acc=50.0, test=True, **settings):
@@ -114,7 +117,7 @@ def test_figures_read_real_runs(runs, tmp_path, capsys):
     """Every command reads the files that train.py writes."""
     assert "| learning-based --epochs 3 --inner-iters 2 | 1 |" in table(capsys, *runs)[2]
     for name in READING:
-        if name != "table":
+        if name not in ["table", *OF_ONE]:
             assert figures.main([name, *runs]) == 0
             assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     flags = ["--modality", "sound", "--sample", "14", "--out", "a.pdf"]
@@ -280,7 +283,7 @@ def test_a_wrong_word_is_one_sentence(runs, capsys):
             "table lear --metric auc",
             "unknown metric 'auc' (did you mean acc?); choose from acc, f1",
         ),
-        ("curve lear", "unknown command 'curve' (did you mean curves?); choose from alpha, curves"),
+        ("curve lear", "unknown command 'curve' (did you mean curves?); choose from alpha, "),
         ("table lear --metrc f1", "unknown flag '--metrc' (did you mean --metric?)"),
         ("table", "the following arguments are required: RUN"),
     ]:
@@ -303,7 +306,7 @@ def test_checkpoints_that_cannot_be_drawn_are_one_sentence(runs, capsys, command
     assert "t0003.pt is damaged" in refused(capsys, command, *runs)
     save_checkpoint("step", state, [])
     if command == "gradcam":
-        few = "step has checkpoints of epochs 3, gradcam needs three; train with --keep 9"
+        few = "step has 1 checkpoint, gradcam needs three; train with --keep 9"
         assert few in refused(capsys, command, *runs)
     path.unlink()
     assert "step has no checkpoint" in refused(capsys, command, *runs)
@@ -328,3 +331,90 @@ def test_table_takes_finished_runs_and_each_seed_once(tmp_path, capsys):
     assert "did not finish" in refused(capsys, "table", unfinished)
     twice = [write(tmp_path / "a"), write(tmp_path / "b")]
     assert "repeats seed 0 of 'heuristic'" in refused(capsys, "table", *twice)
+
+
+@pytest.mark.parametrize("command", [name for name in READING if name != "table"])
+def test_the_picture_of_one_run_is_in_its_folder(runs, tmp_path, capsys, command):
+    """--out wins; nothing is written into the current folder."""
+    before = {*tmp_path.iterdir()}
+    assert figures.main([command, "lear"]) == 0
+    picture = Path("lear") / f"{command}.png"
+    assert (
+        picture.read_bytes().startswith(b"\x89PNG")
+        and f"wrote {picture}" in capsys.readouterr().out
+    )
+    assert {*tmp_path.iterdir()} == before
+    picture.unlink()
+    assert figures.main([command, "lear", "--out", "own.png"]) == 0
+    assert Path("own.png").exists() and not picture.exists()
+
+
+def test_confusion_counts_the_answers(runs, pictures, capsys):
+    """Each panel has the counts of the predictions; rows are labels. The largest are printed."""
+    predictor = Predictor("lear")
+    records = predict.own_records(predictor, "lear", "test")
+    assert figures.main(["confusion", "lear"]) == 0
+    said = capsys.readouterr().out
+    axes = pictures[0].axes
+    assert len(axes) == 3 and axes[0].get_title().startswith("fused: ")
+    for axis, name in zip(axes, ["fused", "image", "sound"]):
+        answers = figures.answers(records, ["image", "sound"])[name]
+        counts = axis.images[0].get_array()
+        for i, j in itertools.product(range(3), repeat=2):
+            assert counts[i, j] == answers.count((str(i), str(j)))
+        right = sum(a == b for a, b in answers)
+        assert axis.get_title().endswith(f"{right} of 15 right")
+        lines = [f"{name}: {right} of 15 right", *(f"  {x}" for x in predict.confusions(answers))]
+        assert "\n".join(lines) in said
+    assert "unknown split 'exam'" in refused(capsys, "confusion", "lear", "--split", "exam")
+    assert "lear has no validation part" in refused(capsys, "mistakes", "lear", "--split", "val")
+
+
+def test_mistakes_are_the_surest_wrong_samples(runs, pictures, capsys, monkeypatch):
+    """Sorted by probability, with the sample's own inputs and the class by each modality alone."""
+    samples = predict.own_samples("step", "train")
+    samples.y = (samples.y + 1) % 3  # most samples are wrong, whatever was learned
+    monkeypatch.setattr(predict, "own_samples", lambda *_: samples)
+    records = predict.sample_records(Predictor("step"), samples, "train")
+    wrong = [r for r in records if r["label"] != r["prediction"].label]
+    wrong = sorted(wrong, key=lambda r: -r["prediction"].probability)
+    monkeypatch.setattr(figures, "SHOWN", 2)
+    assert len(wrong) > 2
+    assert figures.main(["mistakes", "step", "--split", "train"]) == 0
+    first, *rows = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"wrong: {len(wrong)} of 48 samples of the train split")
+    assert [row.split("  ")[0] for row in rows[1:]] == [r["sample"] for r in wrong[:2]]
+    axes = pictures[0].axes
+    for k, record in enumerate(wrong[:2]):
+        i = int(record["sample"].split()[1])
+        for j, name in enumerate(["image", "sound"]):
+            axis = axes[2 * k + j]
+            assert axis.get_title() == f"{name} alone: {record['prediction'].alone[name]}"
+            assert (axis.images[0].get_array() == figures.shown(samples[i][j])).all()
+        assert (
+            f"{record['label']}, taken for\n{record['prediction'].label} ("
+            in axes[2 * k].get_ylabel()
+        )
+
+
+def test_a_run_without_mistakes_draws_nothing(runs, monkeypatch, capsys):
+    """It says so."""
+    right = {"label": "0", "sample": "a", "prediction": predict.Prediction("0", 0.9, {})}
+    monkeypatch.setattr(predict, "sample_records", lambda *_: [right])
+    capsys.readouterr()
+    assert figures.main(["mistakes", "lear"]) == 0
+    assert capsys.readouterr().out == "wrong: 0 of 1 sample of the test split\n"
+    assert not list(Path("lear").glob("*.png"))
+
+
+def test_every_kind_of_input_is_drawn(tmp_path):
+    """A text with dollar signs as it is, a vector as bars, a sound with its low pitch below."""
+    figure, (axes,) = figures.panels(1, 4, 8, 2)
+    figures.show_input(axes[0], "text", "text", torch.zeros(2, 3).long(), "it costs $5_ or $6_")
+    figures.show_input(axes[1], "a", "vector", torch.arange(3.0), "a.npy")
+    figures.show_input(axes[2], "left", "audio-3s", torch.rand(1, 4, 9), "a.npy")
+    figures.show_input(axes[3], "image", "image", torch.zeros(3, 8, 8), "a.jpg")
+    figures.save(figure, tmp_path / "a.png")  # a formula that cannot be read would fail here
+    assert axes[0].texts[0].get_text() == r"it costs \$5_ or \$6_"
+    assert [bar.get_height() for bar in axes[1].patches] == [0, 1, 2]
+    assert [axis.images[0].origin for axis in axes[2:]] == ["lower", "upper"]

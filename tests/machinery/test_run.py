@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -186,10 +187,14 @@ def test_eval_scores_the_tested_epoch_and_writes_nothing(tiny_data, capsys):
     table = capsys.readouterr().out.split("validation part:\n")[1].split("to see")[0]
     before = files()
     assert train.main(["--eval", "run"]) == 0
-    assert table in capsys.readouterr().out
+    said_of_test = capsys.readouterr().out
+    assert table in said_of_test
+    last = said_of_test.splitlines()[-1]
+    assert last == "to see the largest confusions: python -m scripts.figures confusion run"
     assert train.main(["--eval", "run", "--split", "val"]) == 0
     out, epochs = capsys.readouterr().out, runs.read_log("run").epochs
     best = max(record["fused"]["acc"] for record in epochs)
+    assert out.endswith("confusion run --split val\n")
     assert "val split" in out and f"{best:.2f}" in out and before == files()
     start("no-val", "--method", "heuristic")
     assert train.main(["--eval", "no-val", "--split", "val"]) == 2
@@ -202,7 +207,70 @@ def test_another_setting_is_refused_by_name(tiny_data, capsys, flags):
     start("run")
     message = refused(capsys, "--resume", "run", *flags.split())
     assert message.startswith(f"{flags} would make run another run")
+    if "--epochs" in flags:
+        assert "schedule can depend on T, which is 4 there" in message
+        longer = train.parse(shlex.split(message.split(": python train.py ")[1]))
+        assert longer.out == "run-epochs9" and longer.epochs == 9 and longer.batch_size == 16
     assert train.main(["--resume", "run", "--keep", "3", "--device", "cpu"]) == 0
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "",
+        "--method cubic:26 --heads --lr 0.5 --encoders mlp",
+        "--dataset cremad --bf16 --lr 0.02 --epochs 10 --device cpu",
+        "--dataset cremad --no-bf16 --root 'my data'",
+    ],
+)
+def test_the_command_of_a_run_has_its_settings(monkeypatch, flags):
+    """Parsed again, it gives them: also where a flag has train.py's default and the set another."""
+    monkeypatch.setattr("utils.distributed.has_bf16", lambda device: device != "cpu")
+    settings = dataclasses.asdict(train.parse(shlex.split(flags)))
+    command = runs.command_of(settings, train.Settings, data.defaults, "my run")
+    words = shlex.split(command)
+    assert words[:2] == ["python", "train.py"] and len(words) < 20  # not the defaults
+    assert dataclasses.asdict(train.parse(words[2:])) == settings | {"out": "my run"}
+
+
+def record(names, **more):
+    """An epoch's record whose numbers are as wide as they get."""
+    scores = {name: {"acc": 100.0} for name in ["fused", *names]}
+    losses = {"l_total": 9.999, "l_cls": 9.999, "l_mm": 9.999}
+    return {"t": 7, "alpha": 1.0, "perf_gap": 99.9, **losses, **scores, **more}
+
+
+def test_an_epoch_is_a_line_of_100_columns():
+    """Of two modalities with six letters; with more of them the scores go on in a second line."""
+    line = runs.epoch_line(record(["speech", "camera"]), ["speech", "camera"], 100)
+    assert line == (
+        "t   7/100  alpha 1.000  L_CLS 9.999 L_MM 9.999  fused 100.0 speech 100.0 camera 100.0 "
+        "perf_gap 99.9"
+    )
+    assert len(line) <= 100
+    names = ["speech", "camera", "a-long-name"]
+    lines = runs.epoch_line(record(names, note="refused"), names, 100).splitlines()
+    assert len(lines) == 2 and max(map(len, lines)) <= 100 and lines[1].startswith("    ")
+    words = " ".join(lines).split()
+    assert words[-7:] == ["camera", "100.0", "a-long-name", "100.0", "perf_gap", "99.9", "refused"]
+
+
+def test_few_samples_are_warned_of(tiny_data, monkeypatch, capsys):
+    """One line before the training, with the classes and the split; none for many samples."""
+    expected = "warning: few samples, the scores are unreliable: fewer than {}\n"
+    assert start("run", "--method", "heuristic", "--epochs", "1") == 0
+    said = capsys.readouterr().out
+    assert said.startswith(expected.format("30 to evaluate on in test (15)"))
+    assert "; 1 epoch, batches" in said
+    assert train.main(["--eval", "run", "--split", "train"]) == 0
+    assert "warning" not in capsys.readouterr().out
+    monkeypatch.setitem(data.DATASETS, "tiny", lambda root: tiny_data(n=29))
+    assert start("few", "--method", "heuristic", "--epochs", "1", "--batch-size", "8") == 0
+    both = "10 to train on in 2 (9); fewer than 30 to evaluate on in test (15)"
+    assert capsys.readouterr().out.startswith(expected.format(both))
+    many = {f"class {k}": 9 for k in range(25)}
+    assert runs.few_samples(many, {"test": 30}).endswith("class 19 (9), ...")
+    assert not runs.few_samples({"a": 10}, {"test": 30})
 
 
 def signed(state):
@@ -366,14 +434,16 @@ def test_a_log_that_is_lost_is_written_again(tiny_data, monkeypatch):
 
 
 def test_a_run_that_ended_before_epoch_1_is_begun_again(tiny_data, monkeypatch, capsys):
-    """--resume says so; the same command runs."""
+    """--resume says so, with the command, which starts the same run."""
     stop_at(monkeypatch, 2)
     assert start("run", "--method", "heuristic") == 130
     again = "stopped before epoch 1 ended; run the same command again"
     assert said(capsys) == again
     assert train.main(["--resume", "run"]) == 2
-    assert said(capsys) == f"run {again}"
-    assert start("run", "--method", "heuristic") == 0
+    sentence, command = said(capsys).split(": python train.py ")
+    before = runs.read_log("run").first
+    assert sentence == f"run {again}" and train.main(shlex.split(command)) == 0
+    assert runs.read_log("run").first == before
 
 
 @pytest.mark.parametrize("flag", ["--resume", "--eval"])

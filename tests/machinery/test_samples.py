@@ -22,6 +22,7 @@ import train
 from scripts import prepare
 from utils import prepare as preparing
 from utils.atomic import atomic
+from utils.loader import BatchSampler
 from utils.modalities import MODALITIES, Modality
 from utils.prepare import in_processes
 from utils.samples import Strings, read_own, read_prepared
@@ -189,6 +190,17 @@ def test_defaults_of_own_data_follow_its_kinds(tmp_path):
     assert all((s.batch_size, s.epochs, s.alpha_limit) == (16, 50, 0.02) for s in settings)
 
 
+@pytest.mark.parametrize("n", [2, 38, 191, 192, 250, 999, 1000, 2000, 3840])
+def test_own_data_trains_for_about_600_steps(tmp_path, n):
+    """Also where 50 passes over a few samples have fewer."""
+    rows = [f"train,{i % 2},{i},{i}" for i in range(n)]
+    write_table(tmp_path, "split,label,text:a,text:b", rows)
+    s = train.parse(["--dataset", str(tmp_path)])
+    sampler = BatchSampler(n, s.batch_size, [0], s.inner_iters)
+    assert 550 <= s.epochs * len(sampler) <= 650 and 10 <= s.epochs <= 50
+    assert s.eta_alpha * s.epochs == pytest.approx(20)
+
+
 BAD = [
     ("split,label,image,audio", ["train,a,x.jpg,x.wav"], "no sample of the split test"),
     ("split,label,image,audio", ["train,a,1,2", "test,a,3,4"], "has one class, 'a'"),
@@ -201,9 +213,9 @@ BAD = [
     ("split,label,image,image", ["train,a,1,2"], "column 'image' occurs twice; give each its own"),
     ("split,label,image,smell", ["train,a,1,2"], "unknown column 'smell', expected split, label"),
     ("split,label,image,audio:fused", ["train,a,1,2"], "'audio:fused' is a bad or repeated name"),
-    ("split,image,audio", ["train,1,2"], "is a header without ['label']"),
-    ("train,a,1,2", ["test,b,3,4"], "'label']: ['train', 'a', '1', '2']; expected a first line"),
-    ("", [], "is a header without ['split', 'label']"),
+    ("split,image,audio", ["train,1,2"], "is a header without label: split,image,audio; expected"),
+    ("train,a,1,2", ["test,b,3,4"], "without split and label: train,a,1,2; expected a first line"),
+    ("", [], "is a header without split and label"),
     ("split,label,image,audio", ["train,a,1,2", "test,b,3,4"], "no file 1 and 2 in "),
 ]
 
@@ -309,12 +321,14 @@ def test_a_set_that_is_no_set_is_one_sentence(tmp_path, monkeypatch, capsys):
         (["cremd"], "unknown data set or folder 'cremd' (did you mean cremad?)"),
         (["empty"], "empty has no samples.csv; expected a line for each sample"),
         (["v", "--root", "v"], "v is a folder of your own data; leave --root out"),
-        (["v", "--encoders", "cnn"], "encoder 'cnn' cannot encode vector; choose from ['mlp']"),
+        (["v", "--encoders", "cnn"], "encoder 'cnn' cannot encode vector; choose from mlp"),
         (["spoken-digits"], "data/spoken-digits is not a folder"),
     ]:
         assert train.main(["--dataset", *flags, *SMALL]) == 2
         assert said in capsys.readouterr().err
-    assert prepare.main(["cremd"]) == 2 and "unknown data set 'cremd'" in capsys.readouterr().err
+    assert prepare.main(["cremd"]) == 2
+    expected = "unknown data set 'cremd'; choose from cremad, kinetics-sounds, "
+    assert expected in capsys.readouterr().err
 
 
 def test_files_are_found_with_accents_in_either_form(tmp_path):
