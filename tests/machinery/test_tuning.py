@@ -1,5 +1,8 @@
 """scripts/tuning.py: which values --tune tries, and which one it chooses."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -142,3 +145,18 @@ def test_the_report_has_all_values():
     assert lines[2].endswith(" | `mla` | inside |") and "**0.1: 55.0 ± 7.1**" in lines[2]
     assert lines[3] == "| `ogm:0.3` | given | **2.0 ± 1.4** |  |  |"
     assert train.Settings().tau == 0.1 and "seeds 0 and 1" in lines[-1]
+
+
+def test_runs_md_has_the_values_that_are_tried_first():
+    """A line for each method of GRIDS, and one for all others; the default is bold."""
+    text = (Path(sweep.HERE).parent / "docs/RUNS.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| `([^`]+)`.* \| `?(\S+?)`?(?:,.*)? \| (.*\*\*.*) \|$", text, re.M)
+    shown = {}
+    for row, number, values in lines:
+        one = search(row)
+        cells = [f"{value:g}" for value in one.first]
+        k = [one.trials[value] for value in one.first].index(row)
+        cells[k] = f"**{cells[k]}**"
+        assert (number, values) == (one.number, " ".join(cells))
+        shown[row.split()[0]] = number
+    assert {*shown} == {*tuning.GRIDS, "constant:0"}
