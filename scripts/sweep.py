@@ -1,9 +1,8 @@
 """Train many methods over several seeds, then compare them: the paper's tables on any data set.
 
-    python -m scripts.sweep --dataset keypad --methods all --seeds 5 --jobs 2
     python -m scripts.sweep --dataset keypad --methods constant:0 heuristic ogm:0.3 --seeds 0 3 7
     python -m scripts.sweep --dataset cremad --preset table1 --seeds 3 -- --root DIR
-    python -m scripts.sweep --dataset keypad --preset table4 -- --epochs 5
+    python -m scripts.sweep --dataset keypad --preset heads -- --epochs 5
     python -m scripts.sweep --dataset keypad --methods all --tune --seeds 5 --jobs 2
     python -m scripts.sweep --print > commands; xargs -d '\\n' -n 1 -P 4 sh -c < commands
 
@@ -14,13 +13,13 @@ hold out a tenth of the training split (unless the set has a validation part), s
 the same samples. At the end come a table and a picture, OUT.md and OUT.png, of the runs that have
 the same data; a run on other data is named and left out.
 
---tune first gives every method in TRIALS the same budget: its default and two other values of its
-main number (heuristic: of tau), seeds 0 and 1. The other methods have nothing to choose. The value
-with the highest mean ACC on held-out samples is used, and OUT-tune.md says which. The test split
-chooses nothing.
+--tune first chooses a number for every row, unless the row gives it, by the mean ACC on held-out
+samples of seeds 0 and 1 (scripts/tuning.py). OUT-tune.md has all values that were tried with their
+ACC. The test split chooses nothing.
 
 --print starts nothing: it prints the commands of the incomplete runs, a line each, for a job array
-or `xargs`, and makes the table of the finished ones. With --tune it prints the trials first.
+or `xargs`, and makes the table of the finished ones. With --tune the trials come first: run them
+and print again, until nothing is printed.
 """
 
 import argparse
@@ -29,9 +28,11 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -40,43 +41,25 @@ from scipy import stats
 from tqdm import tqdm
 
 import train
-from baselines import requirements
-from scripts import figures
+from baselines import methods, requirements
+from scripts import figures, tuning
+from scripts.tuning import validation_acc
 from utils import cli
 from utils.atomic import atomic
 from utils.cli import RunError, SettingsError
-from utils.run import best_epoch, checkpoint_epochs, log_path, read_log
-from utils.samples import own_table, split_of
+from utils.run import checkpoint_epochs, log_path, read_log
 
 HERE = Path(__file__).parent
 JOINT = "constant:0"  # every row is compared with it
-DAGGER = {True: " †", False: ""}  # whether a method's modalities have classifiers of their own
 OURS = {"Ours-H": "heuristic", "Ours-LB": "learning-based"}
 FUSIONS = {"Affine": "affine", "Channel": "channel", "ML-LSTM": "lstm", "Sum": "sum"}
 FUSIONS |= {"Weight": "weight"}
 REBALANCING = {"MSES": "mses", "G-Blend": "g-blend", "OGM": "ogm"}
 REBALANCING |= {"Greedy": "greedy --fusion channel", "DOMFN": "domfn", "MSLR": "mslr", "PMR": "pmr"}
 LATEST = {"AGM": "agm", "MLA": "mla", "ReconBoost": "reconboost", "MMPareto": "mmpareto"}
-OWN_VAL = ["sarcasm", "twitter2015"]  # the paper's sets that have a validation part
+OWN = ["constant:0.5", "heuristic", "learning-based"]  # the rows that --preset heads varies
 # What the runs of a table have in common (utils.trained.describe); "samples" is a digest.
 COMPARED = {"kinds": "modalities", "classes": "classes", "samples": "labels or files"}
-TRIALS = {  # the values that --tune tries beside a method's default
-    "heuristic": (" --tau 0.05", " --tau 0.2"),
-    "learning-based": (" --eta-alpha 1", " --eta-alpha 4"),
-    "mses": (":1", ":5"),
-    "g-blend": (":2", ":5"),
-    "ogm": (":0.3", ":0.8"),
-    "greedy": (":0.001", ":0.1"),
-    "domfn": (":0.4", ":1.6"),
-    "mslr": (":1:0.5", ":0.5:1"),
-    "pmr": (":0.5", ":2"),
-    "agm": (":0.5", ":2"),
-    "mla": (":0.01", ":1"),
-    "reconboost": (":2", ":10"),
-    "mmpareto": (":1", ":2"),
-    "etmc": (":1", ":50"),
-}
-TRIAL_SEEDS = (0, 1)
 
 
 def presets():
@@ -85,6 +68,7 @@ def presets():
     single = {"Unimodal": "unimodal", "Concat": JOINT, **fusions, "ETMC": "etmc"}
     constant = {f"constant {p}": f"constant:{p}" for p in ("0", "0.5", "1")}
     stepwise = {f"h({p})": f"stepwise:{p}" for p in ("0", "1", "0.05", "0.95")}
+    ours = [f"{row}{flag}" for flag in ("", " --heads", " --matching classes") for row in OWN]
     clip = {"CLIP": JOINT, "CLIP+MLA": "mla", "CLIP+Ours": "learning-based"}
     return {
         "table1": single | REBALANCING | LATEST | OURS,
@@ -93,6 +77,8 @@ def presets():
         "table3": {"without CL": JOINT, "CL": "constant:0.5", "CL and DI": "learning-based"},
         "table4": constant | stepwise | OURS,
         "table5": {name: f"{row} --encoders clip" for name, row in clip.items()},
+        # Not in the paper: ours with a classifier per modality, or with L_MM between classes.
+        "heads": {row: row for row in [JOINT, "heads", *ours]},
         "fig1": {"L_S": JOINT, "0.7 L_S + 0.3 L_U": f"{JOINT} --smoothing 0.3"},
     }
 
@@ -105,19 +91,20 @@ def kind_of(row):
     return requirements(row.split()[0])
 
 
-def rows_of(methods, preset):
+def rows_of(given, preset):
     """{row: the paper's name or ""}; a row is --method and further flags, as in PRESETS.
 
-    methods: the rows, or ["all"]. All rows are compared with the first, joint training, which is
+    given: the rows, or ["all"]. All rows are compared with the first, joint training, which is
     added if it is missing.
     """
     if preset:
         rows = {row: name for name, row in PRESETS[preset].items()}
-    elif methods == ["all"]:
-        rows = {row: "" for row in [*PRESETS["table1"].values(), "heads"]}
+    elif given == ["all"]:
+        table1, heads = PRESETS["table1"].values(), PRESETS["heads"].values()
+        rows = dict.fromkeys([*table1, "released", "released:quintic", *heads], "")
     else:
         rows = {}
-        for row in methods:
+        for row in given:
             fusions = kind_of(row).fusions
             fits = not fusions or "concat" in fusions or "--fusion" in row
             rows[row if fits else f"{row} --fusion {fusions[0]}"] = ""
@@ -127,11 +114,12 @@ def rows_of(methods, preset):
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """A run: its row of the table, its seed, the flags of train.py, and its folder."""
+    """A run: its row of the table, its seed, the flags of train.py, its settings and its folder."""
 
     row: str
     seed: int
     flags: list
+    settings: train.Settings
     folder: Path
 
     def command(self):
@@ -144,14 +132,16 @@ class Job:
         log = self.log()
         if log is None:
             return [*program, mode, str(self.folder)]
-        expected, silent = train.parse(self.flags), cli.changeable(train.Settings)
+        silent = cli.changeable(train.Settings)
         if not {"--bf16", "--no-bf16"} & {*self.flags}:
             silent.add("bf16")  # the default is the machine's
-        for name, value in dataclasses.asdict(expected).items():
-            if name not in silent and log.first["settings"][name] != value:
+        # The log of an earlier version lacks the settings that came later: they are the defaults.
+        recorded = dataclasses.asdict(train.Settings()) | log.first["settings"]
+        for name, value in dataclasses.asdict(self.settings).items():
+            if name not in silent and recorded[name] != value:
                 raise SettingsError(
-                    f"{self.folder} holds a run with {cli.flag(name)} "
-                    f"{log.first['settings'][name]}, expected {value}; give --runs another folder"
+                    f"{self.folder} holds a run with {cli.flag(name)} {recorded[name]}, expected "
+                    f"{value}; give --runs another folder"
                 )
         return None if log.test else [*program, mode, str(self.folder)]
 
@@ -165,40 +155,37 @@ def data_name(dataset):
     return Path(dataset).resolve().name
 
 
-def has_val(dataset):
-    """Whether a data set, or a folder of your own data, has a validation part of its own."""
-    if not os.path.isdir(dataset):
-        return dataset in OWN_VAL
-    return any(split_of(row) == "val" for _, row in own_table(dataset)[1])
-
-
-def trials_of(row):
-    """A row with its method's default and, where TRIALS has some, with other values."""
-    method, _, flags = row.partition(" ")
-    return [row, *(f"{method}{value} {flags}".strip() for value in TRIALS.get(method, ()))]
+def folder_of(dataset, row, seed):
+    """`constant:0.5 --heads --lr 0.01` -> keypad-constant0.5-heads-0.01-seed0."""
+    words = re.sub(r"--\S+ (?!--)", "", row).replace("--", "").split()  # no flag that has a value
+    return "-".join([data_name(dataset), *(re.sub("[:/]", "", w) for w in words), f"seed{seed}"])
 
 
 def jobs_of(dataset, rows, seeds, runs, extra, hold_out=False):
     """The runs of all rows, seed by seed; SettingsError for flags that train.py refuses.
 
-    hold_out: also hold out samples if no row needs them.
+    Rows with equal settings are one. hold_out: also hold out samples if no row needs them.
     """
-    given = [word.split("=")[0] for word in extra if word.startswith("--")]
-    hold_out = hold_out or any(kind_of(row).needs_val for row in rows)
-    if hold_out and "--val-fraction" not in given and not has_val(dataset):
-        extra = [*extra, "--val-fraction", "0.1"]
+    given = [word.split("=")[0] for word in [*extra, *" ".join(rows).split()]]
     if taken := {"--dataset", "--method", "--seed", "--out", "--resume", "--eval"} & {*given}:
-        raise SettingsError(f"{min(taken)} after -- is set by the sweep itself; leave it out")
-    jobs = []
+        raise SettingsError(f"{min(taken)} is set by the sweep itself; leave it out")
+    hold_out = hold_out or any(kind_of(row).needs_val for row in rows)
+    if hold_out and "--val-fraction" not in given[: len(extra)] and not tuning.has_val(dataset):
+        extra = [*extra, "--val-fraction", "0.1"]
+    common, distinct = train.parse(["--dataset", dataset, *extra]), {}
+    for row in rows:
+        settings = tuning.with_row(common, row)
+        distinct.setdefault(tuning.in_full(settings), (row, settings))
+    jobs = {}
     for seed in seeds:
-        for row in rows:
-            method, *own = row.split()
-            flags = ["--dataset", dataset, *extra, "--method", method, *own, "--seed", str(seed)]
-            if seed == seeds[0]:  # no flag depends on it
-                train.check(train.parse(flags))
-            parts = [data_name(dataset), method.replace(":", ""), *own[1::2], f"seed{seed}"]
-            jobs.append(Job(row, seed, flags, Path(runs) / "-".join(parts)))
-    return jobs
+        for row, settings in distinct.values():
+            settings = dataclasses.replace(settings, seed=seed)
+            flags = ["--dataset", dataset, *extra, "--method", *row.split(), "--seed", str(seed)]
+            job = Job(row, seed, flags, settings, Path(runs) / folder_of(dataset, row, seed))
+            if other := jobs.get(job.folder):
+                raise SettingsError(f"{row} and {other.row} share {job.folder}; leave one out")
+            jobs[job.folder] = job
+    return [*jobs.values()]
 
 
 def fitting(dataset, names, extra):
@@ -209,7 +196,7 @@ def fitting(dataset, names, extra):
     fit, refused = {}, {}
     for row, name in names.items():
         try:
-            jobs_of(dataset, trials_of(row), [0], "", extra)
+            jobs_of(dataset, [row], [0], "", extra)
             fit[row] = name
         except SettingsError as error:
             refused[row] = error
@@ -232,10 +219,10 @@ def call(command, started):
     return ""
 
 
-def run_all(jobs, args):
+def run_all(jobs, args, later=0):
     """Run the incomplete jobs, args.jobs at a time; returns {job's folder: why it failed}.
 
-    With --print their commands are printed instead.
+    later: runs that follow, for the estimate. With --print the commands are printed instead.
     """
     todo = {job: command for job in jobs if (command := job.command())}
     if args.print:
@@ -243,15 +230,19 @@ def run_all(jobs, args):
             print("OMP_NUM_THREADS=1", shlex.join(command))
         return {}
     print(f"{len(jobs)} runs, {len(jobs) - len(todo)} of them complete already")
-    failed, started = {}, []
+    failed, started, begun = {}, [], time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         futures = {pool.submit(call, command, started): job for job, command in todo.items()}
         finished = concurrent.futures.as_completed(futures)
         try:
-            for future in tqdm(finished, "runs", len(todo)):
+            for n, future in enumerate(tqdm(finished, "runs", len(todo)), 1):
                 if why := future.result():
                     failed[futures[future].folder] = why
                     tqdm.write(f"{futures[future].folder} failed: {why}")
+                left = len(todo) - n + later
+                if n == max(2 * args.jobs, len(todo) // 10) and left:
+                    about = tqdm.format_interval((time.monotonic() - begun) / n * left)
+                    tqdm.write(f"about {about} ([h:]mm:ss) for the other {left} runs")
         except BaseException:  # Ctrl-C, SIGTERM: each run can be resumed
             pool.shutdown(wait=False, cancel_futures=True)
             for process in started:
@@ -273,33 +264,6 @@ def on_other_data(firsts):
         if apart:
             others[folder] = f"it has other {apart[0]} than most runs"
     return others
-
-
-def validation_acc(folder):
-    """The fused ACC on the validation part, of the epoch that is tested."""
-    epochs = read_log(folder).epochs
-    return epochs[best_epoch(epochs) - 1]["fused"]["acc"]
-
-
-def tuned(names, accs):
-    """({row with its chosen value: name}, the table of all trials in Markdown).
-
-    accs: {trial: [validation ACC of each seed]}. A trial without all seeds is not chosen; of equal
-    ones the first, the default, is.
-    """
-    rows, lines = {}, [["method", "validation ACC, by value"]]
-    for row, name in names.items():
-        trials = trials_of(row)
-        known = [trial for trial in trials if len(accs.get(trial, ())) == len(TRIAL_SEEDS)]
-        best = max(known, key=lambda trial: np.mean(accs[trial]), default=row)
-        rows[best] = name
-        if len(trials) > 1:
-            cells = [f"`{trial}` {figures.cell(accs[trial])}" for trial in known]
-            cells = [f"**{c}**" if trial == best else c for trial, c in zip(known, cells)]
-            lines.append([row, ", ".join(cells)])
-    seeds = " and ".join(map(str, TRIAL_SEEDS))
-    note = f"ACC on held-out samples, mean ± std over seeds {seeds}; the chosen value is bold."
-    return rows, f"{figures.one_table(lines)}\n\n{note}"
 
 
 def compared(tests, joint):
@@ -327,8 +291,11 @@ def printed(preset, name, dataset):
     return ""
 
 
-def table(dataset, modalities, rows, names, preset, metric):
-    """The table in Markdown, with sentences that explain it; rows: {row: {seed: test scores}}."""
+def table(dataset, modalities, rows, names, preset, metric, daggers):
+    """The table in Markdown, with sentences that explain it; rows: {row: {seed: test scores}}.
+
+    daggers: {row: " †" or ""}, whether its modalities have classifiers of their own.
+    """
     joint = next(iter(names))
     head, *lines = figures.score_lines([dataset, *modalities], rows, metric)
     head.append(f"ACC - ACC of {joint}")
@@ -341,7 +308,7 @@ def table(dataset, modalities, rows, names, preset, metric):
         line.append(compared(rows[row], rows.get(joint, {})) if fused and row != joint else "")
         if any(paper.values()):
             line += [names[row], paper[row]] if row == line[0] else ["", ""]
-        line[0] += DAGGER[kind_of(row).own_heads]
+        line[0] += daggers[row]
     several = max(map(len, rows.values())) > 1
     text = (
         f"Scores of the test split{', mean ± std over the seeds' if several else ''}. "
@@ -354,7 +321,7 @@ def table(dataset, modalities, rows, names, preset, metric):
             "the number of rows."
         )
     notes = [figures.one_table([head, *lines]), text]
-    if any(kind_of(row).own_heads for row in rows):
+    if any(daggers.values()):
         notes.append(
             "†: a modality is scored by a classifier of its own; in all other rows, by the fused "
             "classifier with zeros for the other features. Do not compare the two kinds."
@@ -386,7 +353,7 @@ def write(args, text, path, *others):
     print(f"{text}\n\nwrote {wrote}", file=sys.stderr if args.print else sys.stdout)
 
 
-def plot(dataset, modalities, rows, joint, out):
+def plot(dataset, modalities, rows, joint, daggers, out):
     """Fused ACC and perf_gap of each row, sorted by ACC: mean and std over seeds.
 
     Joint training is a dashed line; rows with classifiers of their own (†) have open marks.
@@ -402,12 +369,12 @@ def plot(dataset, modalities, rows, joint, out):
             of_seeds = [value(test) for test in rows[row].values()]
             std = np.std(of_seeds, ddof=1) if len(of_seeds) > 1 else 0
             colour = figures.COLOURS[2] if row.split()[0] in OURS.values() else figures.COLOURS[1]
-            style = {"color": colour, "mfc": "white" if kind_of(row).own_heads else colour}
+            style = {"color": colour, "mfc": "white" if daggers[row] else colour}
             axis.errorbar(np.mean(of_seeds), n, xerr=std, fmt="o", capsize=3, **style)
             if row == joint:
                 axis.axvline(np.mean(of_seeds), color="#777777", ls="--", lw=1)
         axis.set_xlabel(f"{name}: mean and std over seeds")
-    axes[0].set_yticks(range(len(order)), [row + DAGGER[kind_of(row).own_heads] for row in order])
+    axes[0].set_yticks(range(len(order)), [row + daggers[row] for row in order])
     figure.suptitle(dataset)
     figures.save(figure, out)
 
@@ -420,12 +387,16 @@ def report(args, jobs, names):
     others = on_other_data({job.folder: log.first for job, log in logs.items()})
     alike = {job: log for job, log in logs.items() if job.folder not in others}
     firsts = [log.first for log in alike.values()]
-    rows, dataset, modalities = {}, data_name(args.dataset), firsts[0]["modalities"]
+    rows, daggers = {}, {}
+    dataset, modalities = data_name(args.dataset), firsts[0]["modalities"]
     for job, log in alike.items():
         rows.setdefault(job.row, {})[job.seed] = log.test
-    parts = [table(dataset, modalities, rows, names, args.preset, args.metric)]
+        run = job.settings
+        own = kind_of(job.row).own_heads or run.heads or run.fusion == "weight"
+        daggers[job.row] = " †" if own else ""
+    parts = [table(dataset, modalities, rows, names, args.preset, args.metric, daggers)]
     text = "\n\n".join(parts + notes_of(firsts, others))
-    plot(dataset, modalities, rows, next(iter(names)), f"{args.out}.png")
+    plot(dataset, modalities, rows, next(iter(names)), daggers, f"{args.out}.png")
     write(args, text, f"{args.out}.md", f"{args.out}.png")
     return others
 
@@ -449,13 +420,32 @@ def parse(arguments):
     split = arguments.index("--") if "--" in arguments else len(arguments)
     args = parser.parse_args(arguments[:split])
     args.extra = arguments[split + 1 :]
-    args.methods = ",".join(args.methods).split(",")
+    args.methods = rows_in(args.methods)
     args.seeds = seeds_of(",".join(args.seeds).split(","))
     if args.jobs < 1:
         raise SettingsError(f"--jobs is {args.jobs}, expected 1 or more")
     name = f"sweep-{data_name(args.dataset)}-{args.preset or 'methods'}"
     args.out = args.out or f"{args.runs}/{name}"
     return args
+
+
+def rows_in(words):
+    """The rows of --methods: words, or several with commas between them.
+
+    A comma inside a flag's value, as in --encoders cnn,mlp, separates nothing: after a flag, only
+    the name of a method begins a row.
+    """
+    rows = []
+    for word in words:
+        for n, part in enumerate(word.split(",")):
+            name = re.split("[: ]", part.strip())[0]
+            if n and " --" in rows[-1] and name not in methods():
+                rows[-1] += f",{part}"
+            else:
+                rows.append(part.strip())
+    if not all(rows):
+        raise SettingsError("--methods has an empty row; put one comma between two rows")
+    return rows
 
 
 def seeds_of(words):
@@ -468,21 +458,27 @@ def seeds_of(words):
 
 
 def tune(args, names):
-    """Run all trials and write OUT-tune.md; returns (the chosen rows, {folder: why it failed}).
+    """Run all trials and write OUT-tune.md; returns ({chosen row: name}, {folder: why it failed}).
 
     No row is chosen after --print, until all trials are complete.
     """
-    rows = [trial for row in names for trial in trials_of(row)]
-    trials = jobs_of(args.dataset, rows, TRIAL_SEEDS, args.runs, args.extra, hold_out=True)
-    failed, accs = run_all(trials, args), {}
-    if args.print and any(job.command() for job in trials):
-        return {}, failed
-    for job in trials:
-        if job.folder not in failed:
-            accs.setdefault(job.row, []).append(validation_acc(job.folder))
-    names, text = tuned(names, accs)
-    write(args, text, f"{args.out}-tune.md")
-    return names, failed
+    searches = tuning.searches(args.dataset, names, args.extra)
+    rows = [search.trials[value] for search in searches for value in search.first]
+    later, accs, failed = len(names) * len({*args.seeds} - {*tuning.SEEDS}), {}, {}
+    print(tuning.plan(searches, later), file=sys.stderr)
+    while rows:
+        jobs = jobs_of(args.dataset, rows, tuning.SEEDS, args.runs, args.extra, hold_out=True)
+        failed |= run_all(jobs, args, later)
+        if args.print and any(job.command() for job in jobs):
+            return {}, failed
+        for job in jobs:
+            scores = accs.setdefault(job.row, [])
+            if job.folder not in failed:
+                scores.append(validation_acc(job.folder))
+        rows = [row for search in searches for row in tuning.untried(search, accs)]
+    write(args, tuning.report(searches, accs), f"{args.out}-tune.md")
+    best = [search.trials[tuning.best_of(search, accs)] for search in searches]
+    return dict(zip(best, names.values())), failed
 
 
 def main(arguments=None):
@@ -492,9 +488,13 @@ def main(arguments=None):
         names, failed = rows_of(args.methods, args.preset), {}
         if args.preset or args.methods == ["all"]:
             names = fitting(args.dataset, names, args.extra)
-        if args.tune:
-            names, failed = tune(args, names)
         jobs = jobs_of(args.dataset, names, args.seeds, args.runs, args.extra, args.tune)
+        distinct = {job.row: names[job.row] for job in jobs}
+        for row in [row for row in names if row not in distinct]:
+            print(f"{row} is left out: a row before it has the same settings", file=sys.stderr)
+        if args.tune:
+            names, failed = tune(args, distinct)
+            jobs = jobs_of(args.dataset, names, args.seeds, args.runs, args.extra, args.tune)
         failed |= run_all(jobs, args)
         failed |= report(args, jobs, names)
         program.started = True  # from here on an error is a failed run, not a wrong flag

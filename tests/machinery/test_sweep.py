@@ -1,6 +1,7 @@
 """scripts/sweep.py: which runs are made, resumed or left alone, and what the table says of them."""
 
 import csv
+import dataclasses
 import json
 import shlex
 import shutil
@@ -8,8 +9,11 @@ import signal
 import subprocess
 import sys
 import threading
+import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny
@@ -18,7 +22,7 @@ from scipy import stats
 import data
 import train
 from baselines import BASELINES
-from scripts import sweep
+from scripts import sweep, tuning
 
 TINY = ["--dataset", "tiny", "--seeds", "2"]
 QUICK = ["--", "--epochs", "1", "--batch-size", "16"]
@@ -47,7 +51,7 @@ def test_every_preset_has_runs_and_the_papers_rows(preset):
     assert len({job.folder for job in jobs}) == len(jobs) == 2 * len(rows)
     with open(sweep.HERE / "paper.csv", newline="") as file:
         printed = {line["row"] for line in csv.DictReader(file) if line["table"] == preset}
-    assert printed == ({*sweep.PRESETS[preset]} if preset != "fig1" else set())
+    assert printed == ({*sweep.PRESETS[preset]} if preset not in ("fig1", "heads") else set())
 
 
 def test_the_papers_numbers_are_found():
@@ -58,14 +62,49 @@ def test_the_papers_numbers_are_found():
     assert sweep.printed("table1", "Concat", "keypad") == ""
 
 
-def test_all_is_table_1_and_heads():
-    """Joint training comes first; greedy gets the fusion that it needs."""
+def test_all_is_table_1_the_release_and_heads():
+    """Joint training comes first; every method of baselines.py is there, and ours with heads."""
     rows = list(sweep.rows_of(["all"], None))
-    assert rows[0] == "constant:0" and "heads" in rows and "mmpareto" in rows
-    assert {row.split()[0] for row in rows} >= set(BASELINES)
+    assert rows[0] == "constant:0" and len(rows) == len({*rows})
+    assert {row.split()[0] for row in rows} >= {*BASELINES}
+    for method in ("constant:0.5", "heuristic", "learning-based"):
+        variants = {method, f"{method} --heads", f"{method} --matching classes"}
+        assert variants <= {*rows} and variants <= {*sweep.rows_of([], "heads")}
+    assert {"constant:0", "heads"} <= {*sweep.rows_of([], "heads")}
+
+
+def test_greedy_gets_the_fusion_that_it_needs():
+    """And keeps it where it is given."""
     given = sweep.rows_of(["greedy", "heuristic"], None)
     assert set(given) == {"constant:0", "greedy --fusion channel", "heuristic"}
     assert set(sweep.rows_of(["greedy --fusion channel"], None)) == {*given} - {"heuristic"}
+
+
+def test_rows_with_equal_settings_are_one(calls, capsys):
+    """A default, or a number written in another way; a second program of a method is another."""
+    rows = ["mses", "mses:3", "mses:3.0", "mses:4", "constant:0", "constant:0 --lr 0.02"]
+    rows += ["constant:.0", "released", "released:quintic", "ogm:0.1:1:50", "ogm"]
+    kept = ["mses", "mses:4", "constant:0", "released", "released:quintic", "ogm:0.1:1:50"]
+    jobs = sweep.jobs_of("keypad", rows, [0], "runs", [])
+    assert [job.row for job in jobs] == kept
+    flags = [*TINY, "--seeds", "1", "--methods", "constant:0", "constant:0 --tau 0.1"]
+    assert sweep.main([*flags, *QUICK]) == 0 and len(calls) == 1
+    said = "constant:0 --tau 0.1 is left out: a row before it has the same settings"
+    assert said in capsys.readouterr().err
+
+
+def test_a_run_has_a_folder_of_its_own():
+    """Named by the method, flags without and values of flags with a value; two runs share none."""
+    for row, name in {
+        "heuristic": "heuristic",
+        "constant:0.5 --heads --lr 0.01": "constant0.5-heads-0.01",
+        "mses:5 --pretrained": "mses5-pretrained",
+        "constant:0 --encoders cnn,bert:a/b": "constant0-cnn,bertab",
+    }.items():
+        assert sweep.folder_of("keypad", row, 3) == f"keypad-{name}-seed3"
+    rows = ["heuristic --lr 0.3", "heuristic --tau 0.3"]
+    with pytest.raises(ValueError, match="share runs/keypad-heuristic-0.3-seed0; leave one out"):
+        sweep.jobs_of("keypad", rows, [0], "runs", [])
 
 
 def test_all_runs_hold_out_samples_where_one_needs_them():
@@ -129,42 +168,99 @@ def test_a_sweep_trains_compares_and_draws(calls, capsys):
 
 
 def test_tune_chooses_on_held_out_samples(calls, capsys):
-    """Three values of ogm, seeds 0 and 1; the best mean validation ACC is trained and compared;
-    what has no number is trained once. The choice is the highest of the logged scores."""
-    flags = [*TINY, "--methods", "ogm,heads", "--tune", "--out", "new/table", *QUICK]
+    """Four values of ogm, seeds 0 and 1, and more until the best has both neighbours; the best mean
+    validation ACC is trained and compared, and OUT-tune.md has the logged scores."""
+    flags = [*TINY, "--methods", "ogm,heads --lr 0.3", "--tune", "--out", "new/table", *QUICK]
     assert sweep.main(flags) == 0
-    trials = ["ogm", "ogm:0.3", "ogm:0.8"]
+    values = [0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2]
     means = {}
-    for trial in trials:
-        folders = [Path(f"runs/tiny-{trial.replace(':', '')}-seed{seed}") for seed in (0, 1)]
-        logs = [sweep.read_log(folder) for folder in folders]
-        assert all(log[0]["settings"]["val_fraction"] == 0.1 for log in logs)
-        assert all(record["split"] == "val" for log in logs for record in log[1])
-        means[trial] = sum(log[1][-1]["fused"]["acc"] for log in logs)
-    best = max(trials, key=means.get)
+    for value in values:
+        name = "ogm" if value == 0.1 else f"ogm{value:g}"
+        logs = [sweep.read_log(f) for f in sorted(Path("runs").glob(f"tiny-{name}-seed?"))]
+        assert all(log.first["settings"]["val_fraction"] == 0.1 for log in logs)
+        assert all(record["split"] == "val" for log in logs for record in log.epochs)
+        if logs:
+            assert len(logs) == 2
+            means[value] = sum(log.epochs[-1]["fused"]["acc"] for log in logs) / 2
+    best = max(means, key=lambda value: (means[value], value == 0.1))
+    k = values.index(best)
+    assert {0.1, 0.2, 0.4, 0.8, *values[max(k - 1, 0) : k + 2]} <= {*means}
+    chosen = "ogm" if best == 0.1 else f"ogm:{best:g}"
     table = Path("new/table.md").read_text()
     rows = [line.split(" | ")[0] for line in table.split("\n\n")[0].splitlines()[2:]]
-    assert rows == ["| constant:0", f"| {best}", "| heads †"]
-    assert len(calls) == 2 * (3 + 2)
-    chosen = Path("new/table-tune.md").read_text()
-    assert f"**`{best}` " in chosen and chosen.count("**") == 2
-    assert "heads" not in chosen and chosen in capsys.readouterr().out
-    assert chosen.endswith("mean ± std over seeds 0 and 1; the chosen value is bold.\n")
-    assert "All runs hold out 10% of the training split." in Path("new/table.md").read_text()
+    assert rows[0].startswith("| constant:0") and rows[1:] == [f"| {chosen}", "| heads --lr 0.3 †"]
+    text = Path("new/table-tune.md").read_text()
+    [line] = [line for line in text.splitlines() if line.startswith("| `ogm`")]
+    assert f"**{best:g}: {means[best]:.1f} ± " in line and f" | `{chosen}` | " in line
+    assert all(f"{value:g}: {mean:.1f} ± " in line for value, mean in means.items())
+    assert "| `heads --lr 0.3` | given | " in text and text in capsys.readouterr().out
+    assert "All runs hold out 10% of the training split." in table
 
 
-def test_tuned_takes_the_default_of_equals_and_skips_what_failed():
-    """A trial without both seeds is not chosen, and flags stay behind the number."""
-    accs = {"mla": [50.0, 60.0], "mla:0.01": [60.0, 50.0], "mla:1": [99.0]}
-    rows, text = sweep.tuned({"constant:0": "Concat", "mla": "MLA"}, accs)
-    assert rows == {"constant:0": "Concat", "mla": "MLA"}
-    assert "| mla | **`mla` 55.0 ± 7.1**, `mla:0.01` 55.0 ± 7.1 |" in text
-    accs["mla:0.01"] = [60.0, 51.0]
-    assert sweep.tuned({"mla": ""}, accs)[0] == {"mla:0.01": ""}
-    assert sweep.tuned({"mla": ""}, {})[0] == {"mla": ""}
-    trials = sweep.trials_of("greedy --fusion channel")
-    assert trials == [f"greedy{x} --fusion channel" for x in ("", ":0.001", ":0.1")]
-    assert sweep.trials_of("learning-based")[1] == "learning-based --eta-alpha 1"
+def own_vectors(folder):
+    """Data of three classes and three modalities: vectors of 4, 5 and 6 numbers."""
+    lines, rng = ["split,label,array:a,array:b,array:c"], np.random.default_rng(0)
+    folder.mkdir()
+    for n in range(36):
+        names = [f"{name}{n}.npy" for name in "abc"]
+        for j, name in enumerate(names):
+            np.save(folder / name, np.float32(rng.normal(size=4 + j) + n % 3))
+        lines.append(",".join(["test" if n >= 24 else "train", f"class{n % 3}", *names]))
+    (folder / "samples.csv").write_text("\n".join(lines))
+
+
+THREE = ["--dataset", "mine", "--tune", "--seeds", "1", "--methods"]
+SHORT = ["--", "--epochs", "3", "--inner-iters", "2", "--batch-size", "8"]
+
+
+@pytest.mark.slow
+def test_all_methods_are_tuned_on_own_data_of_three_modalities(calls, monkeypatch, capsys):
+    """train.py takes the flags of every run; the table has every row with a chosen value. A real
+    log is the model of all; the scores are drawn by the run's name."""
+    own_vectors(Path("mine"))
+    flags = ["--dataset", "mine", "--method", "heads", "--val-fraction", "0.1", "--out", "one"]
+    assert train.main([*flags, *SHORT[1:]]) == 0
+    first, *epochs, test = map(json.loads, Path("one/log.jsonl").read_text().splitlines())
+    capsys.readouterr()
+
+    def call(command, started):
+        settings = train.parse(command[2:])
+        train.check(settings)
+        calls.append(settings)
+        for record in epochs:
+            record["fused"]["acc"] = zlib.crc32(Path(settings.out).name.encode()) % 100
+        records = [first | {"settings": dataclasses.asdict(settings)}, *epochs, test]
+        Path(settings.out).mkdir(parents=True)
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        Path(settings.out, "log.jsonl").write_text(lines)
+        return ""
+
+    monkeypatch.setattr(sweep, "call", call)
+    assert sweep.main([*THREE, "all", *SHORT]) == 0
+    text = Path("runs/sweep-mine-methods-tune.md").read_text()
+    _, _, *lines = text.split("\n\n")[0].splitlines()
+    assert len(lines) == 31 and all(line.count("**") == 2 for line in lines)
+    assert len(calls) == 2 * sum(line.split(" | ")[2].count(":") for line in lines)
+    assert {line.split(" | ")[-1] for line in lines} == {"inside |", "at the bound |"}
+    [line] = [line for line in lines if line.startswith("| `g-blend`")]
+    assert line.endswith("** | `g-blend` | at the bound |")  # 2 every < 3 epochs
+    assert {"mslr", "mslr:0.5:1:1"} <= {settings.method for settings in calls}
+    assert "31 rows: 242 runs to choose" in capsys.readouterr().err
+    table = Path("runs/sweep-mine-methods.md").read_text().split("\n\n")[0]
+    assert len(table.splitlines()) == 2 + 31 + 1  # unimodal has two lines
+    assert Path("runs/sweep-mine-methods.png").exists()
+
+
+@pytest.mark.slow
+def test_own_data_of_three_modalities_are_trained(calls, monkeypatch):
+    """With one seed to choose: mslr has three rates; a row keeps the number that it gives."""
+    own_vectors(Path("mine"))
+    monkeypatch.setattr(tuning, "SEEDS", (0,))
+    assert sweep.main([*THREE, "mslr", "learning-based --heads --eta-alpha 1", *SHORT]) == 0
+    text = Path("runs/sweep-mine-methods-tune.md").read_text()
+    assert "failed" not in text and text.count(" | given | ") == 1
+    table = Path("runs/sweep-mine-methods.md").read_text().split("\n\n")[0]
+    assert len(table.splitlines()) == 2 + 3
 
 
 def test_the_validation_acc_is_of_the_tested_epoch(tmp_path):
@@ -173,16 +269,23 @@ def test_the_validation_acc_is_of_the_tested_epoch(tmp_path):
     epochs = [record | {"t": t, "fused": {"acc": acc}} for t, acc in enumerate((5, 9, 9, 7), 1)]
     lines = [{"settings": {}, "modalities": [], "samples": {}}, *epochs]
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert sweep.validation_acc(tmp_path) == 9
+    assert tuning.validation_acc(tmp_path) == 9
 
 
-def test_every_trial_is_a_run():
-    """train.py takes it, in a folder of its own; without samples held out nothing can be chosen."""
-    rows = [row for row in sweep.rows_of(["all"], None) if row.split()[0] in sweep.TRIALS]
-    trials = [trial for row in rows for trial in sweep.trials_of(row)]
-    jobs = sweep.jobs_of("keypad", trials, [0], "runs", [], hold_out=True)
-    assert len({job.folder for job in jobs}) == 3 * len(sweep.TRIALS)
-    assert all(job.flags[2:4] == ["--val-fraction", "0.1"] for job in jobs)
+def test_it_says_how_many_runs_there_are_and_how_long_they_take(calls, monkeypatch, capsys):
+    """Two runs took two minutes; two are left, and six come later: eight minutes."""
+    clock = [0, 120]  # at the beginning, and after two runs
+    monkeypatch.setattr(sweep, "time", SimpleNamespace(monotonic=lambda: clock.pop(0)))
+    args = sweep.parse([*TINY, "--methods", "heuristic", *QUICK])
+    jobs = sweep.jobs_of("tiny", ["constant:0", "heuristic"], [0, 1], "runs", args.extra)
+    assert sweep.run_all(jobs, args, 6) == {} and len(calls) == 4
+    out = capsys.readouterr().out
+    assert "4 runs, 0 of them complete already" in out
+    assert "about 08:00 ([h:]mm:ss) for the other 8 runs" in out
+    names = ["constant:0", "ogm:0.3", "mses"]
+    plan = tuning.plan(tuning.searches("keypad", names, []), 9)
+    assert plan.startswith("3 rows: 18 runs to choose, 2 more ")  # 4 + 1 + 4 values, two seeds
+    assert plan.endswith("; then 9 runs to compare")
 
 
 def test_what_is_complete_is_left_alone_and_the_rest_resumed(calls, capsys):
@@ -227,7 +330,7 @@ def test_print_starts_nothing_and_tables_what_is_finished(calls, capsys):
     assert out == "" and "| ogm | 2 |" in err
     assert sweep.main([*flags, "--tune", "--runs", "new", *QUICK]) == 0
     out = capsys.readouterr().out
-    assert "new/tiny-ogm0.3-seed0" in out and not Path("new").exists()
+    assert "new/tiny-ogm0.8-seed0" in out and not Path("new").exists()
 
 
 def test_lists_are_words_or_commas():
@@ -237,6 +340,28 @@ def test_lists_are_words_or_commas():
         assert args.methods == ["a", "b --tau 1"] and args.seeds == [0, 3]
         assert args.extra == ["--lr", "1"]
     assert sweep.parse(["--seeds", "3"]).seeds == [0, 1, 2]
+
+
+def test_a_comma_in_a_flag_begins_no_row():
+    """Of two encoders, in the middle and at the end; a method after it does."""
+    given = "heads,constant:0 --encoders cnn,mlp,ogm:0.3 --encoders cnn,bert:DIR --lr 1, heuristic"
+    rows = ["heads", "constant:0 --encoders cnn,mlp", "ogm:0.3 --encoders cnn,bert:DIR --lr 1"]
+    assert sweep.parse(["--methods", given, "mses"]).methods == [*rows, "heuristic", "mses"]
+
+
+def test_own_classifiers_have_a_dagger(calls):
+    """By the method, by --heads and by --fusion weight, of a row or of all rows."""
+    rows = ["constant:0", "constant:0 --heads", "constant:0 --fusion weight", "released"]
+    assert sweep.main([*TINY, "--seeds", "1", "--methods", *rows, *QUICK]) == 0
+    one = [*TINY, "--seeds", "1", "--methods", "constant:0", "--runs", "other", "--out", "one"]
+    assert sweep.main([*one, *QUICK, "--heads"]) == 0
+    shown = {}
+    for path in ("runs/sweep-tiny-methods.md", "one.md"):
+        lines = Path(path).read_text().split("\n\n")[0].splitlines()[2:]
+        shown[path] = [line.split(" | ")[0] for line in lines]
+    first, second = shown.values()
+    assert first == ["| constant:0", *(f"| {row} †" for row in rows[1:])]
+    assert second == ["| constant:0 †"]
 
 
 def test_a_failed_run_is_named_and_the_others_go_on(calls, monkeypatch, capsys):
@@ -266,7 +391,9 @@ def test_a_failed_run_is_named_and_the_others_go_on(calls, monkeypatch, capsys):
         (["--methods", "ogn"], "unknown method 'ogn'"),
         (["--dataset", "nowhere"], "unknown data set or folder 'nowhere'"),
         (["--", "--epochs", "0"], "--epochs is 0, expected more than 0"),
-        (["--", "--seed", "1"], "--seed after -- is set by the sweep itself; leave it out"),
+        (["--", "--seed", "1"], "--seed is set by the sweep itself; leave it out"),
+        (["--methods", "heuristic --out a"], "--out is set by the sweep itself; leave it out"),
+        (["--methods", "heuristic,,ogm"], "--methods has an empty row; put one comma between two"),
     ],
 )
 def test_flags_that_do_not_fit_are_one_sentence(tiny_data, capsys, flags, said):
@@ -282,6 +409,19 @@ def test_a_folder_with_other_settings_is_not_mixed_in(calls, capsys):
     said = capsys.readouterr().err
     assert "holds a run with --lr 0.02, expected 0.5; give --runs another folder" in said
     assert len(calls) == 4
+
+
+def test_the_log_of_an_earlier_version_has_fewer_settings(calls):
+    """The ones that it lacks are the defaults: such a run is complete."""
+    flags = [*TINY, "--seeds", "1", "--methods", "constant:0", *QUICK]
+    assert sweep.main(flags) == 0
+    path = Path("runs/tiny-constant0-seed0/log.jsonl")
+    first, *rest = path.read_text().splitlines(True)
+    record = json.loads(first)
+    del record["settings"]["heads"]
+    path.write_text(json.dumps(record) + "\n" + "".join(rest))
+    assert sweep.main(flags) == 0 and len(calls) == 1
+    assert sweep.main([*flags, "--heads"]) == 2
 
 
 def test_runs_of_a_machine_with_another_precision_count(calls, capsys):
@@ -363,7 +503,8 @@ def test_unimodal_has_two_rows_and_the_papers_numbers():
     better = {name: {key: value + 5 for key, value in one.items()} for name in test}
     rows = {"constant:0": {0: test}, "unimodal": {0: better}}
     names = {"constant:0": "Concat", "unimodal": "Unimodal"}
-    text = sweep.table("cremad", ["audio", "video"], rows, names, "table1", "acc")
+    daggers = {"constant:0": "", "unimodal": " †"}
+    text = sweep.table("cremad", ["audio", "video"], rows, names, "table1", "acc", daggers)
     _, _, joint, alone, summed = text.split("\n\n")[0].splitlines()
     assert joint.endswith("|  | Concat | 63.31 / 68.41 |")
     assert alone == "| unimodal † | 1 |  |  |  | 55.0 | 55.0 | 0.0 |  | Unimodal | 63.17, 45.83 |"
