@@ -456,10 +456,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_data, monkeypatch, capsys)
         ("--outer test", "unknown outer 'test'; choose from held-out, shared, train"),
         ("--device tpu", "device 'tpu' is not available; choose from auto, "),
         ("--dataset spoken-digits", "data/spoken-digits is not a folder"),
-        (
-            "--dataset spoken-digits --root nowhere",
-            "nowhere is not a folder; expected a clone",
-        ),
+        ("--dataset spoken-digits --root nowhere", "nowhere is not a folder; expected recordings/"),
         ("--epochs many", "--epochs is 'many', expected a whole number"),
         ("--metod heuristic", "unknown flag '--metod' (did you mean --method?); --help lists"),
         ("keypad", "unknown argument 'keypad'; --help lists all flags"),
