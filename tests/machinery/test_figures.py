@@ -358,7 +358,9 @@ def test_confusion_counts_the_answers(runs, pictures, capsys):
     axes = pictures[0].axes
     assert len(axes) == 3 and axes[0].get_title().startswith("fused: ")
     for axis, name in zip(axes, ["fused", "image", "sound"]):
-        answers = figures.answers(records, ["image", "sound"])[name]
+        found = [r["prediction"] for r in records]
+        found = [p.label if name == "fused" else p.alone[name] for p in found]
+        answers = [*zip([r["label"] for r in records], found)]
         counts = axis.images[0].get_array()
         for i, j in itertools.product(range(3), repeat=2):
             assert counts[i, j] == answers.count((str(i), str(j)))
