@@ -24,6 +24,7 @@ and print again, until nothing is printed.
 
 import argparse
 import concurrent.futures
+import contextlib
 import csv
 import dataclasses
 import json
@@ -345,12 +346,11 @@ def notes_of(firsts, others):
     return notes + [f"{folder} is left out: {why}." for folder, why in others.items()]
 
 
-def write(args, text, path, *others):
+def write(args, text, path):
     """Write and print a text; after --print only commands are on stdout."""
     with atomic(Path(path)) as part:
         part.write_text(text + "\n", encoding="utf-8")
-    wrote = " and ".join([path, *others])
-    print(f"{text}\n\nwrote {wrote}", file=sys.stderr if args.print else sys.stdout)
+    print(f"{text}\n\nwrote {path}", file=sys.stderr if args.print else sys.stdout)
 
 
 def plot(dataset, modalities, rows, joint, daggers, out):
@@ -396,8 +396,9 @@ def report(args, jobs, names):
         daggers[job.row] = " †" if own else ""
     parts = [table(dataset, modalities, rows, names, args.preset, args.metric, daggers)]
     text = "\n\n".join(parts + notes_of(firsts, others))
-    plot(dataset, modalities, rows, next(iter(names)), daggers, f"{args.out}.png")
-    write(args, text, f"{args.out}.md", f"{args.out}.png")
+    with contextlib.redirect_stdout(sys.stderr if args.print else sys.stdout):
+        plot(dataset, modalities, rows, next(iter(names)), daggers, f"{args.out}.png")
+    write(args, text, f"{args.out}.md")
     return others
 
 

@@ -101,7 +101,7 @@ def test_help_lists_the_parts_and_their_durations(capsys):
     """Through argparse, as in every program."""
     with pytest.raises(SystemExit) as end:
         costs.main(["--help"])
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     assert end.value.code == 0
     for part, (_, duration) in costs.PARTS.items():
         assert f"{part}: " in out and duration in out

@@ -251,6 +251,7 @@ def run(name, root, flags=(), method="heuristic", epochs=1):
     return train.main([*usual, "--root", str(root), "--out", f"{root}-{method}", *flags])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKERS)
 def test_every_set_goes_from_its_originals_to_the_table(name, copied, capsys):
     """prepare, then both methods for two epochs."""
@@ -276,6 +277,7 @@ def copy_writable(source, target):
         path.chmod(path.stat().st_mode | 0o200)
 
 
+@pytest.mark.slow
 @needs_shared
 @pytest.mark.parametrize("name", ["vggsound", "nvgesture"])
 def test_real_media_go_from_the_original_to_the_table(name, tmp_path, monkeypatch):
@@ -400,6 +402,7 @@ def stopped(number, clip, folder, command, cwd=ROOT):
     return done.returncode, done.stderr
 
 
+@pytest.mark.slow
 def test_prepare_continues_after_a_kill(copied, tmp_path, capsys):
     """A killed prepare leaves complete clips only; the next one makes the rest and changes none."""
     root, _ = copied("cremad")
@@ -439,6 +442,7 @@ def test_ctrl_c_while_workers_start_is_one_sentence(tmp_path):
     assert done.stderr.startswith("prepare: stopped; finished samples are kept")
 
 
+@pytest.mark.slow
 def test_the_literal_command_prepares_and_trains(copied, tmp_path):
     """`train.py --dataset cremad --method heuristic` from the original files in data/cremad.
 
@@ -640,6 +644,7 @@ def test_a_gesture_is_read_by_eight_frames_never_mirrored(tmp_path):
     assert signature(flow).parameters["frames"].default == 8
 
 
+@pytest.mark.slow
 def test_a_gestures_own_frames_are_read(copied):
     """sk_color_all/*.jpg beside the video, as some have extracted them."""
     root, _ = copied("nvgesture")

@@ -18,6 +18,7 @@ def tensors(split):
     return [x.numpy() for x in (*split.sources, split.y)]
 
 
+@pytest.mark.slow
 def test_keypad_is_always_the_same():
     """Bit for bit, whatever was drawn before."""
     first = data.keypad()

@@ -81,6 +81,7 @@ def alike(folder, other):
 FLAGS_OF = ["--method heuristic", "--outer held-out --val-fraction 0.33", "--solver randomised"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", FLAGS_OF)
 def test_two_processes_are_one(tmp_path, monkeypatch, flags):
     """Losses, scores, alpha and parameters of one process with the same batches; also where one of
@@ -103,6 +104,7 @@ def test_two_processes_are_one(tmp_path, monkeypatch, flags):
         alike(tmp_path / "one", tmp_path / other)
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_one_model(tmp_path, monkeypatch):
     """With batch norm, whose statistics each process has of its own shard: the last epoch's scores
     are those of the checkpoint, to the last digit."""

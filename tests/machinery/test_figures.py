@@ -173,6 +173,7 @@ def test_seven_runs_have_columns_and_any_metric(tmp_path, pictures):
     assert [line.get_ydata()[-1] for line in axes[0].lines] == [50, 50, 20, 30]
 
 
+@pytest.mark.slow
 def test_the_ending_of_out_is_the_format(tmp_path, capsys):
     """Also where the environment has a notebook's backend, which may not exist here."""
     run = write(tmp_path / "a")

@@ -22,6 +22,7 @@ def curve(seed, outer):
     return np.array([problem.l_cls(found[alpha], outer).item() for alpha in ALPHAS])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outer", landscape.OUTER.values())
 @pytest.mark.parametrize("alpha", [0.1, 0.5, 0.9])
 def test_exact_eq_3_is_the_slope_of_the_solved_problem(alpha, outer):
@@ -39,6 +40,7 @@ def test_exact_eq_3_is_the_slope_of_the_solved_problem(alpha, outer):
     assert slope(problem, theta, alpha, outer, 5) != pytest.approx(expected, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_best_alpha_is_0_in_training_and_inside_held_out(seed):
     """On training samples L_CLS only rises; held out it has its minimum well inside (0, 1)."""
@@ -48,6 +50,7 @@ def test_the_best_alpha_is_0_in_training_and_inside_held_out(seed):
     assert held_out.min() < held_out[0] - 0.05 and held_out.min() < held_out[-1] - 0.05
 
 
+@pytest.mark.slow
 def test_the_exact_path_ends_at_the_best_alpha():
     """From 0.95 by steps of at most 0.1: to 0 in training, to the lowest point held out."""
     problem, found = solved(0)

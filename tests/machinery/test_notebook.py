@@ -107,6 +107,7 @@ def notebook(monkeypatch, tmp_path):
     sys.modules.pop("scripts.classroom", None)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom_and_again(notebook, capsys):
     """Every cell, twice: a sample, two sounds, a picture after each epoch, all runs compared."""
     for _ in range(2):
@@ -183,6 +184,7 @@ VALUES = {  # the value of mine: alpha, and the note
 }
 
 
+@pytest.mark.slow
 def test_the_check_and_the_training_have_the_same_alpha(notebook, capsys):
     """A value that is nearly a number counts as one; outside [0, 1] it is clipped, and said."""
     notebook.prepare()

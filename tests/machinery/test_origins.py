@@ -248,6 +248,7 @@ def run_limited(root, size, *command):
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_prepare_and_lists_nothing(tmp_path):
     """One sentence; no sample is blamed, and the next start continues."""
     tones(tmp_path)
@@ -427,6 +428,7 @@ def test_labels_that_look_alike_are_named(tmp_path, capsys):
     assert "these classes look alike: 'Class 0', 'class 0'" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_prepares_alone(tmp_path):
     """Its workers cannot start; no sample is called damaged."""
     tones(tmp_path / "mine", n=60)
@@ -441,6 +443,7 @@ def test_a_script_without_a_main_guard_prepares_alone(tmp_path):
     assert json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[-1])["test"]
 
 
+@pytest.mark.slow
 def test_a_random_sequence_of_changes_is_read_as_from_nothing():
     """A few of the sequences of fuzz.py, each in a process of its own, which it forks."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:

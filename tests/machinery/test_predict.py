@@ -152,6 +152,7 @@ def test_confusions_are_named(capsys):
     ]
 
 
+@pytest.mark.slow
 def test_an_exported_model_needs_nothing_of_the_project(pets, tmp_path):
     """It computes the probabilities of batches of any size in a Python that knows torch alone."""
     given = ["image=pets/a b/4.jpg", "vector=pets/4.npy"]

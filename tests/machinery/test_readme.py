@@ -110,6 +110,7 @@ def test_every_page_and_picture_is_reached():
     assert set((ROOT / "docs").iterdir()) <= linked
 
 
+@pytest.mark.slow
 def test_the_main_job_runs(tmp_path):
     """The first command after its install, one short epoch of it: from no argument to the table."""
     command = [sys.executable, ROOT / "train.py", "--epochs", "1", "--inner-iters", "2"]
@@ -185,6 +186,7 @@ def test_every_program_of_a_command_exists():
     assert [name for name in names if not (ROOT / name).is_file()] == []
 
 
+@pytest.mark.slow
 def test_three_lines_add_a_schedule(tmp_path):
     """With the README's omega(t) between the marks, `--method` and the tests know it."""
     block = code(README, "python")[0]

@@ -95,6 +95,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tiny_data, monkeypatch, capsys, 
     assert Path("cut/log.jsonl").read_bytes() == Path("whole/log.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_killed_process_resumes(tmp_path):
     """kill -9 at a random moment of keypad, then --resume, ends in the uninterrupted log; every
     checkpoint is whole."""

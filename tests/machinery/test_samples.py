@@ -84,6 +84,7 @@ def two_sounds(folder, n=12):
     write_table(folder, "split,label,group,audio:left,audio:right,video", rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make, modalities, classes, encoders",
     [
@@ -368,6 +369,7 @@ def die_of(job):
     return job.upper()
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_costs_one_sample(monkeypatch):
     """A decoder that crashes takes its own sample alone; every other one is done."""
     jobs = [*"abcdefgh", "bad", *"ijkl"]
@@ -399,6 +401,7 @@ def test_a_folder_that_another_process_has_just_made_stays(tmp_path):
     assert [p.name for p in tmp_path.rglob("*.jpg")] == ["first.jpg"]
 
 
+@pytest.mark.slow
 def test_one_video_in_many_lines_is_prepared_once(tmp_path, monkeypatch):
     """Lines that share a file do not get in each other's way, also in several processes."""
     monkeypatch.setattr(preparing, "FEW", 0)

@@ -19,6 +19,7 @@ from utils.trained import as_trained, describe
 
 HEADER = "split,label,array:left,array:right"
 FAST = ["--epochs", "4", "--batch-size", "8", "--method", "constant:0", "--lr", "0.1"]
+FAST += ["--inner-iters", "0"]
 LABELS = ("ant", "bee", "cat")
 COUNTS = {"train": 39, "test": 7}  # few: prepared in this process
 
@@ -243,6 +244,7 @@ def test_other_labels_or_files_of_the_same_counts_are_refused(own, capsys):
     assert said(capsys, "--resume", "run") == message
 
 
+@pytest.mark.slow
 def test_samples_that_moved_to_the_validation_part_are_refused(tmp_path, monkeypatch, capsys):
     """As many samples in each part, but an `ant` changed places with a `bee`."""
     monkeypatch.chdir(tmp_path)

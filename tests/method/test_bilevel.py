@@ -345,6 +345,7 @@ def conv_net(dtype, encoder="cnn", size=16):
     return net, losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder, size, terms", [("cnn", 16, 5), ("resnet18", 32, 2)])
 def test_float32_agrees_with_float64(encoder, size, terms):
     """Through convolutions and batch norm, with the step and the damping found, to 1e-3."""

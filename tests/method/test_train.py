@@ -661,7 +661,7 @@ def test_entries_made_in_a_notebook_are_choices(tiny_data, monkeypatch, capsys):
     capsys.readouterr()
     with pytest.raises(SystemExit):
         train.main(["--help"])
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
     for kind in ("method", "fusion", "solver", "dataset", "encoders"):
         assert re.search(rf"--{kind} NAME .*, my-{kind}\b", shown), kind
     for method in train.methods():
@@ -715,6 +715,7 @@ def test_train_py_is_a_program(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_that_a_run_does_not_use():
     """librosa and sklearn do not come with train.py, nor matplotlib with keypad's data."""
     heavy = ["matplotlib", "transformers", "av", "cv2"]
