@@ -419,7 +419,7 @@ def answers(records, modalities):
     return pairs
 
 
-def confusion(run, split="test", out="confusion.png"):
+def confusion(run, split="test", root="", out="confusion.png"):
     """Which class is taken for which, by the fused model and by each modality alone.
 
     A row is a label, a column a predicted class. Returns the three largest confusions, in words.
@@ -428,7 +428,7 @@ def confusion(run, split="test", out="confusion.png"):
 
     cli.check_choice("split", split, train.SPLITS)
     predictor = Predictor(run)
-    records, classes = predict.own_records(predictor, run, split), predictor.classes
+    records, classes = predict.own_records(predictor, run, split, root), predictor.classes
     pairs, names = answers(records, predictor.kinds), [*map(plain, classes)]
     few, size = len(classes) <= 15, min(8, 2.5 + 0.3 * len(classes))
     figure, axes = panels(1, len(pairs), size * len(pairs), size)
@@ -464,14 +464,14 @@ def show_input(axis, name, kind, x_j, source):
         axis.set_aspect("auto" if low_pitch_below else "equal")
 
 
-def mistakes(run, split="test", out="mistakes.png"):
+def mistakes(run, split="test", root="", out="mistakes.png"):
     """The samples that are wrong with the highest probability, a row each.
 
     A row has the sample's inputs and the class by each modality alone. Returns the rows as text.
     """
     cli.check_choice("split", split, train.SPLITS)
     predictor = Predictor(run)
-    samples = predict.own_samples(run, split)
+    samples = predict.own_samples(run, split, root)
     records = predict.sample_records(predictor, samples, split)
     wrong = [i for i, r in enumerate(records) if r["label"] != r["prediction"].label]
     said = f"wrong: {len(wrong)} of {cli.amount(len(records), 'sample')} of the {split} split"
@@ -509,6 +509,7 @@ OPTIONS = {
     "metric": f"one of {', '.join(METRICS)}",
     "modality": "whose encoder",
     "sample": "number of the test split's sample",
+    "root": "folder of the run's own data, if it has moved",
     "seed": "of the small problem's data",
     "split": f"one of {', '.join(train.SPLITS)}",
 }

@@ -249,7 +249,7 @@ def report(records, modalities):
 
 def write_csv(path, records, modalities):
     """All predictions, a line each."""
-    with atomic(path) as part, open(part, "w", encoding="utf-8", newline="") as file:
+    with atomic(path) as part, open(part, "w", encoding="utf-8-sig", newline="") as file:
         writer = csv.writer(file)
         header, *rows = table(records, modalities)
         writer.writerow([*header, "split", "status", "problem"])
@@ -259,18 +259,22 @@ def write_csv(path, records, modalities):
     print(f"wrote {path}")
 
 
-def own_samples(run, split):
-    """The Samples of a split of the run's own data, as train.py --eval reads them."""
-    args = train.parse(["--eval", os.fspath(run), "--split", split])
+def own_samples(run, split, root=None):
+    """The Samples of a split of the run's own data, as train.py --eval reads them.
+
+    root: the folder of the data, if it has moved.
+    """
+    moved = ["--root", root] if root else []
+    args = train.parse(["--eval", os.fspath(run), "--split", split, *moved])
     trained = load_checkpoint(run)["data"]
     encoders = functools.partial(encoder_names, args.encoders)
     needs_val = train.requirements(args.method).needs_val
     return datasets.load_data(args, encoders, needs_val, trained).splits[split]
 
 
-def own_records(predictor, run, split):
+def own_records(predictor, run, split, root=None):
     """The records of a split of the run's own data."""
-    return sample_records(predictor, own_samples(run, split), split)
+    return sample_records(predictor, own_samples(run, split, root), split)
 
 
 def sample_records(predictor, samples, split):
@@ -335,6 +339,8 @@ def main(arguments=None):
         files = "a folder, or MODALITY=FILE ..."
         parser.add_argument("files", metavar="FILES", nargs="*", help=files)
         parser.add_argument("--split", choices=train.SPLITS, help="of these samples alone")
+        root = "folder of the run's own data, if it has moved"
+        parser.add_argument("--root", metavar="DIR", help=root)
         parser.add_argument("--csv", metavar="OUT", help="write all predictions, a line each")
         parser.add_argument("--export", metavar="OUT", help="write the model for torch.export.load")
         parser.add_argument("--device", default="auto", help="cpu, cuda, mps, auto")
@@ -349,7 +355,7 @@ def main(arguments=None):
         elif args.export:
             raise SettingsError("--export needs one sample: a folder, or MODALITY=FILE ...")
         else:
-            records = own_records(predictor, args.run, args.split or "test")
+            records = own_records(predictor, args.run, args.split or "test", args.root)
         report(records, predictor.kinds)
         if args.csv:
             write_csv(Path(args.csv), records, predictor.kinds)

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 from utils.atomic import atomic
-from utils.cli import SettingsError
+from utils.cli import SettingsError, amount
 from utils.files import KINDS
 from utils.origins import PREPARED
 from utils.samples import SPLITS
@@ -56,6 +56,11 @@ def rows_of(root, separator=None):
     counts = Counter(kind for files in samples.values() for kind in files)
     kinds = [kind for kind, n in counts.most_common() if n >= 0.1 * len(samples)]
     labels = {key[0] for key, _ in samples}
+    if not Path(root).is_dir():
+        raise SettingsError(f"{root} is not a folder")
+    if not samples:
+        layout = f"{root}/CLASS/NAME.jpg and {root}/CLASS/NAME.wav"
+        raise SettingsError(f"{root} has no files in folders of classes; expected {layout}")
     if len(kinds) < 2 or len(labels) < 2:
         layout = f"{root}/CLASS/NAME.jpg and {root}/CLASS/NAME.wav"
         what = f"{root} has {len(labels)} classes with files of {len(kinds)} kinds"
@@ -102,4 +107,7 @@ def write_samples(root, separator=None):
         print(f"{split}: {n} samples ({listed}{', ...' if len(classes) > 20 else ''})")
     incomplete = [row for row in rows if len(row[3]) < len(kinds)]
     if incomplete:
-        print(f"{len(incomplete)} samples lack a file: their cells are blank, they are not used")
+        lack = amount(len(incomplete), "sample")
+        print(
+            f"{lack} without a file of each kind: the cells are blank, and training leaves them out"
+        )

@@ -32,7 +32,7 @@ def test_pairs_of_any_ending_make_a_table(tmp_path, monkeypatch, capsys):
     touch("pets/cat/lone.png", "pets/cat/.hidden.png", "pets/notes.doc", "pets/top.jpg")
     assert prepare.main(["--table", "pets"]) == 0
     said = capsys.readouterr().out
-    assert "split,label,image,audio" in said and "1 samples lack a file" in said
+    assert "split,label,image,audio" in said and "1 sample without a file of each kind" in said
     header, *rows = table()
     assert header == ["split", "label", "image", "audio"]
     assert [r for r in rows if r[0] == "test"] == [
@@ -78,6 +78,12 @@ def test_what_cannot_be_a_table_is_one_sentence(tmp_path, monkeypatch, capsys):
     assert prepare.main(["--table", "pets"]) == 2
     said = "pets has 2 classes with files of 1 kinds; expected two of both, as in pets/CLASS/NAME"
     assert said in capsys.readouterr().err and not Path("pets/samples.csv").exists()
+    assert (
+        prepare.main(["--table", "nix"]) == 2 and "nix is not a folder" in capsys.readouterr().err
+    )
+    touch("flat/1.jpg", "flat/1.wav")
+    assert prepare.main(["--table", "flat"]) == 2
+    assert "flat has no files in folders of classes" in capsys.readouterr().err
     Path("pets/samples.csv").write_text("mine")
     assert prepare.main(["--table", "pets"]) == 2 and "exists" in capsys.readouterr().err
     assert Path("pets/samples.csv").read_text() == "mine"

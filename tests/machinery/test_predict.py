@@ -13,7 +13,7 @@ from conftest import make_jpg
 
 import train
 from baselines import BASELINES
-from scripts import predict
+from scripts import figures, predict
 from scripts.predict import Predictor
 from utils.cli import SettingsError
 
@@ -97,13 +97,22 @@ def test_new_samples_need_neither_labels_nor_the_training_data(pets, capsys):
     assert predict.main(["run", "new", "--csv", "out.csv"]) == 0
     said = capsys.readouterr().out
     assert "x.jpg" in said and "bad.jpg cannot be read" in said and "right:" not in said
-    with open("out.csv", newline="", encoding="utf-8") as file:
+    with open("out.csv", newline="", encoding="utf-8-sig") as file:
         lines = [*csv.DictReader(file)]
     assert [line["status"] for line in lines] == ["usable", "usable", "missing", "undecodable"]
     assert [bool(line["predicted"]) for line in lines] == [True, True, False, False]
     assert lines[1]["by image alone"] == "" != lines[1]["by vector alone"]
     assert {p.name for p in Path("gone").iterdir()} >= {"samples.csv", "bad.jpg"}
     assert not Path("new/prepared").exists()
+
+
+def test_data_that_moved_are_named(pets, capsys):
+    """--root, in predict and in the pictures; the sentence without it says so."""
+    Path("pets").rename("gone")
+    assert predict.main(["run"]) == 2 and "give their folder with --root" in capsys.readouterr().err
+    assert predict.main(["run", "--root", "gone"]) == 0 and "right:" in capsys.readouterr().out
+    assert figures.main(["confusion", "run", "--root", "gone"]) == 0
+    assert Path("run/confusion.png").exists()
 
 
 def test_one_sample_by_hand(pets, capsys):
