@@ -78,7 +78,7 @@ def alike(folder, other):
         assert torch.allclose(value, states[1][name], atol=1e-4), name
 
 
-FLAGS_OF = ["--method heuristic", "--outer held-out --val-fraction 0.33", "--solver randomised"]
+FLAGS_OF = ["--outer held-out --val-fraction 0.33", "--solver randomised"]
 
 
 @pytest.mark.slow
