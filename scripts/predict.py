@@ -69,10 +69,8 @@ class Predictor:
         self.args = train.Settings(**state["settings"] | {"device": device})
         self.classes, self.kinds = state["data"]["classes"], state["data"]["kinds"]
         facts = SimpleNamespace(channels=state["data"]["channels"], classes=self.classes)
-        self.model, self.device = (
-            train.make_model(self.args, facts),
-            distributed.pick_device(device),
-        )
+        self.device = distributed.pick_device(device)
+        self.model = train.make_model(self.args, facts)
         self.t = load_best(run, self.model)
         names = encoder_names(self.args.encoders, len(self.kinds))
         self.readers = make_readers(self.kinds.values(), names)

@@ -23,7 +23,7 @@ from utils.cli import SettingsError
 from utils.run import best_epoch, read_log
 from utils.samples import own_table, split_of
 
-OWN_VAL = ["sarcasm", "twitter2015"]  # the paper's sets that have a validation part
+OWN_VAL = ["sarcasm", "twitter2015", "isl", "phone-watch"]  # sets that have a validation part
 SEEDS = (0, 1)  # of every trial
 BEYOND = 2  # the most values that are tried beyond the first four, on each side
 

@@ -19,9 +19,7 @@ from utils.samples import SPLITS
 ENDINGS = KINDS | dict.fromkeys([".webp", ".bmp", ".tif", ".tiff"], "image")
 ENDINGS |= dict.fromkeys([".opus", ".aiff", ".au"], "audio") | {".npy": "array", ".txt": "text"}
 PASSED = {*ENDINGS.values(), "images", "pictures", "photos", "sounds", "videos", "texts", "arrays"}
-TEST_EVERY = (
-    5  # where no folder names a split, every fifth sample of a class, or group, is a test's
-)
+TEST_EVERY = 5  # of the samples of a class, or of the groups, where no folder names a split
 
 
 def found_files(root):
@@ -45,6 +43,8 @@ def rows_of(root, separator=None):
     separator: samples whose names begin alike, up to it, are one group, "" for no groups.
     SettingsError for a folder without two kinds of data or two classes.
     """
+    if not Path(root).is_dir():
+        raise SettingsError(f"{root} is not a folder")
     samples, twice = {}, []
     for key, split, kind, path in found_files(root):
         files = samples.setdefault((key, split), {})
@@ -56,13 +56,10 @@ def rows_of(root, separator=None):
     counts = Counter(kind for files in samples.values() for kind in files)
     kinds = [kind for kind, n in counts.most_common() if n >= 0.1 * len(samples)]
     labels = {key[0] for key, _ in samples}
-    if not Path(root).is_dir():
-        raise SettingsError(f"{root} is not a folder")
+    layout = f"{root}/CLASS/NAME.jpg and {root}/CLASS/NAME.wav"
     if not samples:
-        layout = f"{root}/CLASS/NAME.jpg and {root}/CLASS/NAME.wav"
         raise SettingsError(f"{root} has no files in folders of classes; expected {layout}")
     if len(kinds) < 2 or len(labels) < 2:
-        layout = f"{root}/CLASS/NAME.jpg and {root}/CLASS/NAME.wav"
         what = f"{root} has {len(labels)} classes with files of {len(kinds)} kinds"
         raise SettingsError(f"{what}; expected two of both, as in {layout}")
     rows, named, seen = [], any(split for _, split in samples), {}
