@@ -252,7 +252,7 @@ def spoken_digits(root=""):
 
 
 def isl(root=""):
-    """A forearm's EMG and IMU while it signs one of 26 letters: 520, 78 and 182 recordings."""
+    """A forearm's EMG and IMU while it signs one of 26 letters: 520, 104 and 156 recordings."""
     root = root or "data/isl"
     return paired(["emg", "imu"], sensors.LETTERS, sensors.signs(root), None, root)
 

@@ -218,6 +218,7 @@ class Settings:
     weight_decay: float = setting(1e-4, "of theta, in the inner problem of Eq. 2", least=0)
     plateau: int = setting(0, "patience on a plateau of L_CLS, then lr / 10; 0: never", least=0)
     val_fraction: float = setting(0.0, "part of the training split to hold out", least=0, most=1)
+    train_groups: int = setting(0, "train on so many groups (keypad: images); 0: all", least=0)
     encoders: str = setting(
         "cnn", "resnet18, or one each: cnn,bert:FOLDER", group="model and losses", listed=ENCODERS
     )

@@ -256,7 +256,9 @@ def on_other_data(firsts):
     """{folder: why} of the runs on other data than most. firsts: {folder: first record}."""
     facts = {}
     for folder, first in firsts.items():
-        data = first.get("data", {})  # the log of an earlier version does not name its data
+        data = dict(first.get("data", {}))  # the log of an earlier version does not name its data
+        if first["settings"].get("train_groups"):
+            data["samples"] = None  # they depend on the seed
         facts[folder] = tuple(json.dumps(data.get(fact)) for fact in COMPARED)
     [(usual, _)] = Counter(facts.values()).most_common(1)
     others = {}

@@ -148,10 +148,14 @@ def take(values, chosen):
     return values[chosen] if torch.is_tensor(values) else type(values)([values[i] for i in chosen])
 
 
+def of_groups(groups, n, seed):
+    """Which samples are of n groups drawn with a seed: bools (N,); groups: ints (N,)."""
+    return np.isin(groups, np.random.default_rng(seed).permutation(np.unique(groups))[:n])
+
+
 def hold_out(dataset, groups, fraction, seed):
-    """(rest, held out): about that fraction of a data set, no group (n,) of ints on both sides."""
-    members = np.random.default_rng(seed).permutation(np.unique(groups))
-    held_out = np.isin(groups, members[: max(1, round(fraction * len(members)))])
+    """(rest, held out): about that fraction of a data set, no group (N,) of ints on both sides."""
+    held_out = of_groups(groups, max(1, round(fraction * len(np.unique(groups)))), seed)
     if held_out.all():
         raise SettingsError(f"--val-fraction {fraction} leaves nothing to train on; choose less")
     return dataset.subset(np.flatnonzero(~held_out)), dataset.subset(np.flatnonzero(held_out))
@@ -160,9 +164,19 @@ def hold_out(dataset, groups, fraction, seed):
 def with_validation(args, data, needs_val):
     """The splits of a data.Data, with a `val` held out of `train` if the settings or needs_val ask.
 
-    SettingsError if --val-fraction is given and the data have a validation part.
+    With --train-groups, `train` and what is held out of it are of so many groups. SettingsError if
+    there are fewer, or if --val-fraction is given and the data have a validation part.
     """
     splits, fraction = dict(data.splits), args.val_fraction
+    groups = np.arange(len(splits["train"])) if data.groups is None else data.groups
+    if n := args.train_groups:
+        if n > len(np.unique(groups)):
+            raise SettingsError(
+                f"--train-groups is {n}, but {args.dataset} has {len(np.unique(groups))} groups to "
+                "train on; choose fewer"
+            )
+        kept = np.flatnonzero(of_groups(groups, n, args.seed))
+        splits["train"], groups = splits["train"].subset(kept), groups[kept]
     if "val" in splits and fraction:
         raise SettingsError(f"{args.dataset} has a validation part; leave --val-fraction out")
     if (needs_val or args.outer == "held-out") and "val" not in splits and not fraction:
@@ -170,6 +184,5 @@ def with_validation(args, data, needs_val):
         if not args.eval:
             print("a tenth of the training split is held out, as by --val-fraction 0.1")
     if fraction:
-        groups = np.arange(len(splits["train"])) if data.groups is None else data.groups
         splits["train"], splits["val"] = hold_out(splits["train"], groups, fraction, args.seed)
     return splits

@@ -19,6 +19,8 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 ACTIVITIES = ["SEATED", "SITTING_DOWN", "STANDING_UP", "TURNING", "WALKING"]
 SIDES = dict.fromkeys([1, 9, 17], "val") | dict.fromkeys([3, 7, 11, 15, 19, 23], "test")  # people
 STEP, WINDOW = 10, 50  # of phone-watch: ms between two values, values in a window
+# Of a letter's 30 recordings in isl, in the order of time: 27 are of one sitting, 3 of a later day.
+PLACES = ["train"] * 20 + ["val"] * 3 + ["test"] * 4 + ["val"] + ["test"] * 2
 
 
 def read_all(read, root, pattern, n, repository):
@@ -60,16 +62,16 @@ def read_sign(path):
 
 
 def signs(root):
-    """{split: ([EMG (n, 1, 8, 400), IMU (n, 1, 10, 400)], letters (n,))}.
+    """{split: ([EMG (n, 1, 8, 400), IMU (n, 1, 10, 400)], letters (n,))}, divided by PLACES.
 
-    Of a letter's 30 recordings the first 20 in time are to train, the next 3 val, the last 7 test.
+    A third of the test recordings and a quarter of the validation recordings are of the later day.
     """
     found = []
     for letter in LETTERS:
         recordings = read_all(read_sign, root, f"Dataset/{letter}/*.json", 30, ISL)
         found += sorted(recordings.values(), key=lambda recording: recording[0])
     x = [np.stack([recording[j] for recording in found]) for j in (1, 2)]
-    sides = np.tile(np.repeat(["train", "val", "test"], [20, 3, 7]), len(LETTERS))
+    sides = np.tile(PLACES, len(LETTERS))
     return divide(x, np.repeat(np.arange(len(LETTERS)), 30), sides)
 
 

@@ -271,3 +271,26 @@ def test_a_data_set_stays_as_it_is(monkeypatch):
         assert [len(found.splits[s]) for s in ("train", "val")] == [36, 12]
     assert set(whole.splits) == {"train", "test"} and len(whole.splits["train"]) == 48
     assert whole.channels is None and args.val_fraction == 0.25
+
+
+def test_a_run_can_train_on_few_groups(monkeypatch):
+    """Whole groups, drawn with the seed; what is held out is of these groups, too."""
+    whole = tiny()
+    whole.splits["train"].sources[0] = torch.arange(48).reshape(48, 1, 1, 1)
+    monkeypatch.setitem(data.DATASETS, "tiny", lambda root: whole)
+
+    def kept(*flags):
+        args = train.parse(["--dataset", "tiny", "--train-groups", "4", *flags])
+        splits = data.load_data(args, lambda m: ["cnn"] * m).splits
+        return {name: samples.sources[0].flatten().tolist() for name, samples in splits.items()}
+
+    places = kept()["train"]
+    groups = {*whole.groups[places].tolist()}
+    assert len(groups) == 4 and places == np.flatnonzero(np.isin(whole.groups, [*groups])).tolist()
+    assert kept()["train"] == places != kept("--seed", "1")["train"]
+    half = kept("--val-fraction", "0.5")
+    assert sorted(half["train"] + half["val"]) == places
+    assert len({*whole.groups[half["val"]].tolist()}) == 2
+    args = train.parse(["--dataset", "tiny", "--train-groups", "1000"])
+    with pytest.raises(ValueError, match="--train-groups is 1000, but tiny has 24 groups"):
+        data.load_data(args, lambda m: ["cnn"] * m)
