@@ -2,7 +2,7 @@
 
     python -m scripts.sweep --dataset keypad --methods constant:0 heuristic ogm:0.3 --seeds 0 3 7
     python -m scripts.sweep --dataset cremad --preset table1 --seeds 3 -- --root DIR
-    python -m scripts.sweep --dataset keypad --preset heads -- --epochs 5
+    python -m scripts.sweep --dataset keypad --preset losses --against heads -- --epochs 5
     python -m scripts.sweep --dataset keypad --methods all --tune --seeds 5 --jobs 2
     python -m scripts.sweep --print > commands; xargs -d '\\n' -n 1 -P 4 sh -c < commands
 
@@ -51,14 +51,15 @@ from utils.cli import RunError, SettingsError
 from utils.run import checkpoint_epochs, log_path, read_log
 
 HERE = Path(__file__).parent
-JOINT = "constant:0"  # every row is compared with it
+JOINT = "constant:0"  # every row is compared with it, unless --against names another one
 OURS = {"Ours-H": "heuristic", "Ours-LB": "learning-based"}
 FUSIONS = {"Affine": "affine", "Channel": "channel", "ML-LSTM": "lstm", "Sum": "sum"}
 FUSIONS |= {"Weight": "weight"}
 REBALANCING = {"MSES": "mses", "G-Blend": "g-blend", "OGM": "ogm"}
 REBALANCING |= {"Greedy": "greedy --fusion channel", "DOMFN": "domfn", "MSLR": "mslr", "PMR": "pmr"}
 LATEST = {"AGM": "agm", "MLA": "mla", "ReconBoost": "reconboost", "MMPareto": "mmpareto"}
-OWN = ["constant:0.5", "heuristic", "learning-based"]  # the rows that --preset heads varies
+OURS_IN = ["constant:0.5", "heuristic", "learning-based"]  # the rows that --preset losses varies
+OTHERS_IN = ["unimodal", "heads", "mmpareto", "released", "released:quintic"]
 # What the runs of a table have in common (utils.trained.describe); "samples" is a digest.
 COMPARED = {"kinds": "modalities", "classes": "classes", "samples": "labels or files"}
 
@@ -69,7 +70,8 @@ def presets():
     single = {"Unimodal": "unimodal", "Concat": JOINT, **fusions, "ETMC": "etmc"}
     constant = {f"constant {p}": f"constant:{p}" for p in ("0", "0.5", "1")}
     stepwise = {f"h({p})": f"stepwise:{p}" for p in ("0", "1", "0.05", "0.95")}
-    ours = [f"{row}{flag}" for flag in ("", " --heads", " --matching classes") for row in OWN]
+    flags = ("", " --heads", " --matching classes", " --heads --matching classes")
+    ours = [f"{row}{flag}" for flag in flags for row in OURS_IN]
     clip = {"CLIP": JOINT, "CLIP+MLA": "mla", "CLIP+Ours": "learning-based"}
     return {
         "table1": single | REBALANCING | LATEST | OURS,
@@ -79,7 +81,7 @@ def presets():
         "table4": constant | stepwise | OURS,
         "table5": {name: f"{row} --encoders clip" for name, row in clip.items()},
         # Not in the paper: ours with a classifier per modality, or with L_MM between classes.
-        "heads": {row: row for row in [JOINT, "heads", *ours]},
+        "losses": {row: row for row in [JOINT, *OTHERS_IN, *ours]},
         "fig1": {"L_S": JOINT, "0.7 L_S + 0.3 L_U": f"{JOINT} --smoothing 0.3"},
     }
 
@@ -92,25 +94,25 @@ def kind_of(row):
     return requirements(row.split()[0])
 
 
-def rows_of(given, preset):
+def rows_of(given, preset, against=JOINT):
     """{row: the paper's name or ""}; a row is --method and further flags, as in PRESETS.
 
-    given: the rows, or ["all"]. All rows are compared with the first, joint training, which is
-    added if it is missing.
+    given: the rows, or ["all"]. All rows are compared with the first, `against`, which is added if
+    it is missing.
     """
     if preset:
         rows = {row: name for name, row in PRESETS[preset].items()}
     elif given == ["all"]:
-        table1, heads = PRESETS["table1"].values(), PRESETS["heads"].values()
-        rows = dict.fromkeys([*table1, "released", "released:quintic", *heads], "")
+        rows = dict.fromkeys([*PRESETS["table1"].values(), *PRESETS["losses"]], "")
     else:
         rows = {}
         for row in given:
             fusions = kind_of(row).fusions
             fits = not fusions or "concat" in fusions or "--fusion" in row
             rows[row if fits else f"{row} --fusion {fusions[0]}"] = ""
-    joint = next((row for row in rows if preset and row.split()[0] == JOINT), JOINT)
-    return {joint: "", **rows}
+    if preset and against == JOINT:  # the preset's joint training may have flags
+        against = next((row for row in rows if row.split()[0] == JOINT), JOINT)
+    return {against: "", **rows}
 
 
 @dataclasses.dataclass(eq=False)
@@ -241,8 +243,8 @@ def run_all(jobs, args, later=0):
                     failed[futures[future].folder] = why
                     tqdm.write(f"{futures[future].folder} failed: {why}")
                 left = len(todo) - n + later
-                if n == max(2 * args.jobs, len(todo) // 10) and left:
-                    about = tqdm.format_interval((time.monotonic() - begun) / n * left)
+                if n == 1 and left:
+                    about = tqdm.format_interval((time.monotonic() - begun) * left / args.jobs)
                     tqdm.write(f"about {about} ([h:]mm:ss) for the other {left} runs")
         except BaseException:  # Ctrl-C, SIGTERM: each run can be resumed
             pool.shutdown(wait=False, cancel_futures=True)
@@ -257,7 +259,7 @@ def on_other_data(firsts):
     facts = {}
     for folder, first in firsts.items():
         data = dict(first.get("data", {}))  # the log of an earlier version does not name its data
-        if first["settings"].get("train_groups"):
+        if first.get("settings", {}).get("train_groups"):
             data["samples"] = None  # they depend on the seed
         facts[folder] = tuple(json.dumps(data.get(fact)) for fact in COMPARED)
     [(usual, _)] = Counter(facts.values()).most_common(1)
@@ -269,19 +271,31 @@ def on_other_data(firsts):
     return others
 
 
-def compared(tests, joint):
-    """`+1.2 (p 0.03)`: the mean difference in fused ACC over common seeds, and its paired t-test.
+def compared(tests, reference):
+    """(`+1.2 [0.3, 2.1]`, p): the mean difference in fused ACC, its 95 % interval, a paired t-test.
 
-    tests, joint: {seed: test scores}; "" without a common seed, no p for a single one or where all
-    differences are the same.
+    tests, reference: {seed: test scores}; of common seeds. ("", None) without one; no interval and
+    p None for a single one or where all differences are the same.
     """
-    seeds = sorted({*tests} & {*joint})
-    a, b = ([scores[seed]["fused"]["acc"] for seed in seeds] for scores in (tests, joint))
+    seeds = sorted({*tests} & {*reference})
+    a, b = ([scores[seed]["fused"]["acc"] for seed in seeds] for scores in (tests, reference))
     if not seeds:
-        return ""
+        return "", None
     difference = np.subtract(a, b)
-    p = f" (p {stats.ttest_rel(a, b).pvalue:.2g})" if np.ptp(difference) > 0 else ""
-    return f"{difference.mean():+.1f}{p}"
+    if np.ptp(difference) == 0:
+        return f"{difference.mean():+.1f}", None
+    test = stats.ttest_rel(a, b)
+    low, high = test.confidence_interval()
+    return f"{difference.mean():+.1f} [{low:+.1f}, {high:+.1f}]", test.pvalue
+
+
+def holm(p):
+    """Holm's correction of p-values for their number: {key: p} -> {key: corrected p}."""
+    corrected, largest = {}, 0.0
+    for k, key in enumerate(sorted(p, key=p.get)):
+        largest = max(largest, min(1.0, (len(p) - k) * p[key]))
+        corrected[key] = largest
+    return corrected
 
 
 def printed(preset, name, dataset):
@@ -299,29 +313,33 @@ def table(dataset, modalities, rows, names, preset, metric, daggers):
 
     daggers: {row: " †" or ""}, whether its modalities have classifiers of their own.
     """
-    joint = next(iter(names))
+    against = next(iter(names))
+    differences = {row: compared(tests, rows.get(against, {})) for row, tests in rows.items()}
+    p = holm({row: p for row, (_, p) in differences.items() if p is not None})
     head, *lines = figures.score_lines([dataset, *modalities], rows, metric)
-    head.append(f"ACC - ACC of {joint}")
+    head += [f"ACC - ACC of {against}", "p, Holm"]
     paper = {row: printed(preset, name, dataset) for row, name in names.items()}
     if any(paper.values()):
         head += [f"the paper's {preset}", "ACC / MAP or F1; modalities"]
     for line in lines:
         row = line[0].removesuffix(", logits summed")
-        fused = line[2] != ""
-        line.append(compared(rows[row], rows.get(joint, {})) if fused and row != joint else "")
+        if line[2] and row != against:
+            line += [differences[row][0], f"{p[row]:.2g}" if row in p else ""]
+        else:  # a row without fused scores, or the one that all are compared with
+            line += ["", ""]
         if any(paper.values()):
             line += [names[row], paper[row]] if row == line[0] else ["", ""]
         line[0] += daggers[row]
     several = max(map(len, rows.values())) > 1
     text = (
         f"Scores of the test split{', mean ± std over the seeds' if several else ''}. "
-        f"ACC - ACC of {joint}: the difference in fused ACC between two runs with the same seed, "
-        f"in points{', the mean over the seeds' if several else ''}."
+        f"ACC - ACC of {against}: the difference in fused ACC between two runs with the same seed, "
+        f"in points{', the mean over the seeds and its 95 % interval' if several else ''}."
     )
     if several:
         text += (
-            " p: a two-sided paired t-test over these seeds (scipy's ttest_rel), not corrected for "
-            "the number of rows."
+            " p: a two-sided paired t-test over these seeds (scipy's ttest_rel), corrected for the "
+            f"table's {len(p)} comparisons by Holm's method."
         )
     notes = [figures.one_table([head, *lines]), text]
     if any(daggers.values()):
@@ -355,10 +373,10 @@ def write(args, text, path):
     print(f"{text}\n\nwrote {path}", file=sys.stderr if args.print else sys.stdout)
 
 
-def plot(dataset, modalities, rows, joint, daggers, out):
+def plot(dataset, modalities, rows, against, daggers, out):
     """Fused ACC and perf_gap of each row, sorted by ACC: mean and std over seeds.
 
-    Joint training is a dashed line; rows with classifiers of their own (†) have open marks.
+    The row compared with is a dashed line; rows with classifiers of their own (†) have open marks.
     """
     values = {
         "fused ACC, %": lambda test: test["fused"]["acc"],
@@ -373,7 +391,7 @@ def plot(dataset, modalities, rows, joint, daggers, out):
             colour = figures.COLOURS[2] if row.split()[0] in OURS.values() else figures.COLOURS[1]
             style = {"color": colour, "mfc": "white" if daggers[row] else colour}
             axis.errorbar(np.mean(of_seeds), n, xerr=std, fmt="o", capsize=3, **style)
-            if row == joint:
+            if row == against:
                 axis.axvline(np.mean(of_seeds), color="#777777", ls="--", lw=1)
         axis.set_xlabel(f"{name}: mean and std over seeds")
     axes[0].set_yticks(range(len(order)), [row + daggers[row] for row in order])
@@ -412,6 +430,7 @@ def parse(arguments):
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--methods", nargs="+", default=["all"], help="constant:0 ogm:0.3, or all")
     which.add_argument("--preset", choices=PRESETS, help="the rows of a table or figure")
+    parser.add_argument("--against", default=JOINT, help="the row to compare with (constant:0)")
     parser.add_argument("--dataset", default="keypad", help="as of train.py (default keypad)")
     parser.add_argument("--seeds", nargs="+", default=["5"], help="how many (default 5), or a list")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time (default 1)")
@@ -488,7 +507,7 @@ def main(arguments=None):
     """Exit status 0; 1 if a run failed, 2 for wrong flags, each with its sentence."""
     with cli.one_sentence("sweep") as program:
         args = parse(sys.argv[1:] if arguments is None else list(arguments))
-        names, failed = rows_of(args.methods, args.preset), {}
+        names, failed = rows_of(args.methods, args.preset, args.against), {}
         if args.preset or args.methods == ["all"]:
             names = fitting(args.dataset, names, args.extra)
         jobs = jobs_of(args.dataset, names, args.seeds, args.runs, args.extra, args.tune)

@@ -51,7 +51,7 @@ def test_every_preset_has_runs_and_the_papers_rows(preset):
     assert len({job.folder for job in jobs}) == len(jobs) == 2 * len(rows)
     with open(sweep.HERE / "paper.csv", newline="") as file:
         printed = {line["row"] for line in csv.DictReader(file) if line["table"] == preset}
-    assert printed == ({*sweep.PRESETS[preset]} if preset not in ("fig1", "heads") else set())
+    assert printed == ({*sweep.PRESETS[preset]} if preset not in ("fig1", "losses") else set())
 
 
 def test_the_papers_numbers_are_found():
@@ -69,8 +69,8 @@ def test_all_is_table_1_the_release_and_heads():
     assert {row.split()[0] for row in rows} >= {*BASELINES}
     for method in ("constant:0.5", "heuristic", "learning-based"):
         variants = {method, f"{method} --heads", f"{method} --matching classes"}
-        assert variants <= {*rows} and variants <= {*sweep.rows_of([], "heads")}
-    assert {"constant:0", "heads"} <= {*sweep.rows_of([], "heads")}
+        assert variants <= {*rows} and variants <= {*sweep.rows_of([], "losses")}
+    assert {"constant:0", "heads"} <= {*sweep.rows_of([], "losses")}
 
 
 def test_greedy_gets_the_fusion_that_it_needs():
@@ -154,7 +154,7 @@ def test_a_sweep_trains_compares_and_draws(calls, capsys):
     assert table in capsys.readouterr().out
     head, _, *rows = table.split("\n\n")[0].splitlines()
     assert "| ACC | MAP | macro-F1 | " in head
-    assert head.endswith("| perf_gap | ACC - ACC of constant:0 |")
+    assert head.endswith("| perf_gap | ACC - ACC of constant:0 | p, Holm |")
     names = ["| constant:0", "| heads †", "| constant:0 --fusion affine"]
     assert [row.split(" | ")[0] for row in rows] == names
     assert rows[0].endswith("|  |") and rows[1].split(" | ")[1] == "2"
@@ -239,15 +239,15 @@ def test_all_methods_are_tuned_on_own_data_of_three_modalities(calls, monkeypatc
     assert sweep.main([*THREE, "all", *SHORT]) == 0
     text = Path("runs/sweep-mine-methods-tune.md").read_text()
     _, _, *lines = text.split("\n\n")[0].splitlines()
-    assert len(lines) == 31 and all(line.count("**") == 2 for line in lines)
+    assert len(lines) == 34 and all(line.count("**") == 2 for line in lines)
     assert len(calls) == 2 * sum(line.split(" | ")[2].count(":") for line in lines)
     assert {line.split(" | ")[-1] for line in lines} == {"inside |", "at the bound |"}
     [line] = [line for line in lines if line.startswith("| `g-blend`")]
     assert line.endswith("** | `g-blend` | at the bound |")  # 2 every < 3 epochs
     assert {"mslr", "mslr:0.5:1:1"} <= {settings.method for settings in calls}
-    assert "31 rows: 242 runs to choose" in capsys.readouterr().err
+    assert "34 rows: 266 runs to choose" in capsys.readouterr().err
     table = Path("runs/sweep-mine-methods.md").read_text().split("\n\n")[0]
-    assert len(table.splitlines()) == 2 + 31 + 1  # unimodal has two lines
+    assert len(table.splitlines()) == 2 + 34 + 1  # unimodal has two lines
     assert Path("runs/sweep-mine-methods.png").exists()
 
 
@@ -273,15 +273,15 @@ def test_the_validation_acc_is_of_the_tested_epoch(tmp_path):
 
 
 def test_it_says_how_many_runs_there_are_and_how_long_they_take(calls, monkeypatch, capsys):
-    """Two runs took two minutes; two are left, and six come later: eight minutes."""
-    clock = [0, 120]  # at the beginning, and after two runs
+    """The first run took two minutes; three are left, and six come later, two at a time."""
+    clock = [0, 120]  # at the beginning, and after the first run
     monkeypatch.setattr(sweep, "time", SimpleNamespace(monotonic=lambda: clock.pop(0)))
-    args = sweep.parse([*TINY, "--methods", "heuristic", *QUICK])
+    args = sweep.parse([*TINY, "--methods", "heuristic", "--jobs", "2", *QUICK])
     jobs = sweep.jobs_of("tiny", ["constant:0", "heuristic"], [0, 1], "runs", args.extra)
     assert sweep.run_all(jobs, args, 6) == {} and len(calls) == 4
     out = capsys.readouterr().out
     assert "4 runs, 0 of them complete already" in out
-    assert "about 08:00 ([h:]mm:ss) for the other 8 runs" in out
+    assert "about 09:00 ([h:]mm:ss) for the other 9 runs" in out
     names = ["constant:0", "ogm:0.3", "mses"]
     plan = tuning.plan(tuning.searches("keypad", names, []), 9)
     assert plan.startswith("3 rows: 18 runs to choose, 2 more ")  # 4 + 1 + 4 values, two seeds
@@ -462,7 +462,10 @@ def test_a_run_on_other_data_is_named_and_left_out(calls, monkeypatch, capsys):
 
 
 def test_runs_are_compared_by_their_data():
-    """Classes, modalities, samples; a log that names none; not a seed's held-out part."""
+    """Classes, modalities, samples; a log that names none; not a seed's held-out part.
+
+    With --train-groups each seed has samples of its own.
+    """
     data = {"kinds": {"a": "image"}, "classes": ["x", "y"], "samples": "12"}
     firsts = {name: {"data": data} for name in ("one", "two")}
     firsts["seed"] = {"data": data | {"class_counts": {"val": [1, 2]}}}
@@ -474,6 +477,8 @@ def test_runs_are_compared_by_their_data():
             "three": f"it has other {name} than most runs"
         }
     assert list(sweep.on_other_data(firsts | {"three": {}})) == ["three"]
+    few = {n: {"settings": {"train_groups": 9}, "data": data | {"samples": n}} for n in "123"}
+    assert sweep.on_other_data(few) == {}
 
 
 def test_the_most_frequent_class_is_a_baseline_where_classes_are_unequal():
@@ -490,10 +495,29 @@ def test_compared_is_the_paired_test():
     """Mean difference over common seeds; t = mean / (std / sqrt(n)), two-sided, n - 1 degrees."""
     accs = {0: 51.0, 1: 53.0, 2: 57.0, 9: 0.0}, {0: 50.0, 1: 50.0, 2: 55.0, 3: 99.0}
     tests, joint = ({s: {"fused": {"acc": acc}} for s, acc in a.items()} for a in accs)
-    p = 2 * stats.t.sf(2 / (1 / 3**0.5), 2)  # differences 1, 3, 2
-    assert sweep.compared(tests, joint) == f"+2.0 (p {p:.2g})"
-    assert sweep.compared({0: tests[0]}, joint) == "+1.0"
-    assert sweep.compared({9: tests[9]}, joint) == ""
+    error = 1 / 3**0.5  # of the mean of the differences 1, 3, 2
+    low, high = 2 - error * stats.t.ppf(0.975, 2), 2 + error * stats.t.ppf(0.975, 2)
+    text, p = sweep.compared(tests, joint)
+    assert text == f"+2.0 [{low:+.1f}, {high:+.1f}]" == "+2.0 [-0.5, +4.5]"
+    assert p == pytest.approx(2 * stats.t.sf(2 / error, 2))
+    assert sweep.compared({0: tests[0]}, joint) == ("+1.0", None)
+    assert sweep.compared({9: tests[9]}, joint) == ("", None)
+
+
+def test_holm_corrects_for_the_number_of_comparisons():
+    """The smallest of three p three times, the next twice; in the same order, at most 1."""
+    assert sweep.holm({"a": 0.03, "b": 0.01, "c": 0.5}) == {"b": 0.03, "a": 0.06, "c": 0.5}
+    assert sweep.holm({"a": 0.02, "b": 0.0125, "c": 0.021}) == pytest.approx(
+        {"b": 0.0375, "a": 0.04, "c": 0.04}
+    )
+    assert sweep.holm({"a": 0.7, "b": 0.6}) == {"a": 1.0, "b": 1.0} and sweep.holm({}) == {}
+
+
+def test_another_row_can_be_the_one_to_compare_with():
+    """It comes first, once; a preset's joint training keeps its flags."""
+    assert list(sweep.rows_of(["heuristic", "heads"], None, "heads")) == ["heads", "heuristic"]
+    assert next(iter(sweep.rows_of([], "losses", "heads"))) == "heads"
+    assert next(iter(sweep.rows_of([], "table5"))) == "constant:0 --encoders clip"
 
 
 def test_unimodal_has_two_rows_and_the_papers_numbers():
@@ -506,9 +530,11 @@ def test_unimodal_has_two_rows_and_the_papers_numbers():
     daggers = {"constant:0": "", "unimodal": " †"}
     text = sweep.table("cremad", ["audio", "video"], rows, names, "table1", "acc", daggers)
     _, _, joint, alone, summed = text.split("\n\n")[0].splitlines()
-    assert joint.endswith("|  | Concat | 63.31 / 68.41 |")
-    assert alone == "| unimodal † | 1 |  |  |  | 55.0 | 55.0 | 0.0 |  | Unimodal | 63.17, 45.83 |"
-    assert summed == "| unimodal, logits summed † | 1 | 55.0 | 65.0 | 55.0 |  |  |  | +5.0 |  |  |"
+    assert joint.endswith("|  |  | Concat | 63.31 / 68.41 |")
+    cells = "|  |  |  | 55.0 | 55.0 | 0.0 |  |  | Unimodal | 63.17, 45.83 |"
+    assert alone == f"| unimodal † | 1 {cells}"
+    cells = "| 55.0 | 65.0 | 55.0 |  |  |  | +5.0 |  |  |  |"
+    assert summed == f"| unimodal, logits summed † | 1 {cells}"
 
 
 def test_call_gives_one_thread_and_the_last_line():
