@@ -258,10 +258,7 @@ class MSLR(Unimodal):
 
 
 class GBlend(Heads):
-    """G-Blend [38]: sum_k w_k CE_k over the fused and the own heads, w by rebalance.blend.
-
-    w is set anew after each `every` epochs, from the CE_k of train_and_held_out now and before.
-    """
+    """G-Blend [38]: sum_k w_k CE_k over all heads; rebalance.Blend sets w each `every` epochs."""
 
     needs_val = True
 
@@ -353,10 +350,7 @@ class MMPareto(Heads):
 
 
 class MLA(Baseline):
-    """MLA [52]: a step on CE(o_j) for each j; one classifier, whose gradient G becomes G P.
-
-    P takes the directions of the mean features of all steps before out of G.
-    """
+    """MLA [52]: a step on CE(o_j) for each j; one classifier, whose gradient G becomes G P."""
 
     fusions = ["concat"]
     own_heads = True
@@ -375,13 +369,13 @@ class MLA(Baseline):
         return rebalance.by_confidence(self.each(z))
 
     def steps(self, optimizer, z, o, y, ce):
-        total = 0.0
+        losses = []
         for z_j in z:
-            loss = ce(self.classifier(z_j))  # with the classifier of the step before
-            self.descend(optimizer, loss)
+            losses.append(ce(self.classifier(z_j)))  # with the classifier of the step before
+            self.descend(optimizer, losses[-1])
+            # G P of all later steps has nothing in the direction of these mean features.
             self.P = rebalance.without_direction(self.P, z_j.detach().mean(0), self.ridge)
-            total += loss.detach()
-        return total
+        return sum(losses).detach()
 
     def modulate(self):
         self.classifier.weight.grad = self.classifier.weight.grad @ self.P
@@ -490,15 +484,13 @@ class DOMFN(Heads):
 
 
 class Greedy(Baseline):
-    """Greedy [41]: hold the gate (--fusion channel) of the modality whose gate learns fastest.
+    """Greedy [41]: sum_j CE(o_j), o_j of g_j z^(j); the gate g_j that learns fastest is held.
 
-    A branch o_j is a classifier of g_j z^(j); its gate sees all modalities, so o_j is no score of
-    one modality. Loss sum_j CE(o_j), logits their mean. speed_j = log10(mu_gate / mu_branch), mu =
-    sum over steps of |gradient|^2 / |parameters|^2. If the speeds differ by more than eps, that
-    gate is its mean so far for `window` steps.
+    A gate (--fusion channel) sees all modalities: o_j is no score of one. See rebalance.Speeds.
     """
 
     fusions = ["channel"]
+    loss = Unimodal.loss
 
     def build_head(self, fusion, heads):
         self.fusion, self.classifiers = fusion(len(self.phi), self.d), []
@@ -509,18 +501,15 @@ class Greedy(Baseline):
 
     def forward(self, x):
         z = [phi(x_j) for phi, x_j in zip(self.phi, x)]
-        gates = self.fusion.gates(z)
-        o = self.branches(z, self.speeds.hold(gates) if self.training else gates)
+        o = self.branches(z)
         return z, [sum(o) / len(o), *o]
 
-    def branches(self, z, gates):
+    def branches(self, z):
+        gates = self.speeds.hold(self.fusion.gates(z))
         return [branch(g * z_j) for branch, g, z_j in zip(self.classifier, gates, z)]
 
     def logits(self, z):
-        return sum(self.branches(z, self.fusion.gates(z))) / len(z)
-
-    def loss(self, z, o, y, ce):
-        return sum(ce(o_j) for o_j in o[1:])
+        return sum(self.branches(z)) / len(z)
 
     def modulate(self):
         self.speeds.step(self.fusion, self.phi, self.classifier)

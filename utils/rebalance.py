@@ -308,7 +308,9 @@ def relative_size(params):
 class Speeds(nn.Module):
     """Greedy: which gate is frozen, for how many steps, and its value, the mean so far.
 
-    mu (2, m): the sums over steps of |gradient|^2 / |parameters|^2 of each gate and branch.
+    mu (2, m): the sums over steps of |gradient|^2 / |parameters|^2 of each gate and branch. If
+    speed_j = log10(mu_gate / mu_branch) differs by more than eps between modalities, the fastest
+    gate is frozen for `window` steps.
     """
 
     def __init__(self, m, d, eps, window):
@@ -319,7 +321,9 @@ class Speeds(nn.Module):
         self.register_buffer("left", torch.tensor(0))
 
     def hold(self, gates):
-        """[g_1, ..., g_m], (B, d) each, of a step; one of them may be held. The mean counts all."""
+        """[g_1, ..., g_m], (B, d) each; in training one may be held, and the mean counts all."""
+        if not self.training:
+            return gates
         self.usual.update(torch.stack(gates).mean(1))
         usual = self.usual.value.expand(len(gates[0]), -1, -1).unbind(1)
         holds = self.left > 0

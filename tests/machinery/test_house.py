@@ -35,6 +35,13 @@ def test_lines_and_functions_fit_on_a_screen(path):
                 assert node.end_lineno - node.lineno < 45, node.name
 
 
+def test_each_rival_is_a_short_class():
+    """At most 30 lines, docstring included; Baseline, whose parts they replace, is longer."""
+    classes = ast.parse((ROOT / "baselines.py").read_text()).body
+    sizes = {c.name: c.end_lineno - c.lineno + 1 for c in classes if isinstance(c, ast.ClassDef)}
+    assert len(sizes) > 15 and max(sizes[name] for name in {*sizes} - {"Baseline"}) <= 30, sizes
+
+
 def crammed(tree):
     """(line, what) of everything at which a reader would have to stop."""
     for node in ast.walk(tree):
