@@ -1,0 +1,111 @@
+"""The gain of methods over joint training, drawn from finished runs (figures of RESULTS.md).
+
+    python -m scripts.gain runs/study --out docs/gain.png
+    python -m scripts.gain runs/images --x groups --out docs/images.png
+
+The gain is the difference in fused ACC to the run of constant:0 with the same data and seed: the
+mean over seeds, and its 95 % interval (Student's t). x: the perf_gap of constant:0 (a place for
+each data set), or the number of training groups (--train-groups).
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from scripts.figures import COLOURS, legend, panels, save
+from utils import cli
+from utils.cli import SettingsError
+from utils.run import read_log
+
+JOINT = "constant:0"
+METHODS = ["constant:0.5", "heuristic", "learning-based", "released", "heads", "heuristic --heads"]
+
+
+def row_of(settings):
+    """A run's method and its flags of the two losses: a row of `sweep --preset losses`."""
+    heads = " --heads" if settings["heads"] else ""
+    matching = " --matching classes" if settings["matching"] == "classes" else ""
+    return settings["method"] + heads + matching
+
+
+def scores_of(folders):
+    """{(data set, train_groups): {row: {seed: test scores}}} of all finished runs in folders."""
+    found = {}
+    for path in sorted(path for folder in folders for path in Path(folder).glob("**/log.jsonl")):
+        log = read_log(path.parent)
+        settings = log.first["settings"]
+        if log.test:
+            place = Path(settings["dataset"]).name, settings.get("train_groups", 0)
+            rows = found.setdefault(place, {})
+            rows.setdefault(row_of(settings), {})[settings["seed"]] = log.test
+    if not found:
+        raise SettingsError(f"{', '.join(folders)} has no finished run; give the --runs of a sweep")
+    return found
+
+
+def gain(rows, row):
+    """(mean, half of the 95 % interval) of fused ACC - that of constant:0; None below two seeds."""
+    tests, joint = rows.get(row, {}), rows.get(JOINT, {})
+    seeds = sorted({*tests} & {*joint})
+    if len(seeds) < 2:
+        return None
+    difference = [tests[seed]["fused"]["acc"] - joint[seed]["fused"]["acc"] for seed in seeds]
+    half = stats.t.ppf(0.975, len(seeds) - 1) * np.std(difference, ddof=1) / len(seeds) ** 0.5
+    return np.mean(difference), half
+
+
+def perf_gap(rows):
+    """The mean perf_gap of constant:0 over seeds."""
+    return np.mean([test["perf_gap"] for test in rows[JOINT].values()])
+
+
+def points_of(found, at, row):
+    """Arrays (at, mean, half) of a method, ascending; at: {place: its x}."""
+    points = [(at[place], gain(found[place], row)) for place in sorted(found, key=at.get)]
+    return np.array([(x, *value) for x, value in points if value]).reshape(-1, 3).T
+
+
+def draw(found, x, methods, out):
+    """Points with intervals for each method; x: perf_gap or groups."""
+    figure, ((axis,),) = panels(1, 1, 7.5, 4.5)
+    found = {place: rows for place, rows in found.items() if JOINT in rows}
+    by_gap = x == "perf_gap"
+    at = {place: perf_gap(rows) if by_gap else place[1] for place, rows in found.items()}
+    # Beside each other: at one perf_gap the methods would hide each other.
+    step = 0.012 * (max(at.values()) - min(at.values())) if by_gap else 0
+    for k, (row, colour) in enumerate(zip(methods, COLOURS)):
+        place, mean, half = points_of(found, at, row)
+        style = {"fmt": "o" if by_gap else "o-", "capsize": 2, "lw": 1.2, "color": colour}
+        axis.errorbar(place + step * (k - len(methods) / 2), mean, half, label=row, **style)
+    axis.axhline(0, color="#777777", lw=1)
+    axis.set_ylabel("gain in fused ACC, points")
+    if by_gap:
+        axis.set_xlabel("perf_gap of constant:0, points")
+        text = {"xycoords": ("data", "axes fraction"), "ha": "center", "fontsize": 9}
+        for k, place in enumerate(sorted(at, key=at.get)):
+            axis.annotate(place[0], (at[place], 1.02 + 0.06 * (k % 2)), **text)
+    else:
+        axis.set(xlabel="groups to train on (of keypad: images)", xscale="log")
+        axis.set_xticks([*at.values()], [*map(str, at.values())])
+        axis.minorticks_off()
+    legend(figure, axis, ncols=3)
+    save(figure, out)
+
+
+def main(arguments=None):
+    """Draw the runs below some folders; returns the exit status."""
+    with cli.one_sentence("gain") as program:
+        parser = cli.Parser("gain", description=__doc__)
+        parser.add_argument("folders", nargs="+", help="folders with runs, as --runs of sweep")
+        parser.add_argument("--x", choices=["perf_gap", "groups"], default="perf_gap")
+        parser.add_argument("--methods", nargs="+", default=METHODS, help="at most seven rows")
+        parser.add_argument("--out", default="gain.png", help="the picture (default gain.png)")
+        args = parser.parse_args(arguments)
+        draw(scores_of(args.folders), args.x, args.methods, args.out)
+    return program.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
