@@ -234,8 +234,8 @@ def table(root):
 
 
 def run(name, root, flags=(), method="heuristic"):
-    usual = ["--encoders", "cnn", "--workers", "0", "--batch-size", "2"]
-    usual += f"--epochs 1 --method {method} --dataset {name}".split()
+    usual = ["--encoders", "cnn", "--workers", "0", "--batch-size", "2", "--epochs", "1"]
+    usual += f"--draws 1 --terms 2 --method {method} --dataset {name}".split()
     return train.main([*usual, "--root", str(root), "--out", f"{root}-{method}", *flags])
 
 
@@ -244,7 +244,7 @@ def run(name, root, flags=(), method="heuristic"):
 def test_every_set_goes_from_its_originals_to_the_table(name, copied, capsys):
     """prepare, then both methods for an epoch."""
     root, flags = copied(name)
-    assert prepare.main([name, "--root", str(root), "--workers", "2"]) == 0
+    prepared_again(name, root)
     assert {row["status"] for row in table(root)} == {"usable"}
     for method in ("heuristic", "learning-based"):
         assert run(name, root, flags, method) == 0
@@ -287,7 +287,7 @@ def test_real_media_go_from_the_original_to_the_table(name, tmp_path, monkeypatc
             write(root / f"nvgesture_{split}_correct_cvpr2016_v2.lst", "".join(part))
         for wrapped in root.rglob("sk_wrapped.avi"):
             wrapped.rename(wrapped.with_name("sk_color.avi"))
-    assert prepare.main([name, "--root", str(root), "--workers", "2"]) == 0
+    prepared_again(name, root)
     assert run(name, root) == 0
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import loaded, made, make_jpg, make_video, make_wav
+from conftest import loaded, made, make_jpg, make_video, make_wav, raising
 
 import data
 import train
@@ -84,16 +84,16 @@ def two_sounds(folder, n=12):
     write_table(folder, "split,label,group,audio:left,audio:right,video", rows)
 
 
+OWN = [
+    (vectors, ["a", "b", "c"], ["class 0", "class 1", "class 2"], None),
+    (pictures_and_sounds, ["image", "audio"], ["a", "b", "c", "d"], "cnn"),
+    (pictures_and_sentences, ["image", "text"], ["0", "1", "2", "3", "4"], "cnn,bert:{}"),
+    (two_sounds, ["left", "right", "video"], ["no", "yes"], "cnn"),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "make, modalities, classes, encoders",
-    [
-        (vectors, ["a", "b", "c"], ["class 0", "class 1", "class 2"], None),
-        (pictures_and_sounds, ["image", "audio"], ["a", "b", "c", "d"], "cnn"),
-        (pictures_and_sentences, ["image", "text"], ["0", "1", "2", "3", "4"], "cnn,bert:{}"),
-        (two_sounds, ["left", "right", "video"], ["no", "yes"], "cnn"),
-    ],
-)
+@pytest.mark.parametrize("make, modalities, classes, encoders", OWN)
 def test_own_data_goes_from_its_table_to_the_scores(
     make, modalities, classes, encoders, tmp_path, monkeypatch, capsys, tiny_bert
 ):
@@ -107,7 +107,7 @@ def test_own_data_goes_from_its_table_to_the_scores(
     assert first["modalities"] == modalities and set(modalities) < set(test["test"])
     printed = capsys.readouterr().out
     assert f"{len(classes)} classes: {', '.join(classes)}\n" in printed and "usable: " in printed
-    learned = ["--method", "learning-based", "--draws", "1"]
+    learned = ["--method", "learning-based", "--draws", "1", "--terms", "2", "--alpha-batch", "4"]
     assert train.main(["--dataset", "mine", *SMALL, *flags, *learned]) == 0
     assert "every sample is listed" not in capsys.readouterr().out
 
@@ -191,7 +191,7 @@ def test_defaults_of_own_data_follow_its_kinds(tmp_path):
     assert all((s.batch_size, s.epochs, s.alpha_limit) == (16, 50, 0.02) for s in settings)
 
 
-@pytest.mark.parametrize("n", [2, 38, 191, 192, 250, 999, 1000, 2000, 3840])
+@pytest.mark.parametrize("n", [2, 191, 192, 999, 1000, 3840])
 def test_own_data_trains_for_about_600_steps(tmp_path, n):
     """Also where 50 passes over a few samples have fewer."""
     rows = [f"train,{i % 2},{i},{i}" for i in range(n)]
@@ -208,7 +208,6 @@ BAD = [
     ("split,label,image,audio", ["train,a,1,2", "test,b,1,2"], "line 3 repeats a sample of the"),
     ("split,label,image,audio", ["train,a,1"], "line 2 has 3 columns, expected 4: split,label"),
     ("split,label,image,audio", ["learn,a,1,2"], "line 2 has 'learn' and 'a'; expected the split"),
-    ("split,label,image,audio", ["train,,1,2"], "line 2 has 'train' and ''; expected the split"),
     ("split,label,image,audio", ['train,a,"1,2'], "is not csv"),
     ("split,label,image", ["train,a,1"], "line 1 names 1 modality, expected two"),
     ("split,label,image,image", ["train,a,1,2"], "column 'image' occurs twice; give each its own"),
@@ -261,10 +260,7 @@ def test_a_table_in_another_format_is_one_sentence(tmp_path, capsys):
 def test_a_table_without_permission_is_one_sentence(tmp_path, monkeypatch, capsys):
     """Neither a traceback nor an error number."""
     vectors(tmp_path)
-
-    def refuse(*_, **__):
-        raise PermissionError(13, "Permission denied")
-
+    refuse = raising(PermissionError(13, "Permission denied"))
     monkeypatch.setattr("utils.annotations.open", refuse, raising=False)
     assert prepare.main([str(tmp_path)]) == 2
     said = "samples.csv cannot be read (Permission denied); change its permissions\n"

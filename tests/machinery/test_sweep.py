@@ -251,18 +251,6 @@ def test_all_methods_are_tuned_on_own_data_of_three_modalities(calls, monkeypatc
     assert Path("runs/sweep-mine-methods.png").exists()
 
 
-@pytest.mark.slow
-def test_own_data_of_three_modalities_are_trained(calls, monkeypatch):
-    """With one seed to choose: mslr has three rates; a row keeps the number that it gives."""
-    own_vectors(Path("mine"))
-    monkeypatch.setattr(tuning, "SEEDS", (0,))
-    assert sweep.main([*THREE, "mslr", "learning-based --heads --eta-alpha 1", *SHORT]) == 0
-    text = Path("runs/sweep-mine-methods-tune.md").read_text()
-    assert "failed" not in text and text.count(" | given | ") == 1
-    table = Path("runs/sweep-mine-methods.md").read_text().split("\n\n")[0]
-    assert len(table.splitlines()) == 2 + 3
-
-
 def test_the_validation_acc_is_of_the_tested_epoch(tmp_path):
     """The first best one; on a test split, nothing is best, and it would be the last."""
     record = {"alpha": 0, "split": "val"}
