@@ -186,9 +186,3 @@ def test_a_folder_that_is_no_clone_says_what_is_expected(tmp_path):
         path.unlink()
     with pytest.raises(FileNotFoundError, match=r"has no train recordings of the digits 0, 1, "):
         data.spoken_digits(tmp_path)
-
-
-def test_a_root_for_keypad_is_refused():
-    """It would be ignored in silence."""
-    with pytest.raises(ValueError, match="takes no --root"):
-        data.keypad("somewhere")

@@ -359,16 +359,6 @@ def test_the_global_random_state_is_part_of_it(tiny_data):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_loader_workers_change_no_number(tiny_data):
-    """The order and the augmentation hang on seed and position alone: 0 and 2 workers, the same
-    epochs."""
-    logs = []
-    for workers in ("0", "2"):
-        start(workers, "--workers", workers, "--val-fraction", "0.2")
-        logs.append(Path(workers, "log.jsonl").read_text().splitlines()[1:])
-    assert logs[0] == logs[1] and len(logs[0]) == 5
-
-
 def test_the_log_begins_with_what_made_it(tiny_data):
     """Settings, versions, device, numbers of samples, and the code's revision if it is in git."""
     start("run")
@@ -527,13 +517,6 @@ def test_another_schedule_cannot_resume_a_run(tiny_data, monkeypatch, capsys):
     monkeypatch.setitem(SCHEDULES, "mine", lambda t, T: 0.9)
     said = refused(capsys, "--resume", "run")
     assert said.startswith("run has alpha 0.75 in epoch 1, now it would be 0.9; the schedule has")
-
-
-def test_a_schedule_is_asked_for_all_epochs_first(tiny_data, monkeypatch, capsys):
-    """An omega(t) that fails at t = T fails before the training."""
-    monkeypatch.setitem(SCHEDULES, "mine", lambda t, T: 1 / (T - t))
-    assert start("run", "--method", "mine", "--epochs", "4") == 2
-    assert "at t = 4 of T = 4" in capsys.readouterr().err and not Path("run").exists()
 
 
 def test_stopping_an_evaluation_proposes_no_resume(tiny_data, monkeypatch, capsys):

@@ -209,10 +209,3 @@ def test_a_model_returns_features_and_fused_logits():
     z, (logits,) = model(x)
     assert all(torch.equal(z_j, phi(x_j)) for z_j, phi, x_j in zip(z, model.phi, x))
     assert torch.equal(logits, model.classifier(model.fusion(z)))
-
-
-@pytest.mark.parametrize("names", [dict(encoders="vit"), dict(fusion="cat")])
-def test_an_unknown_name_lists_the_choices(names):
-    """Encoders and fusions alike."""
-    with pytest.raises(ValueError, match="choose from .*(cnn|affine)"):
-        MultimodalModel([1, 1], 3, **names)
