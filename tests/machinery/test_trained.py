@@ -239,11 +239,10 @@ def test_other_labels_or_files_of_the_same_counts_are_refused(own, capsys):
     assert said(capsys, "--resume", "run") == message
 
 
-@pytest.mark.slow
 def test_samples_that_moved_to_the_validation_part_are_refused(tmp_path, monkeypatch, capsys):
     """As many samples in each part, but an `ant` changed places with a `bee`."""
     monkeypatch.chdir(tmp_path)
-    write_own("mine", counts=COUNTS | {"val": 6})
+    write_own("mine", counts=COUNTS | {"val": 4})
     assert train.main(["--dataset", "mine", *FAST, "--out", "run"]) == 0
     ant, bee = "train,ant,train0-", "val,bee,val1-"
     moved = {ant: ant.replace("train,", "val,"), bee: bee.replace("val,", "train,")}
