@@ -364,8 +364,6 @@ def test_a_failed_run_is_named_and_the_others_go_on(calls, monkeypatch, capsys):
         (["--seeds", "few"], "--seeds is few, expected how many"),
         (["--preset", "table9"], "unknown preset 'table9' (did you mean table5?)"),
         (["--jobs", "-1"], "--jobs is -1, expected 1 or more"),
-        (["--methods", "ogn"], "unknown method 'ogn'"),
-        (["--dataset", "nowhere"], "unknown data set or folder 'nowhere'"),
         (["--", "--epochs", "0"], "--epochs is 0, expected more than 0"),
         (["--", "--seed", "1"], "--seed is set by the sweep itself; leave it out"),
         (["--methods", "heuristic --out a"], "--out is set by the sweep itself; leave it out"),
