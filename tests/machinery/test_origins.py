@@ -426,6 +426,7 @@ def test_a_script_without_a_main_guard_prepares_alone(tmp_path):
     tones(tmp_path / "mine", n=60)
     script = tmp_path / "script.py"
     flags = ["--dataset", str(tmp_path / "mine"), "--method", "heuristic", "--epochs", "1"]
+    flags += ["--inner-iters", "1", "--batch-size", "4"]
     script.write_text(f"import train\ntrain.main({[*flags, '--out', str(tmp_path / 'run')]})\n")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
