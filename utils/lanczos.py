@@ -42,21 +42,24 @@ def tridiagonal(hvp, v, c, n):
     return T, a
 
 
-def stable(T, n):
-    """(step, damping, [smallest, largest]): I - step (H + damping I) is then between 0 and I.
+def curvature(T, n):
+    """[smallest, largest] eigenvalue of T[:n, :n], within the spectrum of H; nan if T is nan."""
+    if not T.isfinite().all():
+        return [math.nan, math.nan]
+    ritz = torch.linalg.eigvalsh(T[:n, :n]).tolist()
+    return [ritz[0], ritz[-1]]
 
-    smallest, largest: the extreme eigenvalues of T[:n, :n], within the spectrum of H; nan if T is
-    nan. damping = max(0, -smallest), step = 1 / (largest + damping). The damping cancels the
-    negative curvature: Eq. 3 is then that of the inner problem with the proximal term
+
+def stable(smallest, largest):
+    """(step, damping) that put I - step (H + damping I) between 0 and I, for this curvature of H.
+
+    damping = max(0, -smallest), step = 1 / (largest + damping). The damping cancels the negative
+    curvature: Eq. 3 is then that of the inner problem with the proximal term
     damping / 2 |theta - theta_t|^2.
     """
-    smallest = largest = math.nan
-    if T.isfinite().all():
-        ritz = torch.linalg.eigvalsh(T[:n, :n]).tolist()
-        smallest, largest = ritz[0], ritz[-1]
     damping = max(0.0, -smallest)
     scale = max(0.0, largest) + damping
-    return (1 / scale if scale else math.nan), damping, [smallest, largest]
+    return (1 / scale if scale else math.nan), damping
 
 
 def step_and_damping(hvp, v, n):
@@ -66,7 +69,8 @@ def step_and_damping(hvp, v, n):
     that for a small n the series can still grow.
     """
     T, _ = tridiagonal(hvp, v, v, n)
-    return stable(T, n)
+    found = curvature(T, n)
+    return *stable(*found), found
 
 
 def lanczos(hvp, v, c, terms, step=None, damping=0.0, **_):
@@ -76,9 +80,9 @@ def lanczos(hvp, v, c, terms, step=None, damping=0.0, **_):
     """
     n = max(1, terms - 1)
     T, a = tridiagonal(hvp, v, c, n)
-    own_step, own_damping, found = stable(T, n)
+    found = curvature(T, n)
     if step is None:
-        step, damping = own_step, own_damping
+        step, damping = stable(*found)
     u, total = torch.eye(len(a), dtype=a.dtype)[0], 0.0
     for _ in range(terms):
         total += (a @ u).item()

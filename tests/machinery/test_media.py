@@ -103,6 +103,18 @@ def test_a_wav_without_its_last_byte_of_padding_is_read(bits, tmp_path):
     assert np.allclose(read_audio(tmp_path / "a.wav", 16000), tone()[:7999], atol=0.01)
 
 
+def test_a_cut_is_noticed_behind_a_chunk_of_odd_length(tmp_path):
+    """A note of three bytes, which one more follows, before the samples."""
+    soundfile.write(tmp_path / "a.wav", tone(), 16000)
+    content = (tmp_path / "a.wav").read_bytes()
+    content = content[:36] + b"note" + struct.pack("<I", 3) + b"abc\0" + content[36:]
+    (tmp_path / "a.wav").write_bytes(content)
+    assert len(read_audio(tmp_path / "a.wav", 16000)) == 16000
+    (tmp_path / "a.wav").write_bytes(content[:20000])
+    with pytest.raises(UnreadableFile, match="truncated: shorter than its header says"):
+        read_audio(tmp_path / "a.wav", 16000)
+
+
 FORMATS = {name: {"format": name.upper()} for name in ("wav", "aiff", "flac", "ogg", "mp3")}
 FORMATS |= {"rifx": {"format": "WAV", "endian": "BIG"}, "w64": {"format": "W64"}}
 

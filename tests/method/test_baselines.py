@@ -397,6 +397,11 @@ def test_without_conflict_raises_neither_loss():
             assert float(h.norm()) == pytest.approx(float((g + u).norm()))
 
 
+def test_weaker_is_pmrs_beta():
+    """max s / s_j - 1, from 0 for the surest modality to at most 1."""
+    assert rebalance.weaker(tensor(3, 1, 2)).tolist() == [0, 1, 0.5]
+
+
 def test_surest_takes_each_samples_own():
     """Modality 1 is surer of the first sample, modality 0 of the second."""
     o = tensor([[0, 1], [9, 0]], [[3, 0], [0, 1]])
