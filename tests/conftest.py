@@ -48,6 +48,23 @@ def tiny_data(monkeypatch, tmp_path):
     return tiny
 
 
+def sentence(capsys, program="train.py"):
+    """What a program says on stderr, besides the progress bar: one line, without its name."""
+    lines = [x.split("\r")[-1] for x in capsys.readouterr().err.splitlines()]
+    (said,) = [x for x in lines if x.startswith(f"{program}: ")]
+    assert "Traceback" not in "".join(lines)
+    return said.removeprefix(f"{program}: ")
+
+
+def raising(error):
+    """A function that raises this error, whatever it is given."""
+
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
 SHARED = Path(__file__).parents[1] / "../shared/samples"
 needs_shared = pytest.mark.skipif(
     not SHARED.is_dir(), reason="the real samples, ../shared/samples, are not here"
@@ -111,33 +128,23 @@ def make_video(
             encode_sound(file, tones, wave[None].astype(np.float32))
 
 
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES |= {"intermediate_size": 64}
+
+
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory):
     """A BERT of 2 layers and a few words in a local folder, as save_pretrained leaves it."""
     from transformers import BertConfig, BertModel, BertTokenizer
 
     folder = tmp_path_factory.mktemp("bert")
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        "the",
-        "a",
-        "dog",
-        "cat",
-        "is",
-        "fine",
-        ".",
-    ]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words += ["the", "a", "dog", "cat", "is", "fine", "."]
     (folder / "vocab.txt").write_text("\n".join(words))
     BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
     torch.manual_seed(0)
-    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
-    BertModel(
-        BertConfig(vocab_size=len(words), max_position_embeddings=128, **sizes)
-    ).save_pretrained(folder)
+    config = BertConfig(vocab_size=len(words), max_position_embeddings=128, **SIZES)
+    BertModel(config).save_pretrained(folder)
     return folder
 
 
@@ -155,21 +162,10 @@ def tiny_clip(tmp_path_factory):
     CLIPTokenizer(*files, model_max_length=16).save_pretrained(folder)
     torch.manual_seed(0)
     n = len(tokens)
-    sizes = dict(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        projection_dim=24,
-    )
-    text = dict(
-        vocab_size=n,
-        max_position_embeddings=16,
-        bos_token_id=n - 2,
-        eos_token_id=n - 1,
-        pad_token_id=n - 1,
-    )
-    vision = dict(image_size=224, patch_size=56)
+    sizes = SIZES | {"projection_dim": 24}
+    text = {"vocab_size": n, "max_position_embeddings": 16}
+    text |= {"bos_token_id": n - 2, "eos_token_id": n - 1, "pad_token_id": n - 1}
+    vision = {"image_size": 224, "patch_size": 56}
     config = CLIPConfig(text_config=sizes | text, vision_config=sizes | vision, projection_dim=24)
     CLIPModel(config).save_pretrained(folder)
     return folder

@@ -94,14 +94,14 @@ def all_reduce_mean(x):
 
 def broadcast_buffers(model):
     """Give every rank rank 0's buffers: batch norm's running statistics, which a checkpoint has."""
-    if world_size() > 1:
+    if dist.is_initialized():
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 
 
 def all_gather_object(item):
     """Every rank's item, as a list, on every rank."""
-    if world_size() == 1:
+    if not dist.is_initialized():
         return [item]
     items = [None] * world_size()
     dist.all_gather_object(items, item)

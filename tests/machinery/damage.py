@@ -49,7 +49,6 @@ def array():
 PICTURES = {
     "jpg": picture("JPEG"),
     "cmyk.jpg": picture("JPEG", "CMYK", progressive=True),
-    "png": picture("PNG"),
     "grey.png": picture("PNG", "I;16"),
     "palette.png": picture("PNG", "P"),
     "gif": picture("GIF"),

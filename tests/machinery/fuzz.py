@@ -3,8 +3,8 @@
 By hand: python tests/machinery/fuzz.py 200
 
 A sequence is a dozen random steps: edits of samples.csv, files replaced, renamed, moved, touched,
-added or damaged, a prepare that is killed or whose disk is full, a prepare, a training. After each
-step no original has changed, and training reads what a prepare from nothing gives.
+added or damaged, a prepare, a training. After each step no original has changed, and training reads
+what a prepare from nothing gives.
 """
 
 import contextlib
@@ -12,20 +12,15 @@ import io
 import os
 import random
 import re
-import resource
 import shutil
-import signal
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import soundfile
-import torch
 from PIL import Image
-from tqdm import tqdm
 
 sys.path.insert(0, os.fspath(Path(__file__).parents[2]))
 import data  # noqa: E402
@@ -33,12 +28,8 @@ import train  # noqa: E402
 from scripts import prepare  # noqa: E402
 from utils.origins import MADE  # noqa: E402
 
-# A forked process must find no lock that a thread, or a killed process, holds.
-torch.set_num_threads(1)
-tqdm.monitor_interval = 0
-tqdm.set_lock(threading.RLock())
 LABELS = ["cat", "dog", "bird"]
-STEPS = "edit replace retouch rename damage add move kill full_disk prepare train"
+STEPS = "edit replace retouch rename damage add move prepare train"
 
 
 class Folder:
@@ -144,31 +135,6 @@ class Folder:
         new = self.root.with_name(f"mine{self.rng.randrange(10**6)}")
         self.root.rename(new)
         self.root = new
-
-    def in_child(self, before):
-        """A prepare in a process of its own, after before()."""
-        child = os.fork()
-        if not child:
-            with contextlib.suppress(BaseException), open(os.devnull, "w") as nowhere:
-                os.dup2(nowhere.fileno(), 1)
-                os.dup2(nowhere.fileno(), 2)
-                before()
-                prepare.main([str(self.root), "--workers", "1"])
-            os._exit(0)
-        return child
-
-    def kill(self):
-        child = self.in_child(lambda: None)
-        time.sleep(self.rng.uniform(0, 0.3))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-
-    def full_disk(self):
-        """No file may become larger than some size: writing fails as on a full disk."""
-        self.replace()
-        size = self.rng.choice([100, 100_000])
-        limit = (size, resource.RLIM_INFINITY)
-        os.waitpid(self.in_child(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit)), 0)
 
     def prepare(self):
         prepare.main([str(self.root), "--workers", "1"])

@@ -67,15 +67,6 @@ def test_epochs_follow_each_other_through_the_passes(n, batch_size, inner_iters)
     assert [batch for epoch in found for batch in epoch] == expected
 
 
-def test_each_pass_sees_every_sample_once():
-    """Two passes are two permutations with seeds of their own; what is left over is dropped."""
-    batches = make(10, 3)
-    passes = [[key for batch in keys(batches.epoch(t)) for key in batch] for t in (1, 2)]
-    for one in passes:
-        assert len({position for position, _ in one}) == 9
-    assert passes[0] != passes[1] and len({seed for one in passes for _, seed in one}) == 18
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_epochs_can_be_asked_for_in_any_order(workers):
     """Epoch 3 is the same first, third, again, and after an epoch that was not finished."""

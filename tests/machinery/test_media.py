@@ -2,14 +2,13 @@
 
 import functools
 import os
-import pickle
 import struct
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import make_jpg, make_wav
+from conftest import make_jpg, make_wav, raising
 from PIL import Image
 
 import data
@@ -80,13 +79,8 @@ def test_sound_is_mono_at_16_khz(tmp_path):
     assert np.abs(np.fft.rfft(wave)).argmax() == 1000
 
 
-SIZES = [  # RIFF size, data size of 0.5 s at 16 kHz, 16 bits: whole files with careless headers
-    (16037, 16000),
-    (16044, 16044),
-    (0, 0),
-    (0x7FFFF024, 0x7FFFF000),
-    (0xFFFFFFFF, 0xFFFFFFFF),
-]
+# RIFF size, data size of 0.5 s at 16 kHz, 16 bits: whole files with careless headers
+SIZES = [(16037, 16000), (16044, 16044), (0, 0), (0x7FFFF024, 0x7FFFF000)]
 
 
 @pytest.mark.parametrize("riff, data", SIZES)
@@ -107,6 +101,18 @@ def test_a_wav_without_its_last_byte_of_padding_is_read(bits, tmp_path):
     content = (tmp_path / "a.wav").read_bytes()
     (tmp_path / "a.wav").write_bytes(content[:-1] if content[-1:] == b"\0" else content)
     assert np.allclose(read_audio(tmp_path / "a.wav", 16000), tone()[:7999], atol=0.01)
+
+
+def test_a_cut_is_noticed_behind_a_chunk_of_odd_length(tmp_path):
+    """A note of three bytes, which one more follows, before the samples."""
+    soundfile.write(tmp_path / "a.wav", tone(), 16000)
+    content = (tmp_path / "a.wav").read_bytes()
+    content = content[:36] + b"note" + struct.pack("<I", 3) + b"abc\0" + content[36:]
+    (tmp_path / "a.wav").write_bytes(content)
+    assert len(read_audio(tmp_path / "a.wav", 16000)) == 16000
+    (tmp_path / "a.wav").write_bytes(content[:20000])
+    with pytest.raises(UnreadableFile, match="truncated: shorter than its header says"):
+        read_audio(tmp_path / "a.wav", 16000)
 
 
 FORMATS = {name: {"format": name.upper()} for name in ("wav", "aiff", "flac", "ogg", "mp3")}
@@ -237,9 +243,6 @@ NO_MEDIA = [  # a reader, a function that makes the file, the sentence, the reas
     (sound, empty_wav, "it holds no samples", BAD),
     (data.flow, nothing, "is missing; put it back, or run", "missing"),
     (data.flow, saver(np.zeros((9, 9, 2, 0))), SHAPE, BAD),
-    (data.flow, saver(np.full(FLOW, "x")), SHAPE, BAD),
-    (data.flow, saver(np.full(FLOW, {})), "it holds Python objects", BAD),
-    (data.flow, writer(pickle.dumps(np.zeros(FLOW))), "it is no .npy file", BAD),
     (data.flow, saver(np.full(FLOW, np.nan)), "not finite", "not finite"),
     (data.clip, nothing, "is missing; put it back, or run", "missing"),
     (data.clip, os.mkdir, "holds no numbered pictures", "no frames"),
@@ -259,18 +262,13 @@ def test_what_is_no_media_is_one_sentence(tmp_path, read, make, said, reason):
     assert text.startswith(str(path)) and said in text and error.value.reason == reason
 
 
-@pytest.mark.parametrize("error", [RuntimeError, MemoryError, AttributeError, SyntaxError])
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, SyntaxError])
 def test_any_error_of_a_library_names_the_file(error, tmp_path, monkeypatch):
     """On a damaged file the libraries raise whatever they like."""
-
-    def fail(*_, **__):
-        raise error("odd")
-
     make_jpg(tmp_path / "1.jpg")
     make_wav(tmp_path / "a.wav")
-    monkeypatch.setattr("PIL.Image.open", fail)
-    monkeypatch.setattr("soundfile.SoundFile", fail)
-    monkeypatch.setattr("av.open", fail)
+    for name in ("PIL.Image.open", "soundfile.SoundFile", "av.open"):
+        monkeypatch.setattr(name, raising(error("odd")))
     packets = functools.partial(media.read_packets, kind="audio")
     for name, read in [("1.jpg", read_image), ("a.wav", sound), ("a.wav", packets)]:
         with pytest.raises(UnreadableFile, match=f"{name} cannot be read .*odd"):
@@ -279,24 +277,17 @@ def test_any_error_of_a_library_names_the_file(error, tmp_path, monkeypatch):
 
 def test_too_many_open_files_are_no_fault_of_the_file(tmp_path, monkeypatch):
     """The error stays what it is, so that no sample is listed as broken."""
-
-    def fail(*_):
-        raise OSError(24, "Too many open files")
-
     make_jpg(tmp_path / "1.jpg")
-    monkeypatch.setattr("PIL.Image.open", fail)
+    monkeypatch.setattr("PIL.Image.open", raising(OSError(24, "Too many open files")))
     with pytest.raises(OSError, match="Too many open files"):
         read_image(tmp_path / "1.jpg")
 
 
 def test_a_file_without_permission_is_said(tmp_path, monkeypatch):
     """It is counted by a reason of its own."""
-
-    def refuse(path, *_, **__):
-        raise PermissionError(13, "Permission denied", os.fspath(path))
-
     make_jpg(tmp_path / "1.jpg")
-    monkeypatch.setattr("builtins.open", refuse)
+    refused = PermissionError(13, "Permission denied", str(tmp_path / "1.jpg"))
+    monkeypatch.setattr("builtins.open", raising(refused))
     with pytest.raises(UnreadableFile, match="1.jpg cannot be read: Permission den.*; ch") as error:
         read_image(tmp_path / "1.jpg")
     assert error.value.reason == "no permission"
@@ -366,7 +357,6 @@ DEEP = {  # grey of 16 bits and more, and what it is to become
     "big.tif": (RAMP.astype(">u2"), RAMP >> 8),
     "a.jp2": (RAMP, RAMP >> 8),
     "a.pgm": (RAMP, RAMP >> 8),
-    "int.tif": (RAMP.astype(np.int32), RAMP >> 8),
     "long.tif": (RAMP.astype(np.int32) << 15, RAMP >> 9),
     "one.tif": (RAMP.astype(np.float32) / 65535, RAMP >> 8),
     "bytes.tif": (RAMP.astype(np.float32) / 257, RAMP >> 8),
@@ -460,14 +450,14 @@ def test_a_damaged_jpeg_is_read_or_refused_as_by_pillow(tmp_path, monkeypatch):
     """Cut off or with other bytes: the same pixels, or the same sentence."""
     smooth(91, 123).save(tmp_path / "1.jpg", quality=90)
     whole, rng, refused = (tmp_path / "1.jpg").read_bytes(), np.random.default_rng(0), 0
-    for k in range(60):
+    for k in range(30):
         content = bytearray(whole)
         for at in rng.integers(len(content), size=rng.integers(1, 9)):
             content[at] = rng.integers(256)
         cut = len(content) if k % 3 else rng.integers(1, len(content))
         (tmp_path / "1.jpg").write_bytes(content[:cut])
         refused += isinstance(by_both(tmp_path / "1.jpg", "RGB", monkeypatch)[0], str)
-    assert 20 <= refused < 55
+    assert 10 <= refused < 28
 
 
 def test_what_is_transparent_is_white(tmp_path):
@@ -495,17 +485,6 @@ def test_a_picture_may_carry_long_notes(tmp_path):
     notes.add_text("parameters", "a" * 3 * 2**20, zip=True)
     Image.new("RGB", (9, 9), (200, 40, 10)).save(tmp_path / "a.png", pnginfo=notes)
     assert read_image(tmp_path / "a.png")[:, 0, 0].tolist() == [200, 40, 10]
-
-
-def test_a_large_jpeg_is_decoded_small(tmp_path):
-    """1200 x 900 at one half, so that both sides keep 448; colours stay; a PNG is read whole."""
-    small = np.random.default_rng(0).integers(256, size=(9, 12, 3), dtype=np.uint8)
-    large = Image.fromarray(small).resize((1200, 900), Image.NEAREST)
-    for ending, shape in [("jpg", (3, 450, 600)), ("png", (3, 900, 1200))]:
-        large.save(tmp_path / f"a.{ending}", quality=95)
-        x = read_image(tmp_path / f"a.{ending}")
-        squares = x.float().unflatten(1, (9, -1)).unflatten(3, (12, -1)).mean((2, 4))
-        assert x.shape == shape and np.allclose(squares.permute(1, 2, 0), small, atol=6)
 
 
 # --- crops ---

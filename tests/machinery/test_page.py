@@ -145,16 +145,8 @@ def test_every_link_leads_somewhere(made, tags):
 def test_the_page_follows_the_paper(made):
     """Its sections are the paper's, in the paper's order."""
     titles = re.findall(r"<h2[^>]*><a[^>]*>#</a>(Sec\. [\d.]+\d|Eq\. \d|Alg\. 1)", made)
-    order = [
-        "3.1",
-        "3.2",
-        "Eq. 1",
-        "3.3",
-        "Eq. 2",
-        "Eq. 3",
-        "Alg. 1",
-        *(f"4.{i}" for i in range(1, 6)),
-    ]
+    order = ["3.1", "3.2", "Eq. 1", "3.3", "Eq. 2", "Eq. 3", "Alg. 1"]
+    order += [f"4.{i}" for i in range(1, 6)]
     assert [title.removeprefix("Sec. ") for title in titles] == order
 
 
@@ -166,12 +158,8 @@ def test_a_function_is_shown_as_it_stands_in_its_file(made):
     shown = text_of(re.search(r"<pre>(.*?)</pre>", figure, re.S)[1]).splitlines()
     for number, line, expected in zip(range(first + 1, first + 4), shown, lines[first:]):
         assert line == f"{number}{expected}"
-    for name, key in [
-        ("l_cls", "Cls"),
-        ("l_mm", "Mm"),
-        ("alpha", "Alpha"),
-        ("total_loss", "Total"),
-    ]:
+    keys = {"l_cls": "Cls", "l_mm": "Mm", "alpha": "Alpha", "total_loss": "Total"}
+    for name, key in keys.items():
         assert re.search(rf'<span class="[\w ]*-{key}">{name}</span>', figure), name
 
 
@@ -227,10 +215,7 @@ def test_names_have_the_colours_of_their_symbols(code, place, keys):
     [
         ("code\ntrain.py:alpha_slope", "train.py has no function, class or table alpha_slope"),
         ("code\nmodel.py:MultimodalModel.gone", "model.py has no .* MultimodalModel.gone"),
-        (
-            "code\ntests/method/test_losses.py:test_gone",
-            "tests/method/test_losses.py has no .* test_gone",
-        ),
+        ("code\ntests/method/test_losses.py:test_gone", "test_losses.py has no .* test_gone"),
         ("code\ngone.py:f", "there is no file gone.py"),
         ("code\nnotes train.py:gone", "train.py has no .* gone"),
         ("code\nrelease Eq. 9", "docs/CHOICES.md has no row that begins with this release Eq. 9"),

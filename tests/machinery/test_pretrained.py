@@ -5,12 +5,11 @@ import shutil
 
 import pytest
 import torch
-from torch.utils.data import default_collate
 
 import data
 from data import Batches, Samples, identity
 from utils.annotations import list_sarcasm
-from utils.loader import collate, eval_loader
+from utils.loader import eval_loader
 from utils.pretrained import load_tokenizer
 
 TOKENIZER = ["tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt"]
@@ -111,13 +110,3 @@ def test_texts_are_padded_to_the_longest_of_their_batch(workers):
         assert torch.equal(texts.sum(2), lengths[y][:, None].expand(2, 2))
         assert (texts[:, :, 0] == 1).all()
     assert [x[1].shape[2] for x, _ in read[2:]] == [5, 4, 6]
-
-
-def test_other_samples_are_stacked_as_by_torch():
-    """Numbers, pixels, single integers; vectors of integers are no texts."""
-    samples = [
-        (torch.rand(1, 4, 4), torch.zeros(3, 2, 2, dtype=torch.uint8), torch.arange(i, i + 2), i)
-        for i in range(3)
-    ]
-    for ours, theirs in zip(collate(samples), default_collate(samples), strict=True):
-        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)

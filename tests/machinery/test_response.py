@@ -70,9 +70,8 @@ def test_the_tables_compare_signs_and_sizes(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(response, "OUT", tmp_path)
     for t, estimates in [(1, [0.2, 0.4, None]), (2, [-0.1, -0.2, -0.3])]:
         record = {"net": "cnn", "alpha": 0.9, "seed": 0, "t": t}
-        record["response"] = {
-            n: [[0.1, 0.1], [0.11, 0.1]] for n in ("5 steps", "an epoch", "3 epochs")
-        }
+        lengths = ("5 steps", "an epoch", "3 epochs")
+        record["response"] = dict.fromkeys(lengths, [[0.1, 0.1], [0.11, 0.1]])
         record["estimates"] = {name: estimates for name in response.ESTIMATORS}
         (tmp_path / f"{t}.json").write_text(json.dumps(record))
     response.table()

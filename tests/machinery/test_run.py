@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import raising, sentence
 from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,12 +32,6 @@ from utils.cli import SettingsError
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--dataset", "tiny", "--epochs", "4", "--batch-size", "16"]
-
-
-def said(capsys):
-    """The sentence on stderr."""
-    (line,) = [x.split("\r")[-1] for x in capsys.readouterr().err.splitlines() if "train.py: " in x]
-    return line.removeprefix("train.py: ")
 
 
 def start(out, *flags):
@@ -53,7 +48,7 @@ def refused(capsys, *arguments, folder="run"):
     before = files(folder)
     capsys.readouterr()
     assert train.main(arguments) in (1, 2) and files(folder) == before
-    return said(capsys)
+    return sentence(capsys)
 
 
 def stop_at(monkeypatch, n):
@@ -75,8 +70,7 @@ FLAGS += ["--outer shared", "--outer held-out", "--inner-iters 2"]
 FLAGS += ["--method stepwise:0.05 --val-fraction 0.2"]
 
 
-@pytest.mark.parametrize("flags", FLAGS)
-@pytest.mark.parametrize("t", [1, 3])
+@pytest.mark.parametrize("flags, t", [(flags, 1 + 2 * (k % 2)) for k, flags in enumerate(FLAGS)])
 def test_a_resumed_run_is_the_uninterrupted_one(tiny_data, monkeypatch, capsys, flags, t):
     """The same log, byte for byte, and the same parameters; the sentence says how to go on."""
     flags = flags.split()
@@ -85,7 +79,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tiny_data, monkeypatch, capsys, 
     steps = json.loads(Path("whole/log.jsonl").read_text().split("\n")[0])["samples"]["train"] // 16
     stop_at(monkeypatch, t * (2 if "--inner-iters" in flags else steps) + 2)
     assert start("cut", *flags) == 130 and runs.load_checkpoint("cut")["t"] == t
-    assert said(capsys) == "stopped; resume with: python train.py --resume cut"
+    assert sentence(capsys) == "stopped; resume with: python train.py --resume cut"
     assert train.main(["--resume", "cut"]) == 0
     assert Path("cut/log.jsonl").read_bytes() == Path("whole/log.jsonl").read_bytes()
     a, b = (runs.load_checkpoint(folder) for folder in ("cut", "whole"))
@@ -95,29 +89,30 @@ def test_a_resumed_run_is_the_uninterrupted_one(tiny_data, monkeypatch, capsys, 
     assert Path("cut/log.jsonl").read_bytes() == Path("whole/log.jsonl").read_bytes()
 
 
+TRAIN_TINY = """import sys, data, train, conftest
+data.DATASETS["tiny"] = conftest.tiny
+train.main(sys.argv[1:])"""
+
+
 @pytest.mark.slow
-def test_a_killed_process_resumes(tmp_path):
-    """kill -9 at a random moment of keypad, then --resume, ends in the uninterrupted log; every
-    checkpoint is whole."""
-    flags = ["--epochs", "6", "--inner-iters", "2", "--batch-size", "8"]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-
-    def run(*arguments, wait=None):
-        command, quiet = [sys.executable, ROOT / "train.py", *arguments], subprocess.DEVNULL
-        process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=quiet, stderr=quiet)
-        if wait is not None:
-            while process.poll() is None and not list(tmp_path.glob("cut/t*.pt")):
-                time.sleep(0.01)
-            time.sleep(wait)
-            process.kill()
-        return process.wait()
-
-    assert run(*flags, "--out", "whole") == 0
-    run(*flags, "--out", "cut", wait=random.uniform(0, 0.5))
-    assert run("--resume", "cut") == 0
-    assert (tmp_path / "cut/log.jsonl").read_bytes() == (tmp_path / "whole/log.jsonl").read_bytes()
-    for path in runs.checkpoint_epochs(tmp_path / "cut"):
-        runs.load_checkpoint(tmp_path / "cut", path)
+def test_a_killed_process_resumes(tiny_data):
+    """kill -9 at a random moment, then --resume, ends in the uninterrupted log; every checkpoint is
+    whole."""
+    flags = [*TINY, "--epochs", "20", "--inner-iters", "1", "--method", "heuristic", "--out"]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    assert train.main([*flags, "whole"]) == 0
+    command, quiet = [sys.executable, "-c", TRAIN_TINY, *flags, "cut"], subprocess.DEVNULL
+    process = subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet)
+    while process.poll() is None and not list(Path().glob("cut/t*.pt")):
+        time.sleep(0.05)
+    time.sleep(random.uniform(0, 0.2))
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    for t in runs.checkpoint_epochs("cut"):
+        runs.load_checkpoint("cut", t)
+    assert train.main(["--resume", "cut"]) == 0
+    assert Path("cut/log.jsonl").read_bytes() == Path("whole/log.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -133,7 +128,7 @@ def test_signals_stop_with_their_status(tiny_data, monkeypatch, capsys, number, 
     monkeypatch.setattr(os, "fsync", fsync)
     handler = signal.getsignal(signal.SIGINT)
     assert start("my run") == status
-    assert said(capsys) == "stopped; resume with: python train.py --resume 'my run'"
+    assert sentence(capsys) == "stopped; resume with: python train.py --resume 'my run'"
     monkeypatch.setattr(os, "fsync", real)
     assert signal.getsignal(signal.SIGINT) is handler and runs.load_checkpoint("my run")
     assert not list(Path("my run").glob(".part*"))
@@ -151,9 +146,9 @@ def test_no_room_leaves_the_checkpoint_before(tiny_data, monkeypatch, capsys):
 
     monkeypatch.setattr(os, "fsync", fsync)
     assert start("cut", "--method", "heuristic") == 1
-    sentence = said(capsys)
-    assert "cannot be written (No space left on device); its old content is intact" in sentence
-    assert sentence.count("cannot be written") == 1 and runs.load_checkpoint("cut")["t"] == 2
+    message = sentence(capsys)
+    assert "cannot be written (No space left on device); its old content is intact" in message
+    assert message.count("cannot be written") == 1 and runs.load_checkpoint("cut")["t"] == 2
     assert not list(Path("cut").glob(".part*"))
     monkeypatch.setattr(os, "fsync", real)
     assert train.main(["--resume", "cut"]) == 0
@@ -176,7 +171,7 @@ def test_what_is_kept(tiny_data, monkeypatch):
     assert runs.checkpoint_epochs("best") == [2, 4]
     start("last", "--keep", "0", "--method", "heuristic")
     assert runs.checkpoint_epochs("last") == [4]
-    start("all", "--keep", "9", "--method", "heuristic")
+    start("all", "--keep", str(2**32 - 1), "--method", "heuristic")  # no list of so many epochs
     assert runs.checkpoint_epochs("all") == [1, 2, 3, 4]
     start("all", "--keep", "0", "--method", "heuristic", "--overwrite", "--epochs", "2")
     assert runs.checkpoint_epochs("all") == [2]
@@ -199,7 +194,7 @@ def test_eval_scores_the_tested_epoch_and_writes_nothing(tiny_data, capsys):
     assert "val split" in out and f"{best:.2f}" in out and before == files()
     start("no-val", "--method", "heuristic")
     assert train.main(["--eval", "no-val", "--split", "val"]) == 2
-    assert "has no validation part" in said(capsys)
+    assert "has no validation part" in sentence(capsys)
 
 
 @pytest.mark.parametrize("flags", ["--lr 0.5", "--method cubic", "--epochs 9"])
@@ -215,15 +210,12 @@ def test_another_setting_is_refused_by_name(tiny_data, capsys, flags):
     assert train.main(["--resume", "run", "--keep", "3", "--device", "cpu"]) == 0
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        "",
-        "--method cubic:26 --heads --lr 0.5 --encoders mlp",
-        "--dataset cremad --bf16 --lr 0.02 --epochs 10 --device cpu",
-        "--dataset cremad --no-bf16 --root 'my data'",
-    ],
-)
+COMMANDS = ["", "--method cubic:26 --heads --lr 0.5 --encoders mlp"]
+COMMANDS += ["--dataset cremad --bf16 --lr 0.02 --epochs 10 --device cpu"]
+COMMANDS += ["--dataset cremad --no-bf16 --root 'my data'"]
+
+
+@pytest.mark.parametrize("flags", COMMANDS)
 def test_the_command_of_a_run_has_its_settings(monkeypatch, flags):
     """Parsed again, it gives them: also where a flag has train.py's default and the set another."""
     monkeypatch.setattr("utils.distributed.has_bf16", lambda device: device != "cpu")
@@ -287,13 +279,13 @@ class Evil:
 
 
 def test_foreign_checkpoint_is_rejected(tiny_data, capsys):
-    """Truncated at 20 places, one bit flipped at 20, another run's, another model's, a pickle that
+    """Truncated at 8 places, one bit flipped at 8, another run's, another model's, a pickle that
     runs code: one sentence each, nothing executed, nothing overwritten."""
     start("run", "--method", "heuristic")
     start("other", "--method", "heuristic", "--seed", "1")
     path, other = Path("run/t0004.pt"), Path("other/t0004.pt").read_bytes()
     good, state, evil = path.read_bytes(), runs.load_checkpoint("run"), pickle.dumps(Evil())
-    places = [len(good) * i // 20 for i in range(20)]
+    places = [len(good) * i // 8 for i in range(8)]
     damaged = [good[:n] for n in places]
     damaged += [good[:n] + bytes([good[n] ^ 1]) + good[n + 1 :] for n in places]
     damaged += [other, b"", evil, evil + hashlib.sha256(evil).digest()]
@@ -317,10 +309,9 @@ def test_a_folder_in_place_of_a_file_is_one_sentence(tiny_data, capsys, name, fl
     Path("run", name).mkdir()
     capsys.readouterr()
     assert train.main([flag, "run"]) == 2
-    message = said(capsys)
-    assert (
-        message.startswith(f"run/{name} cannot be read (Is a directory); ") and "remove" in message
-    )
+    message = sentence(capsys)
+    assert message.startswith(f"run/{name} cannot be read (Is a directory); ")
+    assert "remove" in message
 
 
 def test_what_a_kill_left_half_written_is_removed(tiny_data):
@@ -335,10 +326,10 @@ def test_what_a_kill_left_half_written_is_removed(tiny_data):
 def test_a_folder_without_a_checkpoint_is_said(tiny_data, capsys, flag):
     """Neither a folder that is not there nor an empty one is made into a run."""
     assert train.main([flag, "nowhere"]) == 2
-    assert "nowhere is not a folder" in said(capsys) and not Path("nowhere").exists()
+    assert "nowhere is not a folder" in sentence(capsys) and not Path("nowhere").exists()
     Path("empty").mkdir()
     assert train.main([flag, "empty"]) == 2
-    assert "empty has no checkpoint" in said(capsys) and not list(Path("empty").iterdir())
+    assert "empty has no checkpoint" in sentence(capsys) and not list(Path("empty").iterdir())
 
 
 def test_two_runs_in_one_folder_are_refused(tiny_data, capsys):
@@ -366,16 +357,6 @@ def test_the_global_random_state_is_part_of_it(tiny_data):
     torch.manual_seed(99)
     assert train.main(["--resume", "run"]) == 0
     assert torch.equal(torch.rand(3), expected)
-
-
-def test_loader_workers_change_no_number(tiny_data):
-    """The order and the augmentation hang on seed and position alone: 0 and 2 workers, the same
-    epochs."""
-    logs = []
-    for workers in ("0", "2"):
-        start(workers, "--workers", workers, "--val-fraction", "0.2")
-        logs.append(Path(workers, "log.jsonl").read_text().splitlines()[1:])
-    assert logs[0] == logs[1] and len(logs[0]) == 5
 
 
 def test_the_log_begins_with_what_made_it(tiny_data):
@@ -439,11 +420,11 @@ def test_a_run_that_ended_before_epoch_1_is_begun_again(tiny_data, monkeypatch, 
     stop_at(monkeypatch, 2)
     assert start("run", "--method", "heuristic") == 130
     again = "stopped before epoch 1 ended; run the same command again"
-    assert said(capsys) == again
+    assert sentence(capsys) == again
     assert train.main(["--resume", "run"]) == 2
-    sentence, command = said(capsys).split(": python train.py ")
+    message, command = sentence(capsys).split(": python train.py ")
     before = runs.read_log("run").first
-    assert sentence == f"run {again}" and train.main(shlex.split(command)) == 0
+    assert message == f"run {again}" and train.main(shlex.split(command)) == 0
     assert runs.read_log("run").first == before
 
 
@@ -473,21 +454,18 @@ def test_a_run_of_another_version_is_refused(tiny_data, capsys):
     assert refused(capsys, "--eval", "run").startswith(f"{differs} data;")
 
 
-@pytest.mark.parametrize(
-    "flags, sentence",
-    [
-        ("--resume run --eval run", "--resume and --eval exclude each other"),
-        ("--resume run --out new", "--resume and --out exclude each other"),
-        ("--eval run --overwrite", "--eval and --overwrite exclude each other"),
-        ("--resume run --split val", "--split is for --eval"),
-        ("--resume=", "--resume is empty"),
-        ("--out=", "--out is empty"),
-    ],
-)
-def test_flags_that_exclude_each_other_are_refused(tiny_data, capsys, flags, sentence):
+def test_flags_that_exclude_each_other_are_refused(tiny_data, capsys):
     """None of them is ignored in silence, and nothing is written."""
     start("run", "--method", "heuristic")
-    assert sentence in refused(capsys, *flags.split())
+    for flags, expected in {
+        "--resume run --eval run": "--resume and --eval exclude each other",
+        "--resume run --out new": "--resume and --out exclude each other",
+        "--eval run --overwrite": "--eval and --overwrite exclude each other",
+        "--resume run --split val": "--split is for --eval",
+        "--resume=": "--resume is empty",
+        "--out=": "--out is empty",
+    }.items():
+        assert expected in refused(capsys, *flags.split())
     assert not Path("new").exists() and not Path("runs").exists()
 
 
@@ -531,35 +509,23 @@ def test_fewer_gpus_than_before_resume(tiny_data, monkeypatch):
 
 
 def test_another_schedule_cannot_resume_a_run(tiny_data, monkeypatch, capsys):
-    """omega(t) was edited between the two: the log would mix two schedules."""
-    monkeypatch.setitem(SCHEDULES, "mine", lambda t, T: 1 - t / T)
-    start("run", "--method", "mine", "--epochs", "4")
+    """omega(t) was edited between the two: the log would mix two schedules. Rounding may differ."""
+    monkeypatch.setitem(SCHEDULES, "mine", lambda t, T: 0.75)
+    start("run", "--method", "mine", "--epochs", "1")
+    monkeypatch.setitem(SCHEDULES, "mine", lambda t, T: 0.75 + 1e-9)  # as on another processor
+    assert train.main(["--resume", "run"]) == 0
     monkeypatch.setitem(SCHEDULES, "mine", lambda t, T: 0.9)
-    capsys.readouterr()
-    assert train.main(["--resume", "run"]) in (1, 2)
-    assert said(capsys).startswith("run has alpha 0.75 in epoch 1, now it would be 0.9; the sched")
-
-
-def test_a_schedule_is_asked_for_all_epochs_first(tiny_data, monkeypatch, capsys):
-    """An omega(t) that fails at t = T fails before the training."""
-    monkeypatch.setitem(SCHEDULES, "mine", lambda t, T: 1 / (T - t))
-    assert start("run", "--method", "mine", "--epochs", "4") == 2
-    assert "at t = 4 of T = 4" in capsys.readouterr().err and not Path("run").exists()
+    said = refused(capsys, "--resume", "run")
+    assert said.startswith("run has alpha 0.75 in epoch 1, now it would be 0.9; the schedule has")
 
 
 def test_stopping_an_evaluation_proposes_no_resume(tiny_data, monkeypatch, capsys):
     """There is nothing to resume."""
     start("run", "--method", "heuristic")
     capsys.readouterr()
-    monkeypatch.setattr(train, "evaluate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(train, "evaluate", raising(KeyboardInterrupt))
     assert train.main(["--eval", "run"]) == 130
-    assert said(capsys) == "stopped"
-
-
-def test_keep_can_be_any_number(tiny_data):
-    """A large one builds no list of that many epochs."""
-    assert start("run", "--method", "heuristic", "--keep", str(2**32 - 1)) == 0
-    assert runs.checkpoint_epochs("run") == [1, 2, 3, 4]
+    assert sentence(capsys) == "stopped"
 
 
 WORDS = [f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(train.Settings)]
@@ -567,7 +533,7 @@ VALUES = ["learning-based", "unimodal", *losses.SCHEDULES, "constant:", "cubic:n
 VALUES += ["0", "-1", "1e999", "nan", "train"]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(WORDS) | st.sampled_from(VALUES) | st.text(max_size=8), max_size=6))
 def test_no_command_line_gives_a_traceback(arguments):
     """Settings, or --help, or an error of one sentence: never another error."""
@@ -580,7 +546,7 @@ def test_no_command_line_gives_a_traceback(arguments):
         assert "\n" not in str(error)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.sampled_from([*losses.SCHEDULES, ""]) | st.text(max_size=12),
     st.lists(st.floats() | st.integers() | st.text(max_size=3), max_size=2),
@@ -594,11 +560,3 @@ def test_a_schedule_is_one_or_says_why_not(name, numbers, t, T):
     except ValueError:
         return
     assert 0 <= alpha(min(t, T), T) <= 1
-
-
-def test_an_alpha_that_differs_in_rounding_resumes(tiny_data, monkeypatch):
-    """As that of `released`, which is computed, on another processor."""
-    monkeypatch.setitem(SCHEDULES, "mine", lambda t, T: 0.75)
-    start("run", "--method", "mine", "--epochs", "4")
-    monkeypatch.setitem(SCHEDULES, "mine", lambda t, T: 0.75 + 1e-9)
-    assert train.main(["--resume", "run"]) == 0

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import loaded, made, make_jpg, make_video, make_wav
+from conftest import loaded, made, make_jpg, make_video, make_wav, raising
 
 import data
 import train
@@ -28,7 +28,7 @@ from utils.prepare import in_processes
 from utils.samples import Strings, read_own, read_prepared
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["--epochs", "1", "--workers", "0", "--method", "heuristic"]
+SMALL = ["--epochs", "1", "--inner-iters", "2", "--workers", "0", "--method", "heuristic"]
 
 
 def write_table(folder, header, rows, encoding="utf-8", end="\n"):
@@ -84,16 +84,16 @@ def two_sounds(folder, n=12):
     write_table(folder, "split,label,group,audio:left,audio:right,video", rows)
 
 
+OWN = [
+    (vectors, ["a", "b", "c"], ["class 0", "class 1", "class 2"], None),
+    (pictures_and_sounds, ["image", "audio"], ["a", "b", "c", "d"], "cnn"),
+    (pictures_and_sentences, ["image", "text"], ["0", "1", "2", "3", "4"], "cnn,bert:{}"),
+    (two_sounds, ["left", "right", "video"], ["no", "yes"], "cnn"),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "make, modalities, classes, encoders",
-    [
-        (vectors, ["a", "b", "c"], ["class 0", "class 1", "class 2"], None),
-        (pictures_and_sounds, ["image", "audio"], ["a", "b", "c", "d"], "cnn"),
-        (pictures_and_sentences, ["image", "text"], ["0", "1", "2", "3", "4"], "cnn,bert:{}"),
-        (two_sounds, ["left", "right", "video"], ["no", "yes"], "cnn"),
-    ],
-)
+@pytest.mark.parametrize("make, modalities, classes, encoders", OWN)
 def test_own_data_goes_from_its_table_to_the_scores(
     make, modalities, classes, encoders, tmp_path, monkeypatch, capsys, tiny_bert
 ):
@@ -107,7 +107,7 @@ def test_own_data_goes_from_its_table_to_the_scores(
     assert first["modalities"] == modalities and set(modalities) < set(test["test"])
     printed = capsys.readouterr().out
     assert f"{len(classes)} classes: {', '.join(classes)}\n" in printed and "usable: " in printed
-    learned = ["--method", "learning-based", "--draws", "1"]
+    learned = ["--method", "learning-based", "--draws", "1", "--terms", "2", "--alpha-batch", "4"]
     assert train.main(["--dataset", "mine", *SMALL, *flags, *learned]) == 0
     assert "every sample is listed" not in capsys.readouterr().out
 
@@ -191,7 +191,7 @@ def test_defaults_of_own_data_follow_its_kinds(tmp_path):
     assert all((s.batch_size, s.epochs, s.alpha_limit) == (16, 50, 0.02) for s in settings)
 
 
-@pytest.mark.parametrize("n", [2, 38, 191, 192, 250, 999, 1000, 2000, 3840])
+@pytest.mark.parametrize("n", [2, 191, 192, 999, 1000, 3840])
 def test_own_data_trains_for_about_600_steps(tmp_path, n):
     """Also where 50 passes over a few samples have fewer."""
     rows = [f"train,{i % 2},{i},{i}" for i in range(n)]
@@ -208,7 +208,6 @@ BAD = [
     ("split,label,image,audio", ["train,a,1,2", "test,b,1,2"], "line 3 repeats a sample of the"),
     ("split,label,image,audio", ["train,a,1"], "line 2 has 3 columns, expected 4: split,label"),
     ("split,label,image,audio", ["learn,a,1,2"], "line 2 has 'learn' and 'a'; expected the split"),
-    ("split,label,image,audio", ["train,,1,2"], "line 2 has 'train' and ''; expected the split"),
     ("split,label,image,audio", ['train,a,"1,2'], "is not csv"),
     ("split,label,image", ["train,a,1"], "line 1 names 1 modality, expected two"),
     ("split,label,image,image", ["train,a,1,2"], "column 'image' occurs twice; give each its own"),
@@ -261,10 +260,7 @@ def test_a_table_in_another_format_is_one_sentence(tmp_path, capsys):
 def test_a_table_without_permission_is_one_sentence(tmp_path, monkeypatch, capsys):
     """Neither a traceback nor an error number."""
     vectors(tmp_path)
-
-    def refuse(*_, **__):
-        raise PermissionError(13, "Permission denied")
-
+    refuse = raising(PermissionError(13, "Permission denied"))
     monkeypatch.setattr("utils.annotations.open", refuse, raising=False)
     assert prepare.main([str(tmp_path)]) == 2
     said = "samples.csv cannot be read (Permission denied); change its permissions\n"
@@ -281,14 +277,6 @@ def test_a_silent_recording_is_said(tmp_path, capsys):
         assert "usable: 12\nusable, but with a remark: 2; the first: " in capsys.readouterr().out
         text = (tmp_path / "prepared/samples.csv").read_text()
         assert text.count(" is silent") == 2 and "4.wav is silent" in text
-
-
-def test_bytes_of_four_channels_train(tmp_path):
-    """(C, H, W) uint8, as docs/DATA.md promises."""
-    vectors(tmp_path)
-    for path in tmp_path.glob("a*.npy"):
-        np.save(path, np.full((4, 9, 9), 7, np.uint8))
-    assert train.main(["--dataset", str(tmp_path), "--out", str(tmp_path / "run"), *SMALL]) == 0
 
 
 def test_what_is_wrong_with_a_sample_is_listed(tmp_path, capsys):
@@ -319,11 +307,9 @@ def test_a_set_that_is_no_set_is_one_sentence(tmp_path, monkeypatch, capsys):
     Path("empty").mkdir()
     vectors(tmp_path / "v")
     for flags, said in [
-        (["cremd"], "unknown data set or folder 'cremd' (did you mean cremad?)"),
         (["empty"], "empty has no samples.csv; expected a line for each sample"),
         (["v", "--root", "v"], "v is a folder of your own data; leave --root out"),
         (["v", "--encoders", "cnn"], "encoder 'cnn' cannot encode vector; choose from mlp"),
-        (["spoken-digits"], "data/spoken-digits is not a folder"),
     ]:
         assert train.main(["--dataset", *flags, *SMALL]) == 2
         assert said in capsys.readouterr().err
@@ -363,18 +349,11 @@ def test_strings_are_a_list_that_processes_share():
     assert len(shared) < 2000 < len(pickle.dumps(texts))
 
 
-def die_of(job):
-    if job == "bad":
-        os._exit(1)
-    return job.upper()
-
-
 @pytest.mark.slow
-def test_a_process_that_dies_costs_one_sample(monkeypatch):
+def test_a_process_that_dies_costs_one_sample():
     """A decoder that crashes takes its own sample alone; every other one is done."""
-    jobs = [*"abcdefgh", "bad", *"ijkl"]
-    done = dict(in_processes(die_of, jobs, 2))
-    assert done == {i: None if job == "bad" else job.upper() for i, job in enumerate(jobs)}
+    jobs = ["1 + 1", "1 + 2", "__import__('os')._exit(1)", "1 + 3"]
+    assert dict(in_processes(eval, jobs, 2)) == {0: 2, 1: 3, 2: None, 3: 4}
 
 
 def test_workers_end_with_a_killed_process():

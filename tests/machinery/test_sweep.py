@@ -13,11 +13,11 @@ import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from conftest import tiny
 from scipy import stats
+from test_samples import vectors
 
 import data
 import train
@@ -197,18 +197,6 @@ def test_tune_chooses_on_held_out_samples(calls, capsys):
     assert "All runs hold out 10% of the training split." in table
 
 
-def own_vectors(folder):
-    """Data of three classes and three modalities: vectors of 4, 5 and 6 numbers."""
-    lines, rng = ["split,label,array:a,array:b,array:c"], np.random.default_rng(0)
-    folder.mkdir()
-    for n in range(36):
-        names = [f"{name}{n}.npy" for name in "abc"]
-        for j, name in enumerate(names):
-            np.save(folder / name, np.float32(rng.normal(size=4 + j) + n % 3))
-        lines.append(",".join(["test" if n >= 24 else "train", f"class{n % 3}", *names]))
-    (folder / "samples.csv").write_text("\n".join(lines))
-
-
 THREE = ["--dataset", "mine", "--tune", "--seeds", "1", "--methods"]
 SHORT = ["--", "--epochs", "3", "--inner-iters", "2", "--batch-size", "8"]
 
@@ -217,7 +205,7 @@ SHORT = ["--", "--epochs", "3", "--inner-iters", "2", "--batch-size", "8"]
 def test_all_methods_are_tuned_on_own_data_of_three_modalities(calls, monkeypatch, capsys):
     """train.py takes the flags of every run; the table has every row with a chosen value. A real
     log is the model of all; the scores are drawn by the run's name."""
-    own_vectors(Path("mine"))
+    vectors(Path("mine"), 36)
     flags = ["--dataset", "mine", "--method", "heads", "--val-fraction", "0.1", "--out", "one"]
     assert train.main([*flags, *SHORT[1:]]) == 0
     first, *epochs, test = map(json.loads, Path("one/log.jsonl").read_text().splitlines())
@@ -249,18 +237,6 @@ def test_all_methods_are_tuned_on_own_data_of_three_modalities(calls, monkeypatc
     table = Path("runs/sweep-mine-methods.md").read_text().split("\n\n")[0]
     assert len(table.splitlines()) == 2 + 34 + 1  # unimodal has two lines
     assert Path("runs/sweep-mine-methods.png").exists()
-
-
-@pytest.mark.slow
-def test_own_data_of_three_modalities_are_trained(calls, monkeypatch):
-    """With one seed to choose: mslr has three rates; a row keeps the number that it gives."""
-    own_vectors(Path("mine"))
-    monkeypatch.setattr(tuning, "SEEDS", (0,))
-    assert sweep.main([*THREE, "mslr", "learning-based --heads --eta-alpha 1", *SHORT]) == 0
-    text = Path("runs/sweep-mine-methods-tune.md").read_text()
-    assert "failed" not in text and text.count(" | given | ") == 1
-    table = Path("runs/sweep-mine-methods.md").read_text().split("\n\n")[0]
-    assert len(table.splitlines()) == 2 + 3
 
 
 def test_the_validation_acc_is_of_the_tested_epoch(tmp_path):
@@ -388,8 +364,6 @@ def test_a_failed_run_is_named_and_the_others_go_on(calls, monkeypatch, capsys):
         (["--seeds", "few"], "--seeds is few, expected how many"),
         (["--preset", "table9"], "unknown preset 'table9' (did you mean table5?)"),
         (["--jobs", "-1"], "--jobs is -1, expected 1 or more"),
-        (["--methods", "ogn"], "unknown method 'ogn'"),
-        (["--dataset", "nowhere"], "unknown data set or folder 'nowhere'"),
         (["--", "--epochs", "0"], "--epochs is 0, expected more than 0"),
         (["--", "--seed", "1"], "--seed is set by the sweep itself; leave it out"),
         (["--methods", "heuristic --out a"], "--out is set by the sweep itself; leave it out"),

@@ -164,9 +164,5 @@ def test_runs_md_has_the_values_that_are_tried_first():
 
 def test_sets_with_a_validation_part_hold_nothing_out():
     """train.py refuses --val-fraction for them, so that a sweep must not give it."""
-    assert {name: tuning.has_val(name) for name in ("isl", "phone-watch", "sarcasm", "keypad")} == {
-        "isl": True,
-        "phone-watch": True,
-        "sarcasm": True,
-        "keypad": False,
-    }
+    sets = ["isl", "phone-watch", "sarcasm", "keypad"]
+    assert list(filter(tuning.has_val, sets)) == sets[:-1]

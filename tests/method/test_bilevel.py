@@ -21,17 +21,11 @@ ALPHAS = [0.05, 0.35, 0.95]
 EYE = torch.eye(9, dtype=torch.float64)
 
 
-@pytest.mark.parametrize(
-    "solver, terms, expected",
-    [
-        ("neumann", 1, 4.2),
-        ("neumann", 2, 6.3),
-        ("neumann", 3, 7.35),
-        ("lanczos", 3, 7.35),
-        ("randomised", 1, 4.2),
-        ("cg", 1, 8.4),
-    ],
-)
+BY_HAND = [("neumann", 1, 4.2), ("neumann", 2, 6.3), ("neumann", 3, 7.35), ("lanczos", 3, 7.35)]
+BY_HAND += [("randomised", 1, 4.2), ("cg", 1, 8.4)]
+
+
+@pytest.mark.parametrize("solver, terms, expected", BY_HAND)
 def test_eq_3_by_hand(solver, terms, expected):
     """v = 3, c = -7, H = 2.5 at theta = 2: 8.4; of step 0.2, K terms are 4.2, 6.3 and 7.35."""
     theta = torch.tensor([2.0], dtype=torch.float64, requires_grad=True)
@@ -133,7 +127,7 @@ def series(H, v, terms, step):
     return step * sum(torch.linalg.matrix_power(A, k) @ v for k in range(terms))
 
 
-@pytest.mark.parametrize("terms", [1, 2, 5, 50])
+@pytest.mark.parametrize("terms", [1, 3, 50])
 @pytest.mark.parametrize("where, alpha", [("anywhere", 0.95), ("anywhere", 0.0), ("optimum", 0.35)])
 def test_neumann_is_its_closed_form(terms, where, alpha):
     """- step c^T sum_{k<K} (I - step H)^k v, at an inner optimum and elsewhere, in both formats."""
@@ -148,7 +142,7 @@ def test_neumann_is_its_closed_form(terms, where, alpha):
         assert value == pytest.approx(expected, rel=tolerance, abs=tolerance * scale)
 
 
-@pytest.mark.parametrize("solver, terms, step", [("neumann", 2000, 0.25), ("cg", 50, None)])
+@pytest.mark.parametrize("solver, terms, step", [("neumann", 300, 0.25), ("cg", 50, None)])
 def test_long_series_and_cg_give_the_inverse(solver, terms, step):
     """They equal - c^T H^-1 v; also for a held-out outer loss."""
     q = Quadratic()
@@ -160,7 +154,7 @@ def test_long_series_and_cg_give_the_inverse(solver, terms, step):
         assert value == pytest.approx(expected, rel=1e-10)
 
 
-@pytest.mark.parametrize("terms", [1, 5, 50])
+@pytest.mark.parametrize("terms", [1, 50])
 def test_neumann_truncation_is_within_its_bound(terms):
     """At theta*, |error| <= |c| |v| / mu (1 - mu/L)^K with step 1/L."""
     q = Quadratic()
@@ -274,9 +268,7 @@ class NormTowers(TwoTowers):
             return torch.func.functional_call(norm, weights, torch.tanh(x @ w.T))
 
 
-@pytest.mark.parametrize(
-    "Net, alpha, decay", [(TwoTowers, 0.1, 1e-2), (TwoTowers, 0.6, 1e-2), (NormTowers, 0.6, 3e-2)]
-)
+@pytest.mark.parametrize("Net, alpha, decay", [(TwoTowers, 0.1, 1e-2), (NormTowers, 0.6, 3e-2)])
 def test_hypergradient_of_a_net_is_the_derivative_of_the_solved_problem(Net, alpha, decay):
     """Weight decay is a part of the inner problem; batch norm has the batch's statistics, with
     which the inner problem is solved."""
@@ -291,7 +283,7 @@ def test_hypergradient_of_a_net_is_the_derivative_of_the_solved_problem(Net, alp
     assert all(map(torch.equal, norms, net.norms.state_dict().values() if norms else []))
 
 
-@pytest.mark.parametrize("alpha", [0, 0.1, 0.6, 1])
+@pytest.mark.parametrize("alpha", [0, 0.6, 1])
 def test_hypergradient_of_a_net_equals_the_dense_hessian(alpha):
     """Five terms on an indefinite Hessian that damping makes positive, against dense matrices."""
     net = TwoTowers()
@@ -329,11 +321,11 @@ def test_a_product_has_the_layout_of_its_vector(monkeypatch):
     assert torch.allclose(flat(h), q.H(0.35) @ flat(u))
 
 
-def conv_net(dtype, encoder="cnn", size=16):
+def conv_net(dtype):
     """A model with batch norm whose statistics are settled, and its losses on a random batch."""
     torch.manual_seed(0)
-    net = MultimodalModel([1, 2], 3, encoder).to(dtype)
-    x = [normal(6, c, size, size, seed=c, dtype=dtype) for c in (1, 2)]
+    net = MultimodalModel([1, 2], 3).to(dtype)
+    x = [normal(6, c, 16, 16, seed=c, dtype=dtype) for c in (1, 2)]
     y = torch.arange(6) % 3
     for _ in range(3):
         net(x)
@@ -345,33 +337,30 @@ def conv_net(dtype, encoder="cnn", size=16):
     return net, losses
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("encoder, size, terms", [("cnn", 16, 5), ("resnet18", 32, 2)])
-def test_float32_agrees_with_float64(encoder, size, terms):
+def test_float32_agrees_with_float64():
     """Through convolutions and batch norm, with the step and the damping found, to 1e-3."""
     values = []
     for dtype in (torch.float32, torch.float64):
-        net, losses = conv_net(dtype, encoder, size)
+        net, losses = conv_net(dtype)
         with eval_mode(net):
             outer = functools.partial(lambda f: f()[0], losses)
-            values.append(hypergradient(outer, losses, net.parameters(), 0.6, terms=terms)[0])
+            values.append(hypergradient(outer, losses, net.parameters(), 0.6, terms=5)[0])
     assert values[0] == pytest.approx(values[1], rel=1e-3)
 
 
+CURVED = [  # A, its number of distinct eigenvalues, terms, decay
+    (None, 9, 1, 0),  # one product along v
+    (None, 9, 9, 0),
+    (INDEFINITE, 3, 3, 0),
+    (INDEFINITE, 3, 200, 0),  # undamped, they would reach 1e30
+    (INDEFINITE, 3, 200, 1.5),  # damped by hand: the solver adds nothing
+    (-EYE, 1, 5, 0),  # flat when damped: the step is 1
+    (with_eigenvalues([0.0, 1, 2] * 3, seed=7), 3, 30, 0),
+]
+
+
 @pytest.mark.parametrize("solver", ["neumann", "lanczos"])
-@pytest.mark.parametrize(
-    "A, distinct, terms, decay",
-    [
-        (None, 9, 1, 0),  # one product along v
-        (None, 9, 2, 0),
-        (None, 9, 9, 0),
-        (INDEFINITE, 3, 3, 0),
-        (INDEFINITE, 3, 200, 0),  # undamped, they would reach 1e30
-        (INDEFINITE, 3, 200, 1.5),  # damped by hand: the solver adds nothing
-        (-EYE, 1, 5, 0),  # flat when damped: the step is 1
-        (with_eigenvalues([0.0, 1, 2] * 3, seed=7), 3, 30, 0),
-    ],
-)
+@pytest.mark.parametrize("A, distinct, terms, decay", CURVED)
 def test_step_and_damping_follow_the_curvature(solver, A, distinct, terms, decay):
     """damping = -smallest where that is negative, step = 1 / (largest + damping), of what the
     products show of H; the value is the damped series, whose terms do not grow."""
@@ -396,7 +385,7 @@ def test_stable_by_hand():
     assert math.isnan(stable(0.0, 0.0)[0])
 
 
-@pytest.mark.parametrize("terms", [1, 2, 5, 20])
+@pytest.mark.parametrize("terms", [1, 2, 20])
 @pytest.mark.parametrize("step", [None, 0.1])
 def test_lanczos_is_neumann_from_half_the_products(terms, step):
     """The same value to 1e-12 in float64 and to 1e-6 in float32, of the largest that it can be; the
@@ -428,18 +417,11 @@ def test_lanczos_keeps_every_polynomial(n):
         assert (a @ power(T, k)[:, 0]).item() == pytest.approx(expected, rel=1e-8, abs=1e-8)
 
 
-@pytest.mark.parametrize(
-    "solver, terms, step, products",
-    [
-        ("lanczos", 1, None, 1),
-        ("lanczos", 2, None, 1),
-        ("lanczos", 5, None, 4),
-        ("neumann", 1, None, 1),
-        ("neumann", 5, None, 8),
-        ("neumann", 5, 0.1, 4),
-        ("cg", 4, None, 4),
-    ],
-)
+PRODUCTS = [("lanczos", 1, None, 1), ("lanczos", 5, None, 4), ("neumann", 1, None, 1)]
+PRODUCTS += [("neumann", 5, None, 8), ("neumann", 5, 0.1, 4), ("cg", 4, None, 4)]
+
+
+@pytest.mark.parametrize("solver, terms, step, products", PRODUCTS)
 def test_products_are_counted(solver, terms, step, products, monkeypatch):
     """K terms cost K - 1 products, and neumann K - 1 more for its step; one term costs one."""
     calls, real = [], bilevel.make_hvp
@@ -552,8 +534,7 @@ def test_randomised_uses_each_batch_once():
     assert value == pytest.approx(expected.item(), rel=1e-9)
 
 
-@pytest.mark.parametrize("alpha", ALPHAS)
-@pytest.mark.parametrize("damping", [0.0, 0.3])
+@pytest.mark.parametrize("alpha, damping", [(0.05, 0.0), (0.95, 0.3)])
 def test_at_an_inner_optimum_alpha_can_only_fall(alpha, damping):
     """c = -v / alpha there, so that the hypergradient is v^T H^-1 v / alpha > 0, also damped and
     truncated."""
@@ -561,7 +542,7 @@ def test_at_an_inner_optimum_alpha_can_only_fall(alpha, damping):
     q.put(q.solve(alpha))
     _, v = q.c_and_v()
     expected = (v @ torch.linalg.solve(q.H(alpha) + damping * EYE, v)).item() / alpha
-    value, _ = eq_3(q, alpha, solver="neumann", terms=2000, step=0.2, decay=damping)
+    value, _ = eq_3(q, alpha, solver="neumann", terms=400, step=0.2, decay=damping)
     assert value == pytest.approx(expected, rel=1e-9)
     assert eq_3(q, alpha, terms=3, step=0.2, decay=damping)[0] > 0
     assert eq_3(q, alpha, decay=damping)[0] > 0
