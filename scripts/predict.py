@@ -172,31 +172,39 @@ def rows_of(predictor, files):
 
 
 def predict(predictor, rows):
-    """A record for each row: its path, split, label, status, problem and Prediction or None."""
-    records, size = [], predictor.args.batch_size
+    """A record for each row: its path, split, label, status, problem and Prediction or None.
+
+    The batches of a split are those of train.evaluate: full, without the samples that are unusable.
+    """
+    records = []
     for split in dict.fromkeys(row[1] for row in rows):
-        part = [row for row in rows if row[1] == split]
-        for start in tqdm(range(0, len(part), size), f"predicting {split}", disable=None):
-            records += predict_batch(predictor, part[start : start + size])
+        batch, part = [], [row for row in rows if row[1] == split]
+        for row in tqdm(part, f"predicting {split}".strip(), disable=None):
+            record, inputs = read_row(predictor, *row)
+            records.append(record)
+            if inputs:
+                batch.append((record, inputs))
+            if len(batch) == predictor.args.batch_size:
+                predict_batch(predictor, batch)
+                batch = []
+        predict_batch(predictor, batch)
     return records
 
 
-def predict_batch(predictor, rows):
-    """The records of some rows, whose files are prepared in a folder that is then removed."""
-    records, inputs = [], []
+def read_row(predictor, root, split, label, cells):
+    """(record, inputs) of a row, inputs None where it is unusable; prepared files are removed."""
     with tempfile.TemporaryDirectory() as folder:
-        for root, split, label, cells in rows:
-            status, problem, sources = predictor.prepared(folder, root, cells)
-            record = {"sample": next(filter(None, cells), ""), "split": split, "label": label}
-            records.append(record | {"status": status, "problem": problem, "prediction": None})
-            if status == USABLE:
-                inputs.append(predictor.read(sources))
-    usable = [record for record in records if record["status"] == USABLE]
-    if usable:
-        found = predictor.predictions(inputs)
-        for record, prediction in zip(usable, found):
-            record["prediction"] = prediction
-    return records
+        status, problem, sources = predictor.prepared(folder, root, cells)
+        inputs = predictor.read(sources) if status == USABLE else None
+    record = {"sample": next(filter(None, cells), ""), "split": split, "label": label}
+    return record | {"status": status, "problem": problem, "prediction": None}, inputs
+
+
+def predict_batch(predictor, batch):
+    """Set the prediction in the record of each (record, inputs)."""
+    found = predictor.predictions([inputs for _, inputs in batch]) if batch else []
+    for (record, _), prediction in zip(batch, found):
+        record["prediction"] = prediction
 
 
 def table(records, modalities):

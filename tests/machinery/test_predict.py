@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_jpg
+from PIL import Image
 
 import train
 from baselines import BASELINES
@@ -52,12 +53,12 @@ def evaluated(monkeypatch, run):
     return torch.stack(seen)
 
 
-def predicted(monkeypatch, run, *files):
+def predicted(monkeypatch, run, *files, predictor=None):
     """The logits with which predict answers, and its records."""
     seen, logits = [], Predictor.logits
     with monkeypatch.context() as patch:
         patch.setattr(Predictor, "logits", lambda *a: seen.append(logits(*a)) or seen[-1])
-        predictor = Predictor(run)
+        predictor = predictor or Predictor(run)
         if files:
             records = predict.predict(predictor, predict.rows_of(predictor, files))
         else:
@@ -85,6 +86,48 @@ def test_a_folder_is_predicted_as_evaluated(pets, monkeypatch, capsys):
     found, records = predicted(monkeypatch, "run", "pets")
     assert [r["split"] for r in records] == ["test"] * 9 + ["train"] * 18
     assert torch.equal(found[:, :9], evaluated(monkeypatch, "run"))
+
+
+def test_an_unusable_file_leaves_the_batches_full(pets, monkeypatch):
+    """As in the evaluation, which knows only the usable samples; the last batch is one sample."""
+    for i in (19, 20, 22, 25):
+        Path(f"pets/{i}.npy").write_bytes(b"no array")
+    sizes, predictions = [], Predictor.predictions
+
+    def counted(self, samples):
+        sizes.append(len(samples))
+        return predictions(self, samples)
+
+    monkeypatch.setattr(Predictor, "predictions", counted)
+    found, _ = predicted(monkeypatch, "run", "pets")
+    assert sizes == [4, 1, 4, 4, 4, 4, 2]
+    assert torch.equal(found[:, :5], evaluated(monkeypatch, "run"))
+
+
+def test_three_modalities_are_predicted_as_evaluated(tmp_path, monkeypatch, tiny_bert):
+    """resnet18, BERT and mlp, from files and from the run's data; the last batch is one sample."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "FEW_STEPS", 0)  # batch norm keeps the statistics of the one step
+    rng, words = np.random.default_rng(0), ["the cat is fine .", "a dog", "fine"]
+    rows = [["split", "label", "image", "text", "array:vector"]]
+    for i in range(9):
+        noise = rng.integers(256, size=(40, 30, 3), dtype=np.uint8)
+        Path("mine").mkdir(exist_ok=True)
+        Image.fromarray(noise).save(f"mine/{i}.png")
+        np.save(f"mine/{i}.npy", rng.normal(size=5))
+        cells = [f"{i}.png", words[i % 3], f"{i}.npy"]
+        rows.append(["train" if i < 4 else "test", LABELS[i % 2], *cells])
+    write_table(Path("mine"), rows)
+    flags = ["--epochs", "1", "--inner-iters", "1", "--batch-size", "4", "--lr", "0.001"]
+    flags += ["--method", "constant:0.5", "--encoders", f"resnet18,bert:{tiny_bert},mlp"]
+    assert train.main(["--dataset", "mine", *flags, "--out", "run"]) == 0
+    expected, predictor = evaluated(monkeypatch, "run"), Predictor("run")
+    assert torch.equal(predicted(monkeypatch, "run", predictor=predictor)[0], expected)
+    found, records = predicted(monkeypatch, "run", "mine", predictor=predictor)
+    assert torch.equal(found[:, :5], expected)
+    last = predictor(image="mine/8.png", text=words[2], vector="mine/8.npy")
+    assert last == records[4]["prediction"]
+    assert last.probability == expected[0, 4].softmax(0).max().item()
 
 
 def test_new_samples_need_neither_labels_nor_the_training_data(pets, capsys):
