@@ -20,6 +20,7 @@ import csv
 import functools
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections import Counter
@@ -147,28 +148,35 @@ class Predictor:
 def rows_of(predictor, files):
     """[(root, split, label, cells)] of a folder, or of `name=path` words; a cell per modality."""
     names = [*predictor.kinds]
+    expected = f"a folder, or {' '.join(f'{name}=FILE' for name in names)}"
     if len(files) == 1 and "=" not in files[0]:
-        folder = files[0]
-        kinds, rows = own_table(folder, needed=[])
-        for name in names:
-            if kinds.get(name, predictor.kinds[name]) != predictor.kinds[name]:
-                what = f"{folder}/samples.csv has {name} as {kinds[name]}"
-                raise SettingsError(f"{what}; the run was trained on {predictor.kinds[name]}")
-        if not kinds.keys() & predictor.kinds.keys():
-            what = f"{folder}/samples.csv has the columns {', '.join(kinds)}"
-            raise SettingsError(f"{what}; the run was trained on {', '.join(names)}")
-        place = {name: j for j, name in enumerate(kinds)}
-        found = []
-        for _, row in rows:
-            cells = [row["cells"][place[name]] if name in place else "" for name in names]
-            found.append((folder, split_of(row) or "", row["label"], cells))
-        return sorted(found, key=lambda row: row[1])  # each split in batches of its own
+        if os.path.isdir(files[0]):
+            return rows_of_folder(predictor, files[0])
+        what = "is a file" if os.path.exists(files[0]) else "does not exist"
+        raise SettingsError(f"{files[0]} {what}; expected {expected}")
     pairs = [word.partition("=") for word in files]
-    if bad := [name for name, _, _ in pairs if name not in names]:
-        expected = " ".join(f"{name}=FILE" for name in names)
-        raise SettingsError(f"{bad[0]} is no modality of the run; expected a folder, or {expected}")
+    if bad := [word for word, (name, _, _) in zip(files, pairs) if name not in names]:
+        raise SettingsError(f"{bad[0]} names no modality of the run; expected {expected}")
     given = {name: path for name, _, path in pairs}
     return [("", "", "", [given.get(name, "") for name in names])]
+
+
+def rows_of_folder(predictor, folder):
+    """[(root, split, label, cells)] of FOLDER/samples.csv, by split."""
+    kinds, rows = own_table(folder, needed=[])
+    for name, kind in predictor.kinds.items():
+        if kinds.get(name, kind) != kind:
+            what = f"{folder}/samples.csv has {name} as {kinds[name]}"
+            raise SettingsError(f"{what}; the run was trained on {kind}")
+    if not kinds.keys() & predictor.kinds.keys():
+        what = f"{folder}/samples.csv has the columns {', '.join(kinds)}"
+        raise SettingsError(f"{what}; the run was trained on {', '.join(predictor.kinds)}")
+    place = {name: j for j, name in enumerate(kinds)}
+    found = []
+    for _, row in rows:
+        cells = [row["cells"][place[name]] if name in place else "" for name in predictor.kinds]
+        found.append((folder, split_of(row) or "", row["label"], cells))
+    return sorted(found, key=lambda row: row[1])  # each split in batches of its own
 
 
 def predict(predictor, rows):
@@ -332,8 +340,10 @@ def export(predictor, rows, path):
             f"torch.export cannot trace --encoders {predictor.args.encoders}: {why}"
         ) from error
     facts = json.dumps({"classes": predictor.classes, "modalities": [*predictor.kinds]})
-    with atomic(path) as part:
-        torch.export.save(program, part, extra_files={"classes.json": facts})
+    with tempfile.TemporaryDirectory() as folder, atomic(path) as part:
+        named = Path(folder, path.name)  # the archive inside has the name of its file
+        torch.export.save(program, named, extra_files={"classes.json": facts})
+        shutil.copyfile(named, part)
     print(f"wrote {path}; load it with torch.export.load({os.fspath(path)!r}).module()")
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +140,8 @@ def test_new_samples_need_neither_labels_nor_the_training_data(pets, capsys):
     write_table(Path("new"), [["image", "vector"], *rows])
     assert predict.main(["run", "new", "--csv", "out.csv"]) == 0
     said = capsys.readouterr().out
-    assert "x.jpg" in said and "bad.jpg cannot be read" in said and "right:" not in said
+    assert "x.jpg" in said and "right:" not in said
+    assert "bad.jpg cannot be read (cannot identify image file); replace it, or leave it" in said
     with open("out.csv", newline="", encoding="utf-8-sig") as file:
         lines = [*csv.DictReader(file)]
     assert [line["status"] for line in lines] == ["usable", "usable", "missing", "undecodable"]
@@ -173,8 +175,10 @@ def test_one_sample_by_hand(pets, capsys):
 @pytest.mark.parametrize(
     "files, said",
     [
-        (["bark=x.wav"], "bark is no modality of the run; expected a folder, or image=FILE vector"),
-        (["nothing"], "nothing has no samples.csv"),
+        (["bark=x"], "bark=x names no modality of the run; expected a folder, or image=FILE vec"),
+        (["nothing"], "nothing does not exist; expected a folder, or image=FILE vector=FILE"),
+        (["pets/0.npy"], "pets/0.npy is a file; expected a folder, or image=FILE vector=FILE"),
+        (["."], ". has no samples.csv"),
         (["other"], "other/samples.csv has image as text; the run was trained on image"),
         (["--export", "m.pt2"], "--export needs one sample"),
     ],
@@ -204,6 +208,14 @@ def test_confusions_are_named(capsys):
     ]
 
 
+def test_a_folder_for_a_file_is_said(pets, capsys):
+    """The sample is listed with the sentence; status 1, because nothing was predicted."""
+    for name in ("image", "vector"):
+        assert predict.main(["run", f"{name}=pets"]) == 1
+        line = "not predicted: pets is a folder, expected a file; give a file instead\n"
+        assert line in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_an_exported_model_needs_nothing_of_the_project(pets, tmp_path):
     """It computes the probabilities of batches of any size in a Python that knows torch alone."""
@@ -223,6 +235,8 @@ model = torch.export.load("model.pt2", extra_files=files).module()
 print(json.dumps([json.loads(files["classes.json"]), model(*torch.load("inputs.pt")).tolist()]))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    with zipfile.ZipFile("model.pt2") as archive:
+        assert {name.split("/")[0] for name in archive.namelist()} == {"model"}
     facts, found = json.loads(done.stdout)
     assert facts == {"classes": sorted(LABELS), "modalities": ["image", "vector"]}
     expected = predictor.logits(x)[0].softmax(1)

@@ -319,6 +319,10 @@ def test_a_set_that_is_no_set_is_one_sentence(tmp_path, monkeypatch, capsys):
     Path("empty").mkdir()
     vectors(tmp_path / "v")
     for flags, said in [
+        (["nix/mine"], "there is no folder nix/mine; check its path"),
+        (["./V"], "there is no folder ./V (did you mean v?)"),
+        (["V"], "there is no folder V (did you mean v?)"),
+        (["v/samples.csv"], "v/samples.csv is a file; give its folder, v"),
         (["cremd"], "unknown data set or folder 'cremd' (did you mean cremad?)"),
         (["empty"], "empty has no samples.csv; expected a line for each sample"),
         (["v", "--root", "v"], "v is a folder of your own data; leave --root out"),
