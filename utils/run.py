@@ -520,7 +520,7 @@ class Run:
         seconds = (time.perf_counter() - self.began) * left  # after the first epoch
         if t == self.first + 1 and seconds > LONG and self.writes:
             about = f"about {tqdm.format_interval(seconds)} ([h:]mm:ss)"
-            tqdm.write(f"{about} for the other {cli.amount(left, 'epoch')}")
+            tqdm.write(f"{about} for {cli.amount(left, 'more epoch')}")
         return tqdm(batches.epoch(t), title, len(batches), leave=False, disable=self.no_bar)
 
     def save(self, record, alpha, model, optimizer, plateau):
@@ -567,9 +567,8 @@ class Run:
         which = "the best on the validation part" if "val" in self.data.splits else "the last"
         print(f"epoch {t}, {which}:")
         print(score_table(result, modalities, "test"))
-        for line in near_chance(
-            result, modalities, self.records[0]["data"]["class_counts"]["test"]
-        ):
+        counts = self.records[0]["data"]["class_counts"]["test"]
+        for line in near_chance(result, modalities, counts):
             print(f"{line}; --method unimodal shows if it can be learned")
         print(f"to see it: python -m scripts.figures curves {quoted(self.folder)}")
 

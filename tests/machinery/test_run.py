@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -244,11 +245,12 @@ def test_a_run_that_has_ended_can_be_longer(tiny_data, monkeypatch, capsys, meth
     assert start("whole", "--method", method, "--epochs", "5") == 0
     assert start("run", "--method", method, "--epochs", "3") == 0
     test = runs.read_log("run").test
-    stop_at(monkeypatch, 8 if method != "learning-based" else 5)  # in epoch 4 or 5
+    stop_at(monkeypatch, 5)  # in epoch 4 or 5
     assert train.main(["--resume", "run", "--epochs", "5"]) == 130
-    assert said(capsys) == "stopped; resume with: python train.py --resume run --epochs 5"
+    printed = capsys.readouterr()
+    assert "the run had 3 epochs, now it has 5: it resumes after epoch 2" in printed.out
+    assert "resume with: python train.py --resume run --epochs 5\n" in printed.err
     assert train.main(["--resume", "run", "--epochs", "5"]) == 0
-    assert "the run had 3 epochs, now it has 5: it resumes after epoch 2" in capsys.readouterr().out
     first, *rest = map(json.loads, Path("run/log.jsonl").read_text().splitlines())
     expected, *others = map(json.loads, Path("whole/log.jsonl").read_text().splitlines())
     assert first.pop("before") == [{"epochs": 3, "test": test}]
@@ -313,29 +315,30 @@ def test_few_samples_are_warned_of(tiny_data, monkeypatch, capsys):
     assert not runs.few_samples({"a": 10}, {"test": 30})
 
 
-def test_a_modality_near_chance_is_named(tiny_data, capsys):
-    """With enough samples to be sure; never one that is better, nor one of few samples."""
-    result = {"image": {"acc": 12.0}, "sound": {"acc": 20.0}}
-    (line,) = runs.near_chance(result, ["image", "sound"], [40, 30] + 8 * [29])
-    assert (
-        line == "image alone is near chance: its ACC is 12.0, one class for all samples gives 13.2"
-    )
-    assert not runs.near_chance(result, ["image", "sound"], [3] * 10)
+def test_a_modality_near_chance_is_named():
+    """With enough samples to be sure; never a modality that is better, nor with few samples."""
+    result, names = {"image": {"acc": 12.0}, "sound": {"acc": 20.0}}, ["image", "sound"]
+    (line,) = runs.near_chance(result, names, [40, 30] + 8 * [29])
+    says = "its ACC is 12.0, one class for all samples gives 13.2"
+    assert line == f"image alone is near chance: {says}"
+    assert not runs.near_chance(result, names, [3] * 10)
     result = {"image": {"acc": 74.0}}
     assert runs.near_chance(result, ["image"], [750, 250])  # always the larger class
     assert not runs.near_chance(result, ["image"], [500, 500])
 
 
 def test_the_time_that_is_left_is_said_once(tiny_data, monkeypatch, capsys):
-    """After the first epoch, from its time, if it is long; a resumed run says it, too."""
+    """After the first epoch, from its time, if it is long; after a resume once more."""
     clock = iter(range(0, 10**6, 100))
-    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr(runs, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     stop_at(monkeypatch, 7)
     assert start("run", "--method", "heuristic") == 130
-    assert capsys.readouterr().out.count("about") == 1
+    assert "\nabout 10:00 ([h:]mm:ss) for 3 more epochs\n" in capsys.readouterr().out
     assert train.main(["--resume", "run"]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"about [\d:]+ \(\[h:\]mm:ss\) for the other 1 epoch", said[-9])
+    assert capsys.readouterr().out.count("about") == 1
+    monkeypatch.setattr(runs, "LONG", 10**9)
+    assert start("quick", "--method", "heuristic") == 0
+    assert "about" not in capsys.readouterr().out
 
 
 def signed(state):
