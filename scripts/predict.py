@@ -163,6 +163,9 @@ def rows_of(predictor, files):
 
 def rows_of_folder(predictor, folder):
     """[(root, split, label, cells)] of FOLDER/samples.csv, by split."""
+    if not os.path.isfile(os.path.join(folder, "samples.csv")):
+        hint = f"write its first line, {','.join(predictor.kinds)}, and a line for each sample"
+        raise SettingsError(f"{folder} has no samples.csv; {hint}, see docs/DATA.md")
     kinds, rows = own_table(folder, needed=[])
     for name, kind in predictor.kinds.items():
         if kinds.get(name, kind) != kind:

@@ -100,12 +100,13 @@ def log_path(folder):
 
 def no_run(folder):
     """The SettingsError for a folder that is not a run's; it names the runs inside."""
+    give = "give the folder of a run, like runs/NAME"
     if not Path(folder).is_dir():
-        return SettingsError(f"{folder} is not a folder; give the folder of a run, like runs/NAME")
+        return SettingsError(f"{folder} is not a folder; {give}")
     runs = sorted(quoted(path.parent) for path in Path(folder).glob("*/log.jsonl"))
     named = ", ".join(runs[:SHOWN]) + (", ..." if len(runs) > SHOWN else "")
-    hint = f"it holds the runs {named}; give one of them" if runs else "give one like runs/NAME"
-    return SettingsError(f"{folder} is not a run's folder: log.jsonl is missing; {hint}")
+    hint = f"it holds the runs {named}; give one of them" if runs else give
+    return SettingsError(f"{folder} is not the folder of a run (it has no log.jsonl); {hint}")
 
 
 def read_log(folder):
@@ -568,8 +569,9 @@ class Run:
         print(f"epoch {t}, {which}:")
         print(score_table(result, modalities, "test"))
         counts = self.records[0]["data"]["class_counts"]["test"]
+        hint = "" if args.method == "unimodal" else "; --method unimodal shows if it can be learned"
         for line in near_chance(result, modalities, counts):
-            print(f"{line}; --method unimodal shows if it can be learned")
+            print(line + hint)
         print(f"to see it: python -m scripts.figures curves {quoted(self.folder)}")
 
 

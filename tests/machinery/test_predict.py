@@ -178,7 +178,7 @@ def test_one_sample_by_hand(pets, capsys):
         (["bark=x"], "bark=x names no modality of the run; expected a folder, or image=FILE vec"),
         (["nothing"], "nothing does not exist; expected a folder, or image=FILE vector=FILE"),
         (["pets/0.npy"], "pets/0.npy is a file; expected a folder, or image=FILE vector=FILE"),
-        (["."], ". has no samples.csv"),
+        (["."], ". has no samples.csv; write its first line, image,vector, and a line for each"),
         (["other"], "other/samples.csv has image as text; the run was trained on image"),
         (["--export", "m.pt2"], "--export needs one sample"),
     ],

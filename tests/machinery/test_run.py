@@ -405,8 +405,8 @@ def test_a_folder_that_is_no_run_is_said(tiny_data, capsys, flag):
     assert "nowhere is not a folder" in said(capsys) and not Path("nowhere").exists()
     Path("empty").mkdir()
     assert train.main([flag, "empty"]) == 2
-    none = "is not a run's folder: log.jsonl is missing;"
-    assert said(capsys) == f"empty {none} give one like runs/NAME"
+    none = "is not the folder of a run (it has no log.jsonl);"
+    assert said(capsys) == f"empty {none} give the folder of a run, like runs/NAME"
     assert not list(Path("empty").iterdir())
     for name in ("a", "b c"):
         assert start(f"runs/{name}", "--method", "heuristic", "--epochs", "1") == 0

@@ -324,7 +324,7 @@ def test_a_set_that_is_no_set_is_one_sentence(tmp_path, monkeypatch, capsys):
         (["V"], "there is no folder V (did you mean v?)"),
         (["v/samples.csv"], "v/samples.csv is a file; give its folder, v"),
         (["cremd"], "unknown data set or folder 'cremd' (did you mean cremad?)"),
-        (["empty"], "empty has no samples.csv; expected a line for each sample"),
+        (["empty"], "empty has no samples.csv, a line for each sample"),
         (["v", "--root", "v"], "v is a folder of your own data; leave --root out"),
         (["v", "--encoders", "cnn"], "encoder 'cnn' cannot encode vector; choose from mlp"),
         (["spoken-digits"], "data/spoken-digits is not a folder"),
