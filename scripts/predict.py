@@ -102,7 +102,7 @@ class Predictor:
         names, kinds = [*self.kinds], [*self.kinds.values()]
         found = [own_source(root, kinds[j], cells[j]) for j in given]
         if missing := [path for _, _, path in found if path and not os.path.exists(path)]:
-            return "missing", f"no file {missing[0]}", sources
+            return "missing", f"there is no file {missing[0]}", sources
         stems, direct, originals = ([f[k] for f in found] for k in range(3))
         sample = Sample("", "", "", stems, direct, originals, [None] * len(given), "", "")
         modalities = {names[j]: (kinds[j], MODALITIES[kinds[j]]) for j in given}
@@ -356,7 +356,7 @@ def main(arguments=None):
         parser = cli.Parser("predict", description=__doc__)
         parser.add_argument("run", metavar="RUN", help="folder of a run")
         files = "a folder, or MODALITY=FILE ..."
-        parser.add_argument("files", metavar="FILES", nargs="*", help=files)
+        parser.add_argument("files", metavar="FILES", nargs="*", default=[], help=files)
         parser.add_argument("--split", choices=train.SPLITS, help="of these samples alone")
         root = "folder of the run's own data, if it has moved"
         parser.add_argument("--root", metavar="DIR", help=root)
@@ -368,6 +368,9 @@ def main(arguments=None):
         if args.files:
             rows = rows_of(predictor, args.files)
             rows = [row for row in rows if args.split in (None, row[1])]
+            if not rows:
+                of_split = f" of the split {args.split}" if args.split else ""
+                raise SettingsError(f"{args.files[0]} has no sample{of_split}")
             if args.export:
                 export(predictor, rows, Path(args.export))
             records = predict(predictor, rows)

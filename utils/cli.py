@@ -188,6 +188,9 @@ class Parser(argparse.ArgumentParser):
             name, kind, value = wrong.groups()
             number = "a whole number" if kind == "int" else "a number"
             text = f"{name} is {value}, expected {number}"
+        required = "the following arguments are required: "
+        if text.startswith(required):
+            text = f"missing: {text.removeprefix(required)}; see --help"
         if wrong := re.fullmatch(r"(\S+): invalid choice: '(.*)' \(choose from (.*)\)", text):
             name, value, choices = wrong.groups()
             check_choice(name.strip("-"), value, re.findall(r"[^\s',]+", choices))

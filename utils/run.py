@@ -274,7 +274,9 @@ def resumed_settings(folder, given, settings_class, datasets, defaults):
         if name == "epochs":
             if "resume" in given and can_be_longer(settings, value):
                 continue
-            why = f"alpha's schedule can depend on T, which is {settings[name]} there"
+            why = f"it has {settings[name]}, and a run cannot become shorter"
+            if value > settings[name]:
+                why = f"alpha's schedule can depend on T, which is {settings[name]} there"
             new = f"{os.path.normpath(folder)}-epochs{value}"
             command = command_of(settings | {name: value}, settings_class, defaults, new)
             raise SettingsError(f"{what}: {why}; start a new run instead: {command}")
@@ -493,12 +495,13 @@ class Run:
         before, now = log.first["settings"]["epochs"], self.args.epochs
         if before == now:
             return
-        there = log_path(self.folder).exists()
-        ended = {"epochs": before, "test": read_log(self.folder).test if there else None}
-        log.first["before"] = [*log.first.get("before", []), ended]
+        old = read_log(self.folder) if log_path(self.folder).exists() else log
+        log.first["before"] = [*old.first.get("before", []), {"epochs": before, "test": old.test}]
         log.first["settings"]["epochs"] = now
         state["plateau"]["patience"] = plateau.patience  # T without --plateau
-        print(f"the run had {before} epochs, now it has {now}: it resumes after epoch {state['t']}")
+        again = ", trained again" if len(old.epochs) > state["t"] else ""
+        began = f"it begins at epoch {self.first}{again}"
+        print(f"the run had {before} epochs, now it has {now}; {began}")
 
     def check_same(self, log, alpha):
         """RunError if the resumed run has other samples or another alpha in epoch 1."""

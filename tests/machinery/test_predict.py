@@ -181,6 +181,7 @@ def test_one_sample_by_hand(pets, capsys):
         (["."], ". has no samples.csv; write its first line, image,vector, and a line for each"),
         (["other"], "other/samples.csv has image as text; the run was trained on image"),
         (["--export", "m.pt2"], "--export needs one sample"),
+        (["pets", "--split", "val"], "pets has no sample of the split val"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(pets, capsys, files, said):
@@ -188,6 +189,7 @@ def test_what_does_not_fit_is_one_sentence(pets, capsys, files, said):
     write_table(Path("other"), [["text:image", "vector"], ["a", "b.npy"]])
     assert predict.main(["run", *files]) == 2
     assert said in capsys.readouterr().err
+    assert predict.main([]) == 2 and "missing: RUN; see --help\n" in capsys.readouterr().err
     with pytest.raises(SettingsError, match="the run has no modality bark; it has image, vector"):
         Predictor("run")(bark="x")
 

@@ -211,7 +211,7 @@ def test_another_setting_is_refused_by_name(tiny_data, capsys, flags):
     message = refused(capsys, "--resume", "run", *flags.split())
     assert message.startswith(f"{flags} would make run another run")
     if "--epochs" in flags:
-        assert "schedule can depend on T, which is 4 there" in message
+        assert "another run: it has 4, and a run cannot become shorter; start a new" in message
         longer = train.parse(shlex.split(message.split(": python train.py ")[1]))
         assert longer.out == "run-epochs3" and longer.epochs == 3 and longer.batch_size == 16
     assert train.main(["--resume", "run", "--keep", "3", "--device", "cpu"]) == 0
@@ -248,7 +248,8 @@ def test_a_run_that_has_ended_can_be_longer(tiny_data, monkeypatch, capsys, meth
     stop_at(monkeypatch, 5)  # in epoch 4 or 5
     assert train.main(["--resume", "run", "--epochs", "5"]) == 130
     printed = capsys.readouterr()
-    assert "the run had 3 epochs, now it has 5: it resumes after epoch 2" in printed.out
+    said = "the run had 3 epochs, now it has 5; it begins at epoch 3, trained again\n"
+    assert said in printed.out
     assert "resume with: python train.py --resume run --epochs 5\n" in printed.err
     assert train.main(["--resume", "run", "--epochs", "5"]) == 0
     first, *rest = map(json.loads, Path("run/log.jsonl").read_text().splitlines())
