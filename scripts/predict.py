@@ -20,6 +20,7 @@ import csv
 import functools
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections import Counter
@@ -101,7 +102,7 @@ class Predictor:
         names, kinds = [*self.kinds], [*self.kinds.values()]
         found = [own_source(root, kinds[j], cells[j]) for j in given]
         if missing := [path for _, _, path in found if path and not os.path.exists(path)]:
-            return "missing", f"no file {missing[0]}", sources
+            return "missing", f"there is no file {missing[0]}", sources
         stems, direct, originals = ([f[k] for f in found] for k in range(3))
         sample = Sample("", "", "", stems, direct, originals, [None] * len(given), "", "")
         modalities = {names[j]: (kinds[j], MODALITIES[kinds[j]]) for j in given}
@@ -147,56 +148,74 @@ class Predictor:
 def rows_of(predictor, files):
     """[(root, split, label, cells)] of a folder, or of `name=path` words; a cell per modality."""
     names = [*predictor.kinds]
+    expected = f"a folder, or {' '.join(f'{name}=FILE' for name in names)}"
     if len(files) == 1 and "=" not in files[0]:
-        folder = files[0]
-        kinds, rows = own_table(folder, needed=[])
-        for name in names:
-            if kinds.get(name, predictor.kinds[name]) != predictor.kinds[name]:
-                what = f"{folder}/samples.csv has {name} as {kinds[name]}"
-                raise SettingsError(f"{what}; the run was trained on {predictor.kinds[name]}")
-        if not kinds.keys() & predictor.kinds.keys():
-            what = f"{folder}/samples.csv has the columns {', '.join(kinds)}"
-            raise SettingsError(f"{what}; the run was trained on {', '.join(names)}")
-        place = {name: j for j, name in enumerate(kinds)}
-        found = []
-        for _, row in rows:
-            cells = [row["cells"][place[name]] if name in place else "" for name in names]
-            found.append((folder, split_of(row) or "", row["label"], cells))
-        return sorted(found, key=lambda row: row[1])  # each split in batches of its own
+        if os.path.isdir(files[0]):
+            return rows_of_folder(predictor, files[0])
+        what = "is a file" if os.path.exists(files[0]) else "does not exist"
+        raise SettingsError(f"{files[0]} {what}; expected {expected}")
     pairs = [word.partition("=") for word in files]
-    if bad := [name for name, _, _ in pairs if name not in names]:
-        expected = " ".join(f"{name}=FILE" for name in names)
-        raise SettingsError(f"{bad[0]} is no modality of the run; expected a folder, or {expected}")
+    if bad := [word for word, (name, _, _) in zip(files, pairs) if name not in names]:
+        raise SettingsError(f"{bad[0]} names no modality of the run; expected {expected}")
     given = {name: path for name, _, path in pairs}
     return [("", "", "", [given.get(name, "") for name in names])]
 
 
+def rows_of_folder(predictor, folder):
+    """[(root, split, label, cells)] of FOLDER/samples.csv, by split."""
+    if not os.path.isfile(os.path.join(folder, "samples.csv")):
+        hint = f"write its first line, {','.join(predictor.kinds)}, and a line for each sample"
+        raise SettingsError(f"{folder} has no samples.csv; {hint}, see docs/DATA.md")
+    kinds, rows = own_table(folder, needed=[])
+    for name, kind in predictor.kinds.items():
+        if kinds.get(name, kind) != kind:
+            what = f"{folder}/samples.csv has {name} as {kinds[name]}"
+            raise SettingsError(f"{what}; the run was trained on {kind}")
+    if not kinds.keys() & predictor.kinds.keys():
+        what = f"{folder}/samples.csv has the columns {', '.join(kinds)}"
+        raise SettingsError(f"{what}; the run was trained on {', '.join(predictor.kinds)}")
+    place = {name: j for j, name in enumerate(kinds)}
+    found = []
+    for _, row in rows:
+        cells = [row["cells"][place[name]] if name in place else "" for name in predictor.kinds]
+        found.append((folder, split_of(row) or "", row["label"], cells))
+    return sorted(found, key=lambda row: row[1])  # each split in batches of its own
+
+
 def predict(predictor, rows):
-    """A record for each row: its path, split, label, status, problem and Prediction or None."""
-    records, size = [], predictor.args.batch_size
+    """A record for each row: its path, split, label, status, problem and Prediction or None.
+
+    The batches of a split are those of train.evaluate: full, without the samples that are unusable.
+    """
+    records = []
     for split in dict.fromkeys(row[1] for row in rows):
-        part = [row for row in rows if row[1] == split]
-        for start in tqdm(range(0, len(part), size), f"predicting {split}", disable=None):
-            records += predict_batch(predictor, part[start : start + size])
+        batch, part = [], [row for row in rows if row[1] == split]
+        for row in tqdm(part, f"predicting {split}".strip(), disable=None):
+            record, inputs = read_row(predictor, *row)
+            records.append(record)
+            if inputs:
+                batch.append((record, inputs))
+            if len(batch) == predictor.args.batch_size:
+                predict_batch(predictor, batch)
+                batch = []
+        predict_batch(predictor, batch)
     return records
 
 
-def predict_batch(predictor, rows):
-    """The records of some rows, whose files are prepared in a folder that is then removed."""
-    records, inputs = [], []
+def read_row(predictor, root, split, label, cells):
+    """(record, inputs) of a row, inputs None where it is unusable; prepared files are removed."""
     with tempfile.TemporaryDirectory() as folder:
-        for root, split, label, cells in rows:
-            status, problem, sources = predictor.prepared(folder, root, cells)
-            record = {"sample": next(filter(None, cells), ""), "split": split, "label": label}
-            records.append(record | {"status": status, "problem": problem, "prediction": None})
-            if status == USABLE:
-                inputs.append(predictor.read(sources))
-    usable = [record for record in records if record["status"] == USABLE]
-    if usable:
-        found = predictor.predictions(inputs)
-        for record, prediction in zip(usable, found):
-            record["prediction"] = prediction
-    return records
+        status, problem, sources = predictor.prepared(folder, root, cells)
+        inputs = predictor.read(sources) if status == USABLE else None
+    record = {"sample": next(filter(None, cells), ""), "split": split, "label": label}
+    return record | {"status": status, "problem": problem, "prediction": None}, inputs
+
+
+def predict_batch(predictor, batch):
+    """Set the prediction in the record of each (record, inputs)."""
+    found = predictor.predictions([inputs for _, inputs in batch]) if batch else []
+    for (record, _), prediction in zip(batch, found):
+        record["prediction"] = prediction
 
 
 def table(records, modalities):
@@ -324,8 +343,10 @@ def export(predictor, rows, path):
             f"torch.export cannot trace --encoders {predictor.args.encoders}: {why}"
         ) from error
     facts = json.dumps({"classes": predictor.classes, "modalities": [*predictor.kinds]})
-    with atomic(path) as part:
-        torch.export.save(program, part, extra_files={"classes.json": facts})
+    with tempfile.TemporaryDirectory() as folder, atomic(path) as part:
+        named = Path(folder, path.name)  # the archive inside has the name of its file
+        torch.export.save(program, named, extra_files={"classes.json": facts})
+        shutil.copyfile(named, part)
     print(f"wrote {path}; load it with torch.export.load({os.fspath(path)!r}).module()")
 
 
@@ -335,7 +356,7 @@ def main(arguments=None):
         parser = cli.Parser("predict", description=__doc__)
         parser.add_argument("run", metavar="RUN", help="folder of a run")
         files = "a folder, or MODALITY=FILE ..."
-        parser.add_argument("files", metavar="FILES", nargs="*", help=files)
+        parser.add_argument("files", metavar="FILES", nargs="*", default=[], help=files)
         parser.add_argument("--split", choices=train.SPLITS, help="of these samples alone")
         root = "folder of the run's own data, if it has moved"
         parser.add_argument("--root", metavar="DIR", help=root)
@@ -347,6 +368,9 @@ def main(arguments=None):
         if args.files:
             rows = rows_of(predictor, args.files)
             rows = [row for row in rows if args.split in (None, row[1])]
+            if not rows:
+                of_split = f" of the split {args.split}" if args.split else ""
+                raise SettingsError(f"{args.files[0]} has no sample{of_split}")
             if args.export:
                 export(predictor, rows, Path(args.export))
             records = predict(predictor, rows)

@@ -43,10 +43,11 @@ def main(arguments=None):
             raise cli.SettingsError(f"nothing to prepare; give {names}, or --table FOLDER")
         if not 0 <= args.workers <= 512:
             raise cli.SettingsError(f"--workers is {args.workers}, expected 0 to 512")
-        own = args.name not in SETS
-        if own and (args.root or not os.path.isdir(args.name)):
-            choices = f"choose from {', '.join(SETS)}, or a folder (not its csv) without --root"
-            raise cli.SettingsError(f"unknown data set {args.name!r}; {choices}")
+        own = os.path.isdir(args.name) and args.name not in SETS
+        if not own:
+            cli.check_choice("data set or folder", args.name, SETS)
+        elif args.root:
+            raise cli.SettingsError(f"{args.name} is a folder of your own data; leave --root out")
         root = args.root or (args.name if own else os.path.join("data", args.name))
         kinds = None if own else SETS[args.name]["kinds"]
         prepare(args.name, root, kinds, args.workers, args.raw, program)

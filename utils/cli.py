@@ -128,9 +128,28 @@ def meant(word, known):
     return f" (did you mean {close[0]}?)" if close else ""
 
 
+def other_case(path):
+    """The path that differs from this one in the case of its last name alone, or ""."""
+    parent, name = os.path.split(os.path.normpath(path))
+    names = os.listdir(parent or ".") if os.path.isdir(parent or ".") else []
+    alike = [other for other in names if other.lower() == name.lower() and other != name]
+    return os.path.join(parent, alike[0]) if alike else ""
+
+
+def no_folder(path):
+    """The SettingsError for a path that is no folder."""
+    if os.path.exists(path):
+        return SettingsError(f"{path} is a file; give its folder, {os.path.dirname(path) or '.'}")
+    hint = f" (did you mean {other_case(path)}?)" if other_case(path) else "; check its path"
+    return SettingsError(f"there is no folder {path}{hint}")
+
+
 def check_choice(kind, value, choices):
-    """The value, or a SettingsError that lists the choices."""
+    """The value, or a SettingsError that lists the choices, or says that there is no folder."""
     if value not in choices:
+        is_path = "/" in value or os.sep in value or os.path.exists(value) or other_case(value)
+        if "folder" in kind and is_path:
+            raise no_folder(value)
         names = sorted(choices)
         hint = meant(value, names)
         raise SettingsError(f"unknown {kind} {value!r}{hint}; choose from {', '.join(names)}")
@@ -169,6 +188,9 @@ class Parser(argparse.ArgumentParser):
             name, kind, value = wrong.groups()
             number = "a whole number" if kind == "int" else "a number"
             text = f"{name} is {value}, expected {number}"
+        required = "the following arguments are required: "
+        if text.startswith(required):
+            text = f"missing: {text.removeprefix(required)}; see --help"
         if wrong := re.fullmatch(r"(\S+): invalid choice: '(.*)' \(choose from (.*)\)", text):
             name, value, choices = wrong.groups()
             check_choice(name.strip("-"), value, re.findall(r"[^\s',]+", choices))

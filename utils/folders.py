@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 from utils.atomic import atomic
-from utils.cli import SettingsError, amount
+from utils.cli import SettingsError, amount, no_folder
 from utils.files import KINDS
 from utils.origins import PREPARED
 from utils.samples import SPLITS
@@ -44,7 +44,7 @@ def rows_of(root, separator=None):
     SettingsError for a folder without two kinds of data or two classes.
     """
     if not Path(root).is_dir():
-        raise SettingsError(f"{root} is not a folder")
+        raise no_folder(root)
     samples, twice = {}, []
     for key, split, kind, path in found_files(root):
         files = samples.setdefault((key, split), {})

@@ -51,7 +51,7 @@ def unreadable(path, error):
     text = text.removesuffix(f" {os.fspath(path)!r}")  # Pillow repeats the path
     try:
         if os.path.isdir(path):
-            return UnreadableFile(f"{path} is a folder, expected a file; put the file back")
+            return UnreadableFile(f"{path} is a folder, expected a file; give a file instead")
         head = first_bytes(path)
         if head.startswith(b"version https://git-lfs"):
             message = f"{path} is a git-lfs pointer, not media; run `git lfs pull` in its folder"
@@ -67,8 +67,7 @@ def unreadable(path, error):
         return UnreadableFile(f"{path} cannot be read: {text}", "no permission")
     except OSError as other:
         text = other.strerror
-    message = f"{path} cannot be read ({text}); replace it, or delete it to train without it"
-    return UnreadableFile(message)
+    return UnreadableFile(f"{path} cannot be read ({text}); replace it, or leave it out")
 
 
 @contextmanager
@@ -234,8 +233,7 @@ def decode_audio(path, rate, seconds=math.inf):
             if n >= rate * seconds:
                 break
     if not parts:
-        message = f"{path} has an empty audio track; download it again"
-        raise UnreadableFile(message, "no audio track")
+        raise unreadable(path, "no sound can be decoded from it")
     return np.concatenate(parts).astype(np.float32) / 2**15
 
 

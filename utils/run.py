@@ -37,7 +37,12 @@ from utils.trained import FACTS, SHOWN, describe, find_data
 
 PARTS = {"t", "alpha", "settings", "random", "log", "model", "optimizer", "plateau"}
 WIDTH = 100  # columns of an epoch's line
+LONG = 120  # s; if the epochs after the first take longer, a line says so
 LEAST_OF_A_CLASS, LEAST_TO_TEST = 10, 30  # with fewer samples there is a warning
+# The methods whose epochs do not depend on T, so that a run of them can have more epochs on resume.
+FREE_OF_T = {"learning-based", "constant", "heuristic", "unimodal", "heads", "mses", "ogm"}
+FREE_OF_T |= {"greedy", "domfn", "mslr", "pmr", "agm", "mla", "reconboost", "mmpareto", "etmc"}
+FREE_OF_T |= {"g-blend", "released"}
 UNRECORDED = ("out", "overwrite", "resume", "eval", "split", "keep")  # not in a run's settings
 
 
@@ -93,11 +98,22 @@ def log_path(folder):
     return Path(folder) / "log.jsonl"
 
 
+def no_run(folder):
+    """The SettingsError for a folder that is not a run's; it names the runs inside."""
+    give = "give the folder of a run, like runs/NAME"
+    if not Path(folder).is_dir():
+        return SettingsError(f"{folder} is not a folder; {give}")
+    runs = sorted(quoted(path.parent) for path in Path(folder).glob("*/log.jsonl"))
+    named = ", ".join(runs[:SHOWN]) + (", ..." if len(runs) > SHOWN else "")
+    hint = f"it holds the runs {named}; give one of them" if runs else give
+    return SettingsError(f"{folder} is not the folder of a run (it has no log.jsonl); {hint}")
+
+
 def read_log(folder):
     """The Log of a run's folder; SettingsError or RunError, in one sentence, without one."""
     path = log_path(folder)
     if not path.exists():
-        raise SettingsError(f"{folder} holds no run: {path} is missing; give a folder of train.py")
+        raise no_run(folder)
     saved = ", the checkpoint has a copy" if checkpoint_epochs(folder) else ""
     advice = f"remove it{saved}"
     content = read_bytes(path, f"make it readable, or {advice}")
@@ -138,17 +154,16 @@ def save_checkpoint(folder, state, kept):
 def load_checkpoint(folder, t=None):
     """The checkpoint after epoch t, or the last; RunError or FileNotFoundError in one sentence."""
     epochs = checkpoint_epochs(folder)
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder; give that of a run, like runs/NAME")
+    if not epochs and not log_path(folder).exists():
+        raise no_run(folder)
     if stopped_early(folder):
         raise RunError(f"{folder} stopped before epoch 1 ended; run the same command again")
     if not epochs or t not in (None, *epochs):
         wanted = "" if t is None else f" of epoch {t}"
         there = f" (only of t = {', '.join(map(str, epochs))})" if epochs else ""
-        raise FileNotFoundError(
-            f"{folder} has no checkpoint{wanted}{there}; give a folder that train.py wrote, or "
-            "train with a larger --keep"
-        )
+        more = " with a larger --keep" if epochs else ""
+        problem = f"{folder} has no checkpoint{wanted}{there}"
+        raise FileNotFoundError(f"{problem}; train it again{more}")
     path = checkpoint_path(folder, epochs[-1] if t is None else t)
     advice = "remove it to resume from the one before"
     content = read_bytes(path, advice)
@@ -219,6 +234,14 @@ def command_of(settings, settings_class, defaults, folder):
     return " ".join(["python train.py", *cli.as_flags(apart | {"out": folder})])
 
 
+def can_be_longer(settings, epochs):
+    """Whether a run of these settings is, with more epochs, the run that had them from the start.
+
+    Not one of a single epoch: resuming it takes the checkpoint before its last epoch.
+    """
+    return settings["method"].split(":")[0] in FREE_OF_T and epochs > settings["epochs"] > 1
+
+
 def resumed_settings(folder, given, settings_class, datasets, defaults):
     """A run's settings, {name: value}, to resume or evaluate it with the flags `given`.
 
@@ -232,7 +255,8 @@ def resumed_settings(folder, given, settings_class, datasets, defaults):
         raise RunError(f"{folder} {again}: {command}")
     state = load_checkpoint(folder)
     settings, log = state["settings"], log_path(folder)
-    if log.exists() and read_log(folder).first["settings"] != settings:
+    longer = {"epochs": settings["epochs"]}  # the log may not have it yet
+    if log.exists() and read_log(folder).first["settings"] | longer != settings:
         raise RunError(f"the checkpoint in {folder} and {log} belong to different runs")
     expected = {f.name for f in dataclasses.fields(settings_class)} - {*UNRECORDED}
     if other := expected ^ {*settings} or {"data"} - state.keys():
@@ -248,7 +272,11 @@ def resumed_settings(folder, given, settings_class, datasets, defaults):
             continue
         what = f"{cli.flag(name)} {value} would make {folder} another run"
         if name == "epochs":
-            why = f"alpha's schedule can depend on T, which is {settings[name]} there"
+            if "resume" in given and can_be_longer(settings, value):
+                continue
+            why = f"it has {settings[name]}, and a run cannot become shorter"
+            if value > settings[name]:
+                why = f"alpha's schedule can depend on T, which is {settings[name]} there"
             new = f"{os.path.normpath(folder)}-epochs{value}"
             command = command_of(settings | {name: value}, settings_class, defaults, new)
             raise SettingsError(f"{what}: {why}; start a new run instead: {command}")
@@ -280,6 +308,25 @@ def few_samples(classes, splits):
             more = ", ..." if len(names) > SHOWN else ""
             parts.append(f"fewer than {least} to {purpose} in {', '.join(names[:SHOWN])}{more}")
     return f"warning: few samples, the scores are unreliable: {'; '.join(parts)}" if parts else ""
+
+
+def near_chance(result, modalities, counts):
+    """A line for each modality whose ACC alone is surely near chance, in a list.
+
+    counts: the samples of each class. Chance: the ACC of one class for all. Near: with the ACC a
+    tenth of the way from there to 100 %, so few right answers have a probability below 1 %.
+    """
+    from scipy.stats import binom
+
+    n = sum(counts)
+    chance = max(counts) / n
+    limit, lines = chance + 0.1 * (1 - chance), []
+    for name in modalities:
+        acc = result[name]["acc"]
+        if binom.cdf(round(acc * n / 100), n, limit) < 0.01:
+            one = f"one class for all samples gives {100 * chance:.1f}"
+            lines.append(f"{name} alone is near chance: its ACC is {acc:.1f}, {one}")
+    return lines
 
 
 def load_best(folder, model):
@@ -326,6 +373,9 @@ class Run:
     def __init__(self, args, program):
         self.args, self.folder, self.program = args, folder_of(args), program
         state = load_checkpoint(self.folder) if args.resume or args.eval else {}
+        if state and state["t"] == state["settings"]["epochs"] < args.epochs:
+            # Epoch T is trained again: the checkpoint after it has no alpha of epoch T + 1.
+            state = load_checkpoint(self.folder, state["t"] - 1)
         self.state = state if args.resume else {}
         self.trained = state.get("data")  # load_data brings today's data into its order
         self.writes = distributed.rank() == 0
@@ -387,7 +437,8 @@ class Run:
         if self.args.eval:
             return "stopped"
         if checkpoint_epochs(self.folder):
-            return f"stopped; resume with: python train.py --resume {quoted(self.folder)}"
+            longer = f" --epochs {self.args.epochs}" if "before" in self.records[0] else ""
+            return f"stopped; resume with: python train.py --resume {quoted(self.folder)}{longer}"
         return "stopped before epoch 1 ended; run the same command again"
 
     def first_record(self):
@@ -421,14 +472,15 @@ class Run:
             f"{cli.amount(args.epochs, 'epoch')}, batches of {args.batch_size}, {args.encoders}, "
             f"lr {args.lr:g}; writing {log_path(self.folder)}"
         )
-        self.began = time.perf_counter()
+        self.began, self.first = time.perf_counter(), state["t"] + 1 if state else 1
         if not state:
             for t in checkpoint_epochs(self.folder) if self.writes else []:  # of an overwritten run
                 checkpoint_path(self.folder, t).unlink()
             self.write_log()
-            return 1, alpha
+            return self.first, alpha
         log = parse_log(state["log"])
         self.check_same(log, alpha)
+        self.lengthen(log, state, plateau)
         load_state(state, model=model, optimizer=optimizer, plateau=plateau)
         torch.set_rng_state(state["random"]["cpu"])
         if torch.cuda.is_available():  # there may be fewer GPUs than before
@@ -436,7 +488,20 @@ class Run:
                 torch.cuda.set_rng_state(random, i)
         self.records = [log.first, *log.epochs]
         self.state = {}  # frees its memory
-        return state["t"] + 1, state["alpha"]
+        return self.first, state["alpha"]
+
+    def lengthen(self, log, state, plateau):
+        """Where --epochs is another than the run had: note it in the log's first record."""
+        before, now = log.first["settings"]["epochs"], self.args.epochs
+        if before == now:
+            return
+        old = read_log(self.folder) if log_path(self.folder).exists() else log
+        log.first["before"] = [*old.first.get("before", []), {"epochs": before, "test": old.test}]
+        log.first["settings"]["epochs"] = now
+        state["plateau"]["patience"] = plateau.patience  # T without --plateau
+        again = ", trained again" if len(old.epochs) > state["t"] else ""
+        began = f"it begins at epoch {self.first}{again}"
+        print(f"the run had {before} epochs, now it has {now}; {began}")
 
     def check_same(self, log, alpha):
         """RunError if the resumed run has other samples or another alpha in epoch 1."""
@@ -454,8 +519,12 @@ class Run:
             raise RunError(f"{problem}; the schedule has changed, use another --out")
 
     def progress(self, batches, t):
-        """The batches of epoch t, with a progress bar on a terminal."""
-        title = f"epoch {t}/{self.args.epochs}"
+        """The batches of epoch t, with a progress bar on a terminal; once, the time left."""
+        title, left = f"epoch {t}/{self.args.epochs}", self.args.epochs - t + 1
+        seconds = (time.perf_counter() - self.began) * left  # after the first epoch
+        if t == self.first + 1 and seconds > LONG and self.writes:
+            about = f"about {tqdm.format_interval(seconds)} ([h:]mm:ss)"
+            tqdm.write(f"{about} for {cli.amount(left, 'more epoch')}")
         return tqdm(batches.epoch(t), title, len(batches), leave=False, disable=self.no_bar)
 
     def save(self, record, alpha, model, optimizer, plateau):
@@ -502,6 +571,10 @@ class Run:
         which = "the best on the validation part" if "val" in self.data.splits else "the last"
         print(f"epoch {t}, {which}:")
         print(score_table(result, modalities, "test"))
+        counts = self.records[0]["data"]["class_counts"]["test"]
+        hint = "" if args.method == "unimodal" else "; --method unimodal shows if it can be learned"
+        for line in near_chance(result, modalities, counts):
+            print(line + hint)
         print(f"to see it: python -m scripts.figures curves {quoted(self.folder)}")
 
 

@@ -111,10 +111,9 @@ def own_table(root, needed=("split", "label")):
     """
     path = Path(root) / "samples.csv"
     if not path.is_file():
-        expected = "expected a line for each sample, see docs/DATA.md#your-own-data; from a folder "
-        expected += f"for each class python -m scripts.prepare --table {shlex.quote(str(root))} "
-        expected += "writes it"
-        raise FileNotFoundError(f"{root} has no samples.csv; {expected}")
+        what = f"{root} has no samples.csv, a line for each sample (docs/DATA.md#your-own-data)"
+        command = f"python -m scripts.prepare --table {shlex.quote(str(root))}"
+        raise FileNotFoundError(f"{what}; from a folder for each class write it with {command}")
     lines = read_table(path)
     place, header = next(lines, (f"{path}, line 1", []))
     header = [f.strip().lower() if f.strip().lower() in NO_MODALITY else f.strip() for f in header]

@@ -409,6 +409,15 @@ def test_a_cover_is_no_video(tmp_path):
     assert abs(pitch(media.read_audio(path, 16000))[0] - 440) < 3
 
 
+def test_noise_in_place_of_a_sound_is_unreadable(tmp_path):
+    """PyAV takes such a file for an mp3, in which it finds nothing."""
+    path = tmp_path / "noise.flac"
+    path.write_bytes(np.random.default_rng(0).bytes(50000))
+    with pytest.raises(UnreadableFile, match=r"noise.flac cannot be read \(") as error:
+        media.read_audio(path, 16000)
+    assert error.value.reason == "undecodable"
+
+
 def test_without_a_track_the_file_is_named(tmp_path):
     """No sound, no picture, or neither."""
     make_video(tmp_path / "silent.mp4", sound=False)

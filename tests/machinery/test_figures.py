@@ -286,7 +286,7 @@ def test_a_wrong_word_is_one_sentence(runs, capsys):
         ),
         ("curve lear", "unknown command 'curve' (did you mean curves?); choose from alpha, "),
         ("table lear --metrc f1", "unknown flag '--metrc' (did you mean --metric?)"),
-        ("table", "the following arguments are required: RUN"),
+        ("table", "missing: RUN; see --help"),
     ]:
         assert message in refused(capsys, *words.split())
 

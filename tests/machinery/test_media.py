@@ -233,12 +233,12 @@ MIF1 = b"\0\0\0\x18ftypmif1\0\0\0\0mif1miaf\0\0"
 SHAPE, FLOW = "expected numbers (H, W, 2, T)", (9, 9, 2, 9)
 NO_MEDIA = [  # a reader, a function that makes the file, the sentence, the reason that is counted
     (read_image, nothing, "is missing; put it back, or run", "missing"),
-    (read_image, os.mkdir, "is a folder, expected a file", BAD),
+    (read_image, os.mkdir, "is a folder, expected a file; give a file instead", BAD),
     (read_image, writer(b"version https://git-lfs.github.com/spec/v1\n"), "is a git-lfs", LFS),
     (read_image, broken_png, "cannot be read (broken PNG file", BAD),
     (read_image, writer(HEIC), "(it is a HEIC picture, expected JPEG or PNG; convert it to", BAD),
     (read_image, writer(MIF1), "(it is a HEIC picture, expected JPEG or PNG; convert it to", BAD),
-    (read_image, writer(b"<html>"), "(cannot identify image file); replace it", BAD),
+    (read_image, writer(b"<html>"), "(cannot identify image file); replace it, or leave", BAD),
     (read_image, bomb, "could be decompression bomb", BAD),
     (sound, empty_wav, "it holds no samples", BAD),
     (data.flow, nothing, "is missing; put it back, or run", "missing"),

@@ -4,12 +4,14 @@ import csv
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_jpg
+from PIL import Image
 
 import train
 from baselines import BASELINES
@@ -52,12 +54,12 @@ def evaluated(monkeypatch, run):
     return torch.stack(seen)
 
 
-def predicted(monkeypatch, run, *files):
+def predicted(monkeypatch, run, *files, predictor=None):
     """The logits with which predict answers, and its records."""
     seen, logits = [], Predictor.logits
     with monkeypatch.context() as patch:
         patch.setattr(Predictor, "logits", lambda *a: seen.append(logits(*a)) or seen[-1])
-        predictor = Predictor(run)
+        predictor = predictor or Predictor(run)
         if files:
             records = predict.predict(predictor, predict.rows_of(predictor, files))
         else:
@@ -87,6 +89,48 @@ def test_a_folder_is_predicted_as_evaluated(pets, monkeypatch, capsys):
     assert torch.equal(found[:, :9], evaluated(monkeypatch, "run"))
 
 
+def test_an_unusable_file_leaves_the_batches_full(pets, monkeypatch):
+    """As in the evaluation, which knows only the usable samples; the last batch is one sample."""
+    for i in (19, 20, 22, 25):
+        Path(f"pets/{i}.npy").write_bytes(b"no array")
+    sizes, predictions = [], Predictor.predictions
+
+    def counted(self, samples):
+        sizes.append(len(samples))
+        return predictions(self, samples)
+
+    monkeypatch.setattr(Predictor, "predictions", counted)
+    found, _ = predicted(monkeypatch, "run", "pets")
+    assert sizes == [4, 1, 4, 4, 4, 4, 2]
+    assert torch.equal(found[:, :5], evaluated(monkeypatch, "run"))
+
+
+def test_three_modalities_are_predicted_as_evaluated(tmp_path, monkeypatch, tiny_bert):
+    """resnet18, BERT and mlp, from files and from the run's data; the last batch is one sample."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "FEW_STEPS", 0)  # batch norm keeps the statistics of the one step
+    rng, words = np.random.default_rng(0), ["the cat is fine .", "a dog", "fine"]
+    rows = [["split", "label", "image", "text", "array:vector"]]
+    for i in range(9):
+        noise = rng.integers(256, size=(40, 30, 3), dtype=np.uint8)
+        Path("mine").mkdir(exist_ok=True)
+        Image.fromarray(noise).save(f"mine/{i}.png")
+        np.save(f"mine/{i}.npy", rng.normal(size=5))
+        cells = [f"{i}.png", words[i % 3], f"{i}.npy"]
+        rows.append(["train" if i < 4 else "test", LABELS[i % 2], *cells])
+    write_table(Path("mine"), rows)
+    flags = ["--epochs", "1", "--inner-iters", "1", "--batch-size", "4", "--lr", "0.001"]
+    flags += ["--method", "constant:0.5", "--encoders", f"resnet18,bert:{tiny_bert},mlp"]
+    assert train.main(["--dataset", "mine", *flags, "--out", "run"]) == 0
+    expected, predictor = evaluated(monkeypatch, "run"), Predictor("run")
+    assert torch.equal(predicted(monkeypatch, "run", predictor=predictor)[0], expected)
+    found, records = predicted(monkeypatch, "run", "mine", predictor=predictor)
+    assert torch.equal(found[:, :5], expected)
+    last = predictor(image="mine/8.png", text=words[2], vector="mine/8.npy")
+    assert last == records[4]["prediction"]
+    assert last.probability == expected[0, 4].softmax(0).max().item()
+
+
 def test_new_samples_need_neither_labels_nor_the_training_data(pets, capsys):
     """No column of labels, other folders, a file that is missing and one that is damaged."""
     Path("pets").rename("gone")
@@ -96,7 +140,8 @@ def test_new_samples_need_neither_labels_nor_the_training_data(pets, capsys):
     write_table(Path("new"), [["image", "vector"], *rows])
     assert predict.main(["run", "new", "--csv", "out.csv"]) == 0
     said = capsys.readouterr().out
-    assert "x.jpg" in said and "bad.jpg cannot be read" in said and "right:" not in said
+    assert "x.jpg" in said and "right:" not in said
+    assert "bad.jpg cannot be read (cannot identify image file); replace it, or leave it" in said
     with open("out.csv", newline="", encoding="utf-8-sig") as file:
         lines = [*csv.DictReader(file)]
     assert [line["status"] for line in lines] == ["usable", "usable", "missing", "undecodable"]
@@ -130,10 +175,13 @@ def test_one_sample_by_hand(pets, capsys):
 @pytest.mark.parametrize(
     "files, said",
     [
-        (["bark=x.wav"], "bark is no modality of the run; expected a folder, or image=FILE vector"),
-        (["nothing"], "nothing has no samples.csv"),
+        (["bark=x"], "bark=x names no modality of the run; expected a folder, or image=FILE vec"),
+        (["nothing"], "nothing does not exist; expected a folder, or image=FILE vector=FILE"),
+        (["pets/0.npy"], "pets/0.npy is a file; expected a folder, or image=FILE vector=FILE"),
+        (["."], ". has no samples.csv; write its first line, image,vector, and a line for each"),
         (["other"], "other/samples.csv has image as text; the run was trained on image"),
         (["--export", "m.pt2"], "--export needs one sample"),
+        (["pets", "--split", "val"], "pets has no sample of the split val"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(pets, capsys, files, said):
@@ -141,6 +189,7 @@ def test_what_does_not_fit_is_one_sentence(pets, capsys, files, said):
     write_table(Path("other"), [["text:image", "vector"], ["a", "b.npy"]])
     assert predict.main(["run", *files]) == 2
     assert said in capsys.readouterr().err
+    assert predict.main([]) == 2 and "missing: RUN; see --help\n" in capsys.readouterr().err
     with pytest.raises(SettingsError, match="the run has no modality bark; it has image, vector"):
         Predictor("run")(bark="x")
 
@@ -159,6 +208,14 @@ def test_confusions_are_named(capsys):
         "a was taken for b: 3 of 5",
         "b was taken for a: 2 of 3",
     ]
+
+
+def test_a_folder_for_a_file_is_said(pets, capsys):
+    """The sample is listed with the sentence; status 1, because nothing was predicted."""
+    for name in ("image", "vector"):
+        assert predict.main(["run", f"{name}=pets"]) == 1
+        line = "not predicted: pets is a folder, expected a file; give a file instead\n"
+        assert line in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -180,6 +237,8 @@ model = torch.export.load("model.pt2", extra_files=files).module()
 print(json.dumps([json.loads(files["classes.json"]), model(*torch.load("inputs.pt")).tolist()]))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    with zipfile.ZipFile("model.pt2") as archive:
+        assert {name.split("/")[0] for name in archive.namelist()} == {"model"}
     facts, found = json.loads(done.stdout)
     assert facts == {"classes": sorted(LABELS), "modalities": ["image", "vector"]}
     expected = predictor.logits(x)[0].softmax(1)

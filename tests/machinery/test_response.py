@@ -88,7 +88,7 @@ def test_a_wrong_command_is_one_sentence(capsys):
             "run vgg 0.9 0",
             "unknown network 'vgg'; choose from cnn, cnn without batch norm, resnet18",
         ),
-        ("run cnn", "the following arguments are required: ALPHA, SEED"),
+        ("run cnn", "missing: ALPHA, SEED; see --help"),
         ("run cnn high 0", "ALPHA is 'high', expected a number"),
         ("table cnn", "unknown argument 'cnn'; --help lists all flags"),
     ]:

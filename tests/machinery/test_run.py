@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from hypothesis import strategies as st
 import data
 import losses
 import train
+from baselines import BASELINES
 from losses import SCHEDULES
 from utils import run as runs
 from utils.cli import SettingsError
@@ -197,16 +199,16 @@ def test_eval_scores_the_tested_epoch_and_writes_nothing(tiny_data, capsys):
     assert "has no validation part" in sentence(capsys)
 
 
-@pytest.mark.parametrize("flags", ["--lr 0.5", "--method cubic", "--epochs 9"])
+@pytest.mark.parametrize("flags", ["--lr 0.5", "--method cubic", "--epochs 3"])
 def test_another_setting_is_refused_by_name(tiny_data, capsys, flags):
     """It would be another run; the settings that change no number may differ."""
     start("run")
     message = refused(capsys, "--resume", "run", *flags.split())
     assert message.startswith(f"{flags} would make run another run")
     if "--epochs" in flags:
-        assert "schedule can depend on T, which is 4 there" in message
+        assert "another run: it has 4, and a run cannot become shorter; start a new" in message
         longer = train.parse(shlex.split(message.split(": python train.py ")[1]))
-        assert longer.out == "run-epochs9" and longer.epochs == 9 and longer.batch_size == 16
+        assert longer.out == "run-epochs3" and longer.epochs == 3 and longer.batch_size == 16
     assert train.main(["--resume", "run", "--keep", "3", "--device", "cpu"]) == 0
 
 
@@ -224,6 +226,46 @@ def test_the_command_of_a_run_has_its_settings(monkeypatch, flags):
     words = shlex.split(command)
     assert words[:2] == ["python", "train.py"] and len(words) < 20  # not the defaults
     assert dataclasses.asdict(train.parse(words[2:])) == settings | {"out": "my run"}
+
+
+LONGER = ["heuristic", "learning-based", "constant:0.5", "g-blend", "released", "reconboost"]
+
+
+@pytest.mark.parametrize("method", LONGER)
+def test_a_run_that_has_ended_can_be_longer(tiny_data, monkeypatch, capsys, method):
+    """3 -> 5 epochs are, to the bit, 5 from the start; the log says what happened."""
+    assert start("whole", "--method", method, "--epochs", "5") == 0
+    assert start("run", "--method", method, "--epochs", "3") == 0
+    test = runs.read_log("run").test
+    stop_at(monkeypatch, 5)  # in epoch 4 or 5
+    assert train.main(["--resume", "run", "--epochs", "5"]) == 130
+    printed = capsys.readouterr()
+    said = "the run had 3 epochs, now it has 5; it begins at epoch 3, trained again\n"
+    assert said in printed.out
+    assert "resume with: python train.py --resume run --epochs 5\n" in printed.err
+    assert train.main(["--resume", "run", "--epochs", "5"]) == 0
+    first, *rest = map(json.loads, Path("run/log.jsonl").read_text().splitlines())
+    expected, *others = map(json.loads, Path("whole/log.jsonl").read_text().splitlines())
+    assert first.pop("before") == [{"epochs": 3, "test": test}]
+    assert first == expected and rest == others
+    a, b = (runs.load_checkpoint(folder) for folder in ("run", "whole"))
+    assert all(torch.equal(a["model"][k], b["model"][k]) for k in b["model"])
+    assert (a["alpha"], a["plateau"], a["settings"]) == (b["alpha"], b["plateau"], b["settings"])
+
+
+def test_the_methods_that_can_be_longer_are_known():
+    """Each is a method; none is a schedule that depends on T."""
+    names = {"learning-based", *SCHEDULES, *BASELINES}
+    assert names > runs.FREE_OF_T and not runs.FREE_OF_T & {"stepwise", "cubic"}
+
+
+@pytest.mark.parametrize("flags", ["--method stepwise:0.9", "--method cubic", "--epochs 1"])
+def test_a_run_whose_alpha_depends_on_t_cannot_be_longer(tiny_data, capsys, flags):
+    """Nor one of a single epoch; --eval takes no --epochs."""
+    start("run", *flags.split())
+    message = refused(capsys, "--resume", "run", "--epochs", "9")
+    assert message.startswith("--epochs 9 would make run another run: alpha's schedule can depend")
+    assert "--epochs 9" in refused(capsys, "--eval", "run", "--epochs", "9")
 
 
 def record(names, **more):
@@ -264,6 +306,32 @@ def test_few_samples_are_warned_of(tiny_data, monkeypatch, capsys):
     many = {f"class {k}": 9 for k in range(25)}
     assert runs.few_samples(many, {"test": 30}).endswith("class 19 (9), ...")
     assert not runs.few_samples({"a": 10}, {"test": 30})
+
+
+def test_a_modality_near_chance_is_named():
+    """With enough samples to be sure; never a modality that is better, nor with few samples."""
+    result, names = {"image": {"acc": 12.0}, "sound": {"acc": 20.0}}, ["image", "sound"]
+    (line,) = runs.near_chance(result, names, [40, 30] + 8 * [29])
+    says = "its ACC is 12.0, one class for all samples gives 13.2"
+    assert line == f"image alone is near chance: {says}"
+    assert not runs.near_chance(result, names, [3] * 10)
+    result = {"image": {"acc": 74.0}}
+    assert runs.near_chance(result, ["image"], [750, 250])  # always the larger class
+    assert not runs.near_chance(result, ["image"], [500, 500])
+
+
+def test_the_time_that_is_left_is_said_once(tiny_data, monkeypatch, capsys):
+    """After the first epoch, from its time, if it is long; after a resume once more."""
+    clock = iter(range(0, 10**6, 100))
+    monkeypatch.setattr(runs, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    stop_at(monkeypatch, 7)
+    assert start("run", "--method", "heuristic") == 130
+    assert "\nabout 10:00 ([h:]mm:ss) for 3 more epochs\n" in capsys.readouterr().out
+    assert train.main(["--resume", "run"]) == 0
+    assert capsys.readouterr().out.count("about") == 1
+    monkeypatch.setattr(runs, "LONG", 10**9)
+    assert start("quick", "--method", "heuristic") == 0
+    assert "about" not in capsys.readouterr().out
 
 
 def signed(state):
@@ -323,13 +391,23 @@ def test_what_a_kill_left_half_written_is_removed(tiny_data):
 
 
 @pytest.mark.parametrize("flag", ["--resume", "--eval"])
-def test_a_folder_without_a_checkpoint_is_said(tiny_data, capsys, flag):
+def test_a_folder_that_is_no_run_is_said(tiny_data, capsys, flag):
     """Neither a folder that is not there nor an empty one is made into a run."""
     assert train.main([flag, "nowhere"]) == 2
     assert "nowhere is not a folder" in sentence(capsys) and not Path("nowhere").exists()
     Path("empty").mkdir()
     assert train.main([flag, "empty"]) == 2
-    assert "empty has no checkpoint" in sentence(capsys) and not list(Path("empty").iterdir())
+    none = "is not the folder of a run (it has no log.jsonl);"
+    assert sentence(capsys) == f"empty {none} give the folder of a run, like runs/NAME"
+    assert not list(Path("empty").iterdir())
+    for name in ("a", "b c"):
+        assert start(f"runs/{name}", "--method", "heuristic", "--epochs", "1") == 0
+    capsys.readouterr()
+    assert train.main([flag, "runs"]) == 2
+    assert sentence(capsys) == f"runs {none} it holds the runs 'runs/b c', runs/a; give one of them"
+    Path("runs/a/t0001.pt").unlink()
+    assert train.main([flag, "runs/a"]) == 2
+    assert sentence(capsys) == "runs/a has no checkpoint; train it again"
 
 
 def test_two_runs_in_one_folder_are_refused(tiny_data, capsys):

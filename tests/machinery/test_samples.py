@@ -307,15 +307,24 @@ def test_a_set_that_is_no_set_is_one_sentence(tmp_path, monkeypatch, capsys):
     Path("empty").mkdir()
     vectors(tmp_path / "v")
     for flags, said in [
-        (["empty"], "empty has no samples.csv; expected a line for each sample"),
+        (["nix/mine"], "there is no folder nix/mine; check its path"),
+        (["./V"], "there is no folder ./V (did you mean v?)"),
+        (["V"], "there is no folder V (did you mean v?)"),
+        (["v/samples.csv"], "v/samples.csv is a file; give its folder, v"),
+        (["cremd"], "unknown data set or folder 'cremd' (did you mean cremad?)"),
+        (["empty"], "empty has no samples.csv, a line for each sample"),
         (["v", "--root", "v"], "v is a folder of your own data; leave --root out"),
         (["v", "--encoders", "cnn"], "encoder 'cnn' cannot encode vector; choose from mlp"),
     ]:
         assert train.main(["--dataset", *flags, *SMALL]) == 2
         assert said in capsys.readouterr().err
-    assert prepare.main(["cremd"]) == 2
-    expected = "unknown data set 'cremd'; choose from cremad, kinetics-sounds, "
-    assert expected in capsys.readouterr().err
+    for flags, said in [
+        (["cremd"], "unknown data set or folder 'cremd' (did you mean cremad?); choose"),
+        (["v/samples.csv"], "v/samples.csv is a file; give its folder, v"),
+        (["v", "--root", "v"], "v is a folder of your own data; leave --root out"),
+    ]:
+        assert prepare.main(flags) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_files_are_found_with_accents_in_either_form(tmp_path):
