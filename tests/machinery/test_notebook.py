@@ -33,6 +33,7 @@ def cell(words):
 
 keypad = functools.cache(data.keypad)  # made once, to be quick
 MINE, LEARN, FIRST_RUN = cell("def mine(t, T)"), cell('learn("mine")'), cell('learn("constant:0")')
+COMPARE = cell("runs = finished(EPOCHS)")
 
 
 class Notebook:
@@ -116,7 +117,7 @@ def test_the_notebook_runs_from_top_to_bottom_and_again(notebook, capsys):
             notebook.run(k)
         said = capsys.readouterr()
         assert said.err == "" and "| learning-based --epochs 2" in said.out
-        assert notebook.shown.count(b"\x89PNG") == 1 + 4 * 2 + 2  # sample; 4 runs, 2 epochs; both
+        assert notebook.shown.count(b"\x89PNG") == 1 + 4 * 2 + 3  # sample; 4 runs, 2 epochs; all
         assert notebook.shown.count((2000, 4000)) == 2  # half a second at 4 kHz, clean and noisy
         assert "4 runs of 2 epochs have come to their end" in said.out
     assert (notebook.folder / "omega/keypad-mine/log.jsonl").is_file()
@@ -127,14 +128,14 @@ def test_finished_runs_are_found_after_a_restart(notebook, capsys):
     without any, the last cell says so."""
     for k in range(FIRST_RUN):
         notebook.run(k)
-    notebook.run(len(CODE) - 1)
+    notebook.run(COMPARE)
     assert "0 runs of 2 epochs have come to their end" in capsys.readouterr().out
     notebook.run(FIRST_RUN)
     notebook.run(FIRST_RUN, "learn('constant:0.5')")
     log = notebook.folder / "omega/keypad-constant0.5/log.jsonl"
     log.write_text("".join(log.read_text().splitlines(True)[:-1]))  # stopped before the test
     notebook.names = {"move_runs": notebook.names["move_runs"]}
-    for k in [*range(FIRST_RUN), len(CODE) - 1]:
+    for k in [*range(FIRST_RUN), COMPARE]:
         notebook.run(k)
     said = capsys.readouterr()
     assert (
@@ -270,7 +271,7 @@ def test_the_rendered_notebook_is_this_one():
     for source in CODE:
         for line in source.splitlines():
             assert re.sub(r"\s", "", line) in shown, f"{line}; render it again: docs/TEACHING.md"
-    assert len(re.findall(r"<img\b", text)) == 7 and "Traceback" not in text and "/work" not in text
+    assert len(re.findall(r"<img\b", text)) == 8 and "Traceback" not in text and "/work" not in text
 
 
 def test_the_plumbing_is_short():
