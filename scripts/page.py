@@ -329,9 +329,8 @@ def make(path):
     page = Page(included(path.read_text(encoding="utf-8")))
     header, *rows = map(page.row, re.split(r"^(?=###? )", page.text, flags=re.M))
     (_, title), *headings = page.headings
-    rows, script = "\n".join(rows), ""
-    if path == TEXT:  # the hand-out is a sheet of paper
-        script = f"<script>\n{SCRIPT.read_text(encoding='utf-8')}</script>\n"
+    rows, script = "\n".join(rows), SCRIPT.read_text(encoding="utf-8")
+    script = f"<script>\n{script}</script>\n" if path == TEXT else ""  # the hand-out is printed
     return f"""<!doctype html>
 <html lang="en">
 <head>

@@ -140,9 +140,10 @@ def test_every_link_leads_somewhere(made, tags):
         if not file:
             assert place in ids, link
         elif not link.startswith("https://"):
-            text = (DOCS / file).read_text(encoding="utf-8")
-            headings = re.findall(r"^#+ (.*)", text, re.M)
-            assert not place or place in map(page.anchor, headings), link
+            assert (DOCS / file).exists(), link
+            if place:
+                text = (DOCS / file).read_text(encoding="utf-8")
+                assert place in map(page.anchor, re.findall(r"^#+ (.*)", text, re.M)), link
     for words in ("papers.nips.cc", "omega-rendered.html", "handout.html"):
         assert any(words in link for link in links), words
 
