@@ -206,11 +206,12 @@ def alpha(runs, out="alpha.png"):
     """alpha over t/T of any runs, and omega(t) for comparison (Fig. 3)."""
     logs = [read_epochs(folder) for folder in runs]
     figure, ((axis,),) = panels(1, 1, 6, 5)
-    for folder, (first, epochs), colour in zip(runs, logs, itertools.cycle(COLOURS[1:])):
+    looks = itertools.cycle(itertools.product(("-", ":", "-."), COLOURS[1:]))
+    for folder, (first, epochs), (style, colour) in zip(runs, logs, looks):
         settings = first["settings"]
         name = f"{settings['dataset']}, {titled(folder, settings)}, seed {settings['seed']}"
         progress = [r["t"] / settings["epochs"] for r in epochs]
-        axis.plot(progress, [r["alpha"] for r in epochs], color=colour, lw=2, label=name)
+        axis.plot(progress, [r["alpha"] for r in epochs], style, color=colour, lw=2, label=name)
     omega, T = make_schedule("heuristic"), max(first["settings"]["epochs"] for first, _ in logs)
     progress = [t / T for t in range(1, T + 1)]
     values = [omega(t, T) for t in range(1, T + 1)]
