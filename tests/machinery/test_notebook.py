@@ -18,6 +18,7 @@ import torch
 import data
 import train
 from losses import SCHEDULES
+from scripts import render
 
 NOTEBOOK = Path(__file__).parents[2] / "docs/omega.ipynb"
 RENDERED = NOTEBOOK.with_name("omega-rendered.html")
@@ -272,6 +273,19 @@ def test_the_rendered_notebook_is_this_one():
         for line in source.splitlines():
             assert re.sub(r"\s", "", line) in shown, f"{line}; render it again: docs/TEACHING.md"
     assert len(re.findall(r"<img\b", text)) == 8 and "Traceback" not in text and "/work" not in text
+
+
+def test_the_rendered_equations_need_no_network():
+    """They are MathML, with the LaTeX as alternative text; there is no script. A star in one begins
+    no emphasis."""
+    text = RENDERED.read_text(encoding="utf-8")
+    assert "<script" not in text and text.count("<math alttext=") == len(
+        re.findall(r"\$+[^$]+\$+", TEXT)
+    )
+    assert "$$" not in text
+    made = render.with_mathml("a $\\theta^*$ and *b*\n\n$$x\n= 1$$")
+    assert made.count("<math ") == 2 and "$" not in made and made.count("*") == 2
+    assert 'display="block"' in made.split("*b*")[1]
 
 
 def test_the_plumbing_is_short():
