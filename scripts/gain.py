@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from scripts.figures import COLOURS, legend, panels, save
+from scripts.plots import COLOURS, legend, panels, save
 from utils import cli
 from utils.cli import SettingsError
 from utils.run import read_log

@@ -169,7 +169,7 @@ function fit() {
 }
 
 if (typeof document !== "undefined") {
-  if ($("parabolas")) start();
+  start();
   fit();
   addEventListener("resize", fit);
   document.addEventListener("toggle", fit, true); // a test's code that opens

@@ -329,7 +329,8 @@ def make(path):
     page = Page(included(path.read_text(encoding="utf-8")))
     header, *rows = map(page.row, re.split(r"^(?=###? )", page.text, flags=re.M))
     (_, title), *headings = page.headings
-    rows = "\n".join(rows)
+    rows, script = "\n".join(rows), SCRIPT.read_text(encoding="utf-8")
+    script = f"<script>\n{script}</script>\n" if path == TEXT else ""  # the hand-out is printed
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -347,9 +348,7 @@ def make(path):
 <main id="main">
 {rows}
 </main>
-<script>
-{SCRIPT.read_text(encoding="utf-8")}</script>
-</body>
+{script}</body>
 </html>
 """
 

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from bilevel import grad
 from data import Batches
 from losses import classification_loss, modality_matching_loss, similarity
-from scripts.figures import load_run, one_table
+from scripts.figures import one_table
+from scripts.inside import load_run
 from train import parse
 from utils import cli
 from utils.modules import eval_mode

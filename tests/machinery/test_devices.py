@@ -17,7 +17,7 @@ from baselines import Baseline, held_out
 from bilevel import SOLVERS
 from data import Batches, Samples, identity
 from model import MultimodalModel
-from scripts.figures import grad_cam
+from scripts.inside import grad_cam
 from utils.loader import eval_loader
 
 ENCODERS = ["cnn", "resnet18", "bert", "clip"]

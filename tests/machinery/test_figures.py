@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -12,18 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.decomposition import PCA
+from PIL import Image
 from torch import nn
 
 import train
 from model import MultimodalModel
-from scripts import figures, landscape, predict
+from scripts import errors, figures, inside, landscape, plots, predict
 from scripts.predict import Predictor
 from utils.run import checkpoint_path, load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
-READING = [name for name in figures.COMMANDS if name != "landscape"]  # the commands that read runs
-OF_ONE = ["confusion", "mistakes"]  # those of one run
+READING = [
+    name for name in figures.COMMANDS if name not in ("landscape", "scatter")
+]  # the commands that read runs
+OF_ONE = ["confusion", "mistakes", "animate"]  # those of one run
 
 
 def write(folder, method="heuristic", seed=0, acc=50.0, test=True, **settings):
@@ -81,7 +84,7 @@ def test_table_is_mean_and_std_over_seeds(tmp_path, capsys):
 def test_a_label_is_the_same_on_every_machine(monkeypatch):
     """A run in bfloat16 is named so, also where a GPU makes this the default."""
     monkeypatch.setattr("utils.distributed.has_bf16", lambda device: device != "cpu")
-    settings = dataclasses.asdict(train.Settings()) | figures.defaults("cremad", "cpu")
+    settings = dataclasses.asdict(train.Settings()) | plots.defaults("cremad", "cpu")
     settings |= {"dataset": "cremad", "method": "heuristic"}
     assert figures.label(settings) == "heuristic"
     assert figures.label(settings | {"bf16": True}) == "heuristic --bf16"
@@ -123,16 +126,20 @@ def test_figures_read_real_runs(runs, tmp_path, capsys):
     flags = ["--modality", "sound", "--sample", "14", "--out", "a.pdf"]
     assert figures.main(["gradcam", *runs, *flags]) == 0
     assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
+    assert figures.main(["animate", "lear"]) == 0
+    with Image.open(tmp_path / "lear/animation.gif") as film:
+        assert film.format == "GIF" and film.n_frames == 3  # one for each checkpoint
 
 
 @pytest.fixture
 def pictures(monkeypatch):
     """The figures that a command would save, in order; they are closed after the test."""
     seen = []
-    monkeypatch.setattr(figures, "save", lambda figure, out: seen.append(figure))
+    for module in (figures, inside, errors):
+        monkeypatch.setattr(module, "save", lambda figure, out: seen.append(figure))
     yield seen
     for figure in seen:
-        figures.pyplot().close(figure)
+        plots.pyplot().close(figure)
 
 
 def test_curves_of_thirty_runs_are_small_panels_with_the_median(tmp_path, pictures):
@@ -199,34 +206,55 @@ def test_landscape_draws_both_outer_levels(tmp_path, monkeypatch):
 def test_names_stand_apart_and_within_the_axis():
     """Each at its line's end where there is room; pushed up where it would overlap another, but
     not out of sight."""
-    figure, axis = figures.pyplot().subplots()
+    figure, axis = plots.pyplot().subplots()
     axis.set(ylim=(0, 120))
     ends = {"d": 119, "b": 5, "a": 4, "c": 118, "e": 60}
     figures.name_ends(axis, {name: ([0, 0, 0, 0, end], "k", "-") for name, end in ends.items()})
     places = {text.get_text(): text.xy for text in axis.texts}
     assert places == {"a": (5, 4), "b": (5, 14), "e": (5, 60), "c": (5, 110), "d": (5, 120)}
-    figures.pyplot().close(figure)
+    plots.pyplot().close(figure)
 
 
 def test_a_run_is_titled_by_its_folder_where_that_says_more():
     """--out may name a run that differs in the code alone."""
-    settings = {"dataset": "keypad", "method": "heuristic", "tau": 0.5}
-    assert figures.titled("runs/keypad-heuristic-seed0", settings) == "heuristic --tau 0.5"
-    assert figures.titled("runs/from0", settings) == "from0: heuristic --tau 0.5"
+    settings = {"dataset": "keypad", "method": "constant:0.5", "tau": 0.2}
+    assert plots.titled("runs/keypad-constant0.5-seed0", settings) == "α = 0.5, τ = 0.2"
+    assert plots.titled("runs/mine", settings) == "mine: α = 0.5, τ = 0.2"
+
+
+def test_a_picture_names_a_run_in_words(monkeypatch):
+    """No flags: a fusion, a number, a switch that is on and one that is off."""
+    settings = {"dataset": "elsewhere/x", "method": "stepwise:0.05", "fusion": "affine"}
+    settings |= {"terms": 20, "heads": True, "pretrained": False}
+    assert plots.in_words(settings) == "stepwise 0.05, affine fusion, terms 20, heads"
+    monkeypatch.setattr(plots, "defaults", lambda *_: {"heads": True, "terms": 20})
+    settings |= {"dataset": "keypad", "heads": False}
+    assert plots.in_words(settings) == "stepwise 0.05, affine fusion, no heads"
 
 
 def test_modality_gap_is_the_distance_of_the_means():
     """By hand: two modalities, then three, the mean over the pairs."""
     a, b, c = np.array([[[1.0, 0], [1, 0]], [[0, 1], [0, 1]], [[1, 0], [-1, 0]]])
-    assert figures.modality_gap([a, b]) == pytest.approx(2**0.5)
-    assert figures.modality_gap([a, b, c]) == pytest.approx((2**0.5 + 1 + 1) / 3)
+    assert inside.modality_gap([a, b]) == pytest.approx(2**0.5)
+    assert inside.modality_gap([a, b, c]) == pytest.approx((2**0.5 + 1 + 1) / 3)
 
 
-def test_principal_plane_is_that_of_pca():
-    """scikit-learn's, up to the directions' signs."""
-    z = list(np.random.default_rng(0).normal(size=(2, 20, 5)) * [5, 3, 1, 1, 1] + [[[4]], [[0]]])
-    expected = PCA(2).fit_transform(np.concatenate(z))
-    assert np.concatenate(figures.principal_plane(z)) ** 2 == pytest.approx(expected**2)
+def test_the_plane_shows_the_gap_to_scale():
+    """The means' distance in the plane is the modality gap, all of it along x, the first modality
+    left; the y axis is a principal component across it, in its old direction."""
+    z = np.random.default_rng(0).normal(size=(2, 50, 6)) * [9, 4, 1, 1, 1, 1] + [
+        [[0] * 6],
+        [[3] * 6],
+    ]
+    points = inside.gap_plane([*z])
+    (left, low), (right, high) = (p.mean(0) for p in points)
+    assert right - left == pytest.approx(inside.modality_gap(z)) and low == pytest.approx(high)
+    x = (z[1].mean(0) - z[0].mean(0)) / inside.modality_gap(z)
+    flat = np.concatenate(z) - z.mean((0, 1))
+    variances = np.linalg.eigvalsh(np.cov((flat - np.outer(flat @ x, x)).T))
+    assert np.concatenate(points)[:, 1].var(ddof=1) == pytest.approx(variances[-1])
+    turned = [p * [1, -1] for p in points]
+    assert np.allclose(inside.gap_plane([*z], turned), turned)
 
 
 def test_features_are_those_that_the_similarity_sees(tiny_data):
@@ -234,7 +262,8 @@ def test_features_are_those_that_the_similarity_sees(tiny_data):
     data = tiny_data()
     torch.manual_seed(0)
     model = MultimodalModel([1, 2], 3).eval()
-    z = figures.features(data, model.train())
+    z, y = inside.features(data, model.train())
+    assert (y == data.splits["test"].y.numpy()).all()
     expected, _ = model.eval()([x.float() for x in data.splits["test"].sources])
     for z_j, e in zip(z, expected):
         assert z_j == pytest.approx(nn.functional.normalize(e, dim=1).detach().numpy(), abs=1e-5)
@@ -254,8 +283,88 @@ def test_grad_cam_of_a_linear_encoder():
         expected = (weights.view(4, 1, 1) * conv(x[0])[0]).sum(0).relu()
         seen += bool(expected.any())
         expected = expected / expected.max().clamp(min=1e-12)
-        assert torch.allclose(figures.grad_cam(model, x, 0, k), expected, atol=1e-5)
+        assert torch.allclose(inside.grad_cam(model, x, 0, k), expected, atol=1e-5)
     assert seen > 1
+
+
+def test_gap_joins_the_features_of_a_sample(runs, pictures):
+    """A thin line from each sample's point to its partner's, a thick one as long as the gap; the
+    colour of a point is its class."""
+    assert figures.main(["gap", "lear"]) == 0
+    (axis,) = pictures[0].axes
+    *pairs, means = (line.get_xydata() for line in axis.lines)
+    image, sound = (axis.collections[k].get_offsets() for k in (0, 2))
+    assert len(pairs) == len(image) == len(sound) == 15
+    assert np.allclose(np.stack(pairs), np.stack([image, sound], axis=1))
+    assert f"modality gap {np.linalg.norm(means[0] - means[1]):.2f}" in axis.get_title()
+    y = inside.load_run("lear")[0].splits["test"].y.tolist()
+    assert axis.collections[0].get_array().tolist() == y and axis.get_aspect() == 1
+
+
+def test_gradcam_shows_four_samples_and_says_where_nothing_lights(runs, pictures, monkeypatch):
+    """The samples' own pictures are seen where a map is 0; a map of zeros has words."""
+    lit, dark = torch.eye(16), torch.zeros(16, 16)
+    monkeypatch.setattr(inside, "grad_cam", lambda model, x, j, k: dark if k == 0 else lit)
+    assert figures.main(["gradcam", *runs]) == 0
+    data, _, _ = inside.load_run("lear")
+    axes = np.reshape(pictures[0].axes, (4, 8))
+    for row, i in zip(axes, [0, 3, 7, 11]):
+        x, _, k = data.splits["test"][i]
+        assert row[0].get_ylabel() == f"sample {i}, class {data.classes[k]}"
+        words = [text.get_text() for axis in row for text in axis.texts]
+        assert words == ([] if k else ["nothing lights"] * 6)
+        for axis in row:
+            picture, *heat = axis.images
+            assert (picture.get_array() == inside.shown(x)).all()
+            assert all((h.get_alpha() == 0).sum() == (256 if k == 0 else 240) for h in heat)
+    titles = [axis.get_title() for axis in axes[0, :4]]
+    assert titles[1:] == ["epoch 1", "epoch 2", "epoch 3"] and titles[0].startswith(
+        "lear: learning"
+    )
+
+
+def test_scatter_has_a_dot_for_each_finished_run(tmp_path, pictures, capsys):
+    """At its mean alpha, with a line over all of its alphas; far below the best it is at the edge
+    with its number; a row for each data set; unfinished runs are counted."""
+    write(tmp_path / "a", method="constant:0.5", acc=90.0)
+    write(tmp_path / "b", method="constant:0.5", acc=91.0, seed=1)
+    write(tmp_path / "c", method="constant:1", acc=20.0)
+    write(tmp_path / "d", dataset="cremad", acc=70.0)
+    write(tmp_path / "e", test=False)
+    log = tmp_path / "c/log.jsonl"
+    log.write_text(log.read_text().replace('"t": 2, "alpha": 0.5', '"t": 2, "alpha": 1.0'))
+    assert figures.main(["scatter", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "left out: 1 run without test scores\n"
+    (keypad, gaps), (cremad, _) = np.reshape(pictures[0].axes, (2, 2))
+    dots = [line.get_xydata()[0].tolist() for line in keypad.lines if line.get_marker() != "None"]
+    spans = [line.get_xdata().tolist() for line in keypad.lines if line.get_marker() == "None"]
+    assert dots == [[0.5, 90], [0.5, 91], [0.75, 81]] and spans == [[0.5, 0.5]] * 2 + [[0.5, 1]]
+    assert [text.get_text() for text in keypad.texts] == ["↓ 20"]
+    names = [text.get_text() for text in gaps.get_legend().get_texts()]
+    assert names == ["α = 0.5 (2)", "α = 1 (1)"]
+    assert keypad.get_title().startswith("keypad") and cremad.get_title().startswith("cremad")
+    (tmp_path / "empty").mkdir()
+    assert "empty has no finished run" in refused(capsys, "scatter", str(tmp_path / "empty"))
+
+
+def test_the_logs_for_the_class_are_finished_runs(pictures, capsys):
+    """docs/class: ten settings, small logs, without a path of a machine; curves, alpha and scatter
+    draw all of them, table has a row for each setting."""
+    folders = sorted(map(str, (ROOT / "docs/class").iterdir()))
+    assert sum(folder.endswith("-seed0") for folder in folders) == 10
+    for folder in folders:
+        (log,) = Path(folder).iterdir()
+        assert log.name == "log.jsonl" and log.stat().st_size < 9000
+        assert not re.search(r"/(home|work|tmp|root|Users)\b", log.read_text())
+    lines = table(capsys, *folders)
+    assert len(lines) == 2 + 10
+    for words in (["curves", *folders], ["alpha", *folders], ["scatter", str(ROOT / "docs/class")]):
+        assert figures.main(words) == 0
+    curves, alpha, scatter = pictures
+    panels = [axis for axis in curves.axes if axis.get_visible()]
+    assert len(panels) == len(folders) and panels[0].get_title().startswith("α = 0, seed 0: fused ")
+    assert len(alpha.axes[0].lines) == len(folders) + 1  # omega(t), too
+    assert sum(line.get_marker() != "None" for line in scatter.axes[0].lines) == len(folders)
 
 
 def test_a_clip_shows_its_middle_frame():
@@ -263,23 +372,24 @@ def test_a_clip_shows_its_middle_frame():
     torch.manual_seed(0)
     model = MultimodalModel([3, 1], 9)
     x = [torch.randn(1, 5, 3, 16, 16), torch.randn(1, 1, 8, 8)]
-    k, heat = next((k, heat) for k in range(9) if (heat := figures.grad_cam(model, x, 0, k)).any())
+    k, heat = next((k, heat) for k in range(9) if (heat := inside.grad_cam(model, x, 0, k)).any())
     assert heat.shape == (16, 16) and heat.max() == 1
     x[0][0, 2] = 0
-    assert not torch.equal(figures.grad_cam(model, x, 0, k), heat)
-    shown = figures.shown(x[0][0])
+    assert not torch.equal(inside.grad_cam(model, x, 0, k), heat)
+    shown = inside.shown(x[0][0])
     assert shown.shape == (16, 16, 3) and not shown.any()
-    assert figures.shown(torch.randn(2, 8, 4)).shape == (8, 4)  # flow, depth, sound: one grey value
+    assert inside.shown(torch.randn(2, 8, 4)).shape == (8, 4)  # flow, depth, sound: one grey value
     pixels = torch.tensor([[[0, 51, 255]]], dtype=torch.uint8)
-    assert figures.shown(pixels).tolist() == [pytest.approx([0, 0.2, 1])]
+    assert inside.shown(pixels).tolist() == [pytest.approx([0, 0.2, 1])]
 
 
 def test_a_wrong_word_is_one_sentence(runs, capsys):
     """A modality, a sample, a metric, a command, a flag; the nearest right one is named."""
     for words, message in [
         ("gradcam lear --modality smell", "unknown modality 'smell'; choose from image, sound"),
-        ("gradcam lear --sample 15", "--sample is 15, expected 0 to 14"),
-        ("gradcam lear --sample -1", "--sample is -1"),
+        ("gradcam lear --sample 2,15", "--sample has '15', expected numbers from 0 to 14"),
+        ("gradcam lear --sample one", "--sample has 'one'"),
+        ("animate lear --out a.xyz", "a.xyz cannot be drawn"),
         (
             "table lear --metric auc",
             "unknown metric 'auc' (did you mean acc?); choose from acc, f1",
@@ -294,7 +404,7 @@ def test_a_wrong_word_is_one_sentence(runs, capsys):
 def test_gradcam_needs_maps(tiny_bert):
     """A text encoder has none."""
     with pytest.raises(ValueError, match="has no maps"):
-        figures.grad_cam(MultimodalModel([1, 0], 2, f"cnn,bert:{tiny_bert}"), [None, None], 1, 0)
+        inside.grad_cam(MultimodalModel([1, 0], 2, f"cnn,bert:{tiny_bert}"), [None, None], 1, 0)
 
 
 @pytest.mark.parametrize("command", ["gap", "gradcam"])
@@ -307,7 +417,7 @@ def test_checkpoints_that_cannot_be_drawn_are_one_sentence(runs, capsys, command
     assert "t0003.pt is damaged" in refused(capsys, command, *runs)
     save_checkpoint("step", state, [])
     if command == "gradcam":
-        few = "step has 1 checkpoint, gradcam needs three; train with --keep 9"
+        few = "step has 1 checkpoint, gradcam needs 3 or more; train with --keep 9"
         assert few in refused(capsys, command, *runs)
     path.unlink()
     assert "step has no checkpoint" in refused(capsys, command, *runs)
@@ -337,13 +447,12 @@ def test_table_takes_finished_runs_and_each_seed_once(tmp_path, capsys):
 @pytest.mark.parametrize("command", [name for name in READING if name != "table"])
 def test_the_picture_of_one_run_is_in_its_folder(runs, tmp_path, capsys, command):
     """--out wins; nothing is written into the current folder."""
-    before = {*tmp_path.iterdir()}
+    before, kept = {*tmp_path.iterdir()}, {*Path("lear").iterdir()}
     assert figures.main([command, "lear"]) == 0
-    picture = Path("lear") / f"{command}.png"
-    assert (
-        picture.read_bytes().startswith(b"\x89PNG")
-        and f"wrote {picture}" in capsys.readouterr().out
-    )
+    (picture,) = {*Path("lear").iterdir()} - kept
+    assert picture.stem == {"animate": "animation"}.get(command, command)
+    assert picture.read_bytes()[:4] in (b"\x89PNG", b"GIF8")
+    assert f"wrote {picture}" in capsys.readouterr().out
     assert {*tmp_path.iterdir()} == before
     picture.unlink()
     assert figures.main([command, "lear", "--out", "own.png"]) == 0
@@ -381,7 +490,7 @@ def test_mistakes_are_the_surest_wrong_samples(runs, pictures, capsys, monkeypat
     records = predict.sample_records(Predictor("step"), samples, "train")
     wrong = [r for r in records if r["label"] != r["prediction"].label]
     wrong = sorted(wrong, key=lambda r: -r["prediction"].probability)
-    monkeypatch.setattr(figures, "SHOWN", 2)
+    monkeypatch.setattr(errors, "SHOWN", 2)
     assert len(wrong) > 2
     assert figures.main(["mistakes", "step", "--split", "train"]) == 0
     first, *rows = capsys.readouterr().out.splitlines()
@@ -393,7 +502,7 @@ def test_mistakes_are_the_surest_wrong_samples(runs, pictures, capsys, monkeypat
         for j, name in enumerate(["image", "sound"]):
             axis = axes[2 * k + j]
             assert axis.get_title() == f"{name} alone: {record['prediction'].alone[name]}"
-            assert (axis.images[0].get_array() == figures.shown(samples[i][j])).all()
+            assert (axis.images[0].get_array() == inside.shown(samples[i][j])).all()
         assert (
             f"{record['label']}, taken for\n{record['prediction'].label} ("
             in axes[2 * k].get_ylabel()
@@ -413,10 +522,10 @@ def test_a_run_without_mistakes_draws_nothing(runs, monkeypatch, capsys):
 def test_every_kind_of_input_is_drawn(tmp_path):
     """A text with dollar signs as it is, a vector as bars, a sound with its low pitch below."""
     figure, (axes,) = figures.panels(1, 4, 8, 2)
-    figures.show_input(axes[0], "text", "text", torch.zeros(2, 3).long(), "it costs $5_ or $6_")
-    figures.show_input(axes[1], "a", "vector", torch.arange(3.0), "a.npy")
-    figures.show_input(axes[2], "left", "audio-3s", torch.rand(1, 4, 9), "a.npy")
-    figures.show_input(axes[3], "image", "image", torch.zeros(3, 8, 8), "a.jpg")
+    errors.show_input(axes[0], "text", "text", torch.zeros(2, 3).long(), "it costs $5_ or $6_")
+    errors.show_input(axes[1], "a", "vector", torch.arange(3.0), "a.npy")
+    errors.show_input(axes[2], "left", "audio-3s", torch.rand(1, 4, 9), "a.npy")
+    errors.show_input(axes[3], "image", "image", torch.zeros(3, 8, 8), "a.jpg")
     figures.save(figure, tmp_path / "a.png")  # a formula that cannot be read would fail here
     assert axes[0].texts[0].get_text() == r"it costs \$5_ or \$6_"
     assert [bar.get_height() for bar in axes[1].patches] == [0, 1, 2]

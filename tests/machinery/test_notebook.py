@@ -19,6 +19,7 @@ import torch
 import data
 import train
 from losses import SCHEDULES
+from scripts import render
 
 NOTEBOOK = Path(__file__).parents[2] / "docs/omega.ipynb"
 RENDERED = NOTEBOOK.with_name("omega-rendered.html")
@@ -44,6 +45,7 @@ def keypad(root=""):
 
 
 MINE, LEARN, FIRST_RUN = cell("def mine(t, T)"), cell('learn("mine")'), cell('learn("constant:0")')
+COMPARE = cell("runs = finished(EPOCHS)")
 
 
 class Notebook:
@@ -122,13 +124,13 @@ def notebook(monkeypatch, tmp_path):
 def test_the_notebook_runs_from_top_to_bottom_and_again(notebook, capsys):
     """Every cell: a sample, two sounds, a picture after each epoch, all runs compared; the second
     time the first training and the comparison."""
-    for cells in (range(len(CODE)), [*range(FIRST_RUN + 1), len(CODE) - 1]):
+    for cells in (range(len(CODE)), [*range(FIRST_RUN + 1), COMPARE, len(CODE) - 1]):
         notebook.shown.clear()
         for k in cells:
             notebook.run(k)
         said, runs = capsys.readouterr(), 4 if len(cells) == len(CODE) else 1
         assert said.err == "" and "| learning-based --epochs 2" in said.out
-        assert notebook.shown.count(b"\x89PNG") == 1 + runs * 2 + 2  # sample; 2 epochs each; both
+        assert notebook.shown.count(b"\x89PNG") == 1 + runs * 2 + 3  # sample; 2 epochs each; all
         assert notebook.shown.count((2000, 4000)) == 2  # half a second at 4 kHz, clean and noisy
         assert "4 runs of 2 epochs have come to their end" in said.out
     assert (notebook.folder / "omega/keypad-mine/log.jsonl").is_file()
@@ -139,14 +141,14 @@ def test_finished_runs_are_found_after_a_restart(notebook, capsys):
     without any, the last cell says so."""
     for k in range(FIRST_RUN):
         notebook.run(k)
-    notebook.run(len(CODE) - 1)
+    notebook.run(COMPARE)
     assert "0 runs of 2 epochs have come to their end" in capsys.readouterr().out
     notebook.run(FIRST_RUN)
     notebook.run(FIRST_RUN, "learn('constant:0.5')")
     log = notebook.folder / "omega/keypad-constant0.5/log.jsonl"
     log.write_text("".join(log.read_text().splitlines(True)[:-1]))  # stopped before the test
     notebook.names = {"move_runs": notebook.names["move_runs"]}
-    for k in [*range(FIRST_RUN), len(CODE) - 1]:
+    for k in [*range(FIRST_RUN), COMPARE]:
         notebook.run(k)
     said = capsys.readouterr()
     assert "1 runs of 2 epochs" in said.out
@@ -279,7 +281,20 @@ def test_the_rendered_notebook_is_this_one():
     for source in CODE:
         for line in source.splitlines():
             assert re.sub(r"\s", "", line) in shown, f"{line}; render it again: docs/TEACHING.md"
-    assert len(re.findall(r"<img\b", text)) == 7 and "Traceback" not in text and "/work" not in text
+    assert len(re.findall(r"<img\b", text)) == 8 and "Traceback" not in text and "/work" not in text
+
+
+def test_the_rendered_equations_need_no_network():
+    """They are MathML, with the LaTeX as alternative text; there is no script. A star in one begins
+    no emphasis."""
+    text = RENDERED.read_text(encoding="utf-8")
+    assert "<script" not in text and text.count("<math alttext=") == len(
+        re.findall(r"\$+[^$]+\$+", TEXT)
+    )
+    assert "$$" not in text
+    made = render.with_mathml("a $\\theta^*$ and *b*\n\n$$x\n= 1$$")
+    assert made.count("<math ") == 2 and "$" not in made and made.count("*") == 2
+    assert 'display="block"' in made.split("*b*")[1]
 
 
 def test_the_plumbing_is_short():
