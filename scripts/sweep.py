@@ -243,8 +243,8 @@ def run_all(jobs, args, later=0):
                     failed[futures[future].folder] = why
                     tqdm.write(f"{futures[future].folder} failed: {why}")
                 left = len(todo) - n + later
-                if n == 1 and left:
-                    about = tqdm.format_interval((time.monotonic() - begun) * left / args.jobs)
+                if n == 2 * args.jobs and left:  # the first runs of all also fill the disk's cache
+                    about = tqdm.format_interval((time.monotonic() - begun) / n * left)
                     tqdm.write(f"about {about} ([h:]mm:ss) for the other {left} runs")
         except BaseException:  # Ctrl-C, SIGTERM: each run can be resumed
             pool.shutdown(wait=False, cancel_futures=True)

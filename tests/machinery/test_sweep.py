@@ -249,15 +249,15 @@ def test_the_validation_acc_is_of_the_tested_epoch(tmp_path):
 
 
 def test_it_says_how_many_runs_there_are_and_how_long_they_take(calls, monkeypatch, capsys):
-    """The first run took two minutes; three are left, and six come later, two at a time."""
-    clock = [0, 120]  # at the beginning, and after the first run
+    """Two runs took two minutes; two are left, and six come later: eight minutes."""
+    clock = [0, 120]  # at the beginning, and after two runs
     monkeypatch.setattr(sweep, "time", SimpleNamespace(monotonic=lambda: clock.pop(0)))
-    args = sweep.parse([*TINY, "--methods", "heuristic", "--jobs", "2", *QUICK])
+    args = sweep.parse([*TINY, "--methods", "heuristic", *QUICK])
     jobs = sweep.jobs_of("tiny", ["constant:0", "heuristic"], [0, 1], "runs", args.extra)
     assert sweep.run_all(jobs, args, 6) == {} and len(calls) == 4
     out = capsys.readouterr().out
     assert "4 runs, 0 of them complete already" in out
-    assert "about 09:00 ([h:]mm:ss) for the other 9 runs" in out
+    assert "about 08:00 ([h:]mm:ss) for the other 8 runs" in out
     names = ["constant:0", "ogm:0.3", "mses"]
     plan = tuning.plan(tuning.searches("keypad", names, []), 9)
     assert plan.startswith("3 rows: 18 runs to choose, 2 more ")  # 4 + 1 + 4 values, two seeds
