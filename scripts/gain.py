@@ -8,12 +8,14 @@ mean over seeds, and its 95 % interval (Student's t). x: the perf_gap of constan
 each data set), or the number of training groups (--train-groups).
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
+import train
 from scripts.plots import COLOURS, legend, panels, save
 from utils import cli
 from utils.cli import SettingsError
@@ -23,26 +25,36 @@ JOINT = "constant:0"
 METHODS = ["constant:0.5", "heuristic", "learning-based", "released", "heads", "heuristic --heads"]
 
 
-def row_of(settings):
-    """A run's method and its flags of the two losses: a row of `sweep --preset losses`."""
-    heads = " --heads" if settings["heads"] else ""
-    matching = " --matching classes" if settings["matching"] == "classes" else ""
-    return settings["method"] + heads + matching
+def rows_of(logs):
+    """{row: {seed: test scores}} of runs on the same data.
+
+    A row is a method with its flags, as in the sweep, in alphabetical order. A flag that all runs
+    have is left out.
+    """
+    usual = dataclasses.asdict(train.Settings())
+    all_settings = [usual | log.first["settings"] for log in logs]
+    silent = cli.changeable(train.Settings) | {"dataset", "method", "seed", "train_groups"}
+    varied = {k for k in {*usual} - silent if len({str(s[k]) for s in all_settings}) > 1}
+    rows = {}
+    for settings, log in zip(all_settings, logs):
+        flags = {k: settings[k] for k in sorted(varied) if settings[k] != usual[k]}
+        row = " ".join([settings["method"], *cli.as_flags(flags)])
+        rows.setdefault(row, {})[settings["seed"]] = log.test
+    return rows
 
 
 def scores_of(folders):
-    """{(data set, train_groups): {row: {seed: test scores}}} of all finished runs in folders."""
+    """{(data set, train_groups): rows_of its runs} of all finished runs below folders."""
     found = {}
     for path in sorted(path for folder in folders for path in Path(folder).glob("**/log.jsonl")):
         log = read_log(path.parent)
         settings = log.first["settings"]
         if log.test:
             place = Path(settings["dataset"]).name, settings.get("train_groups", 0)
-            rows = found.setdefault(place, {})
-            rows.setdefault(row_of(settings), {})[settings["seed"]] = log.test
+            found.setdefault(place, []).append(log)
     if not found:
         raise SettingsError(f"{', '.join(folders)} has no finished run; give the --runs of a sweep")
-    return found
+    return {place: rows_of(logs) for place, logs in found.items()}
 
 
 def gain(rows, row):

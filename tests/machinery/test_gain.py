@@ -9,8 +9,7 @@ from scripts import gain
 
 def write_run(folder, acc, **settings):
     """A finished run of keypad with a fused ACC and a perf_gap of 30 points."""
-    settings = {"dataset": "keypad", "method": "constant:0", "heads": False, "seed": 0} | settings
-    settings = {"matching": "pairs", "train_groups": 0} | settings
+    settings = {"dataset": "keypad", "method": "constant:0", "seed": 0, "epochs": 3} | settings
     test = {"fused": {"acc": acc}, "perf_gap": 30.0}
     folder.mkdir(parents=True)
     lines = [{"settings": settings, "modalities": ["image", "sound"]}, {"test": test}]
@@ -45,6 +44,14 @@ def test_the_gain_is_of_equal_seeds(runs):
     assert gain.gain(few, "heuristic --heads --matching classes") == (0, 0)
     assert gain.gain(few, "heads") is None
     assert gain.perf_gap(few) == 30
+
+
+def test_another_fusion_is_another_row(runs):
+    """It does not replace the run of constant:0 with the same seed."""
+    write_run(runs / "z", 99, fusion="add")
+    rows = gain.scores_of([runs])["keypad", 0]
+    assert {*rows} == {"constant:0", "constant:0 --fusion add", "heads"}
+    assert rows["constant:0"][0]["fused"]["acc"] == 50
 
 
 def test_a_method_has_a_point_wherever_it_was_run(runs):
