@@ -22,7 +22,8 @@ from utils.cli import SettingsError
 from utils.run import read_log
 
 JOINT = "constant:0"
-METHODS = ["constant:0.5", "heuristic", "learning-based", "released", "heads", "heuristic --heads"]
+METHODS = ["constant:0.5", "heuristic", "learning-based", "heads"]
+METHODS += ["learning-based --heads --matching classes", "released:quintic", "unimodal"]
 
 
 def rows_of(logs):
@@ -102,7 +103,7 @@ def draw(found, x, methods, out):
         axis.set(xlabel="groups to train on (of keypad: images)", xscale="log")
         axis.set_xticks([*at.values()], [*map(str, at.values())])
         axis.minorticks_off()
-    legend(figure, axis, ncols=3)
+    legend(figure, axis, ncols=2)
     save(figure, out)
 
 
