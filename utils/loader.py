@@ -10,11 +10,8 @@ import torch
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader, default_collate
 
-from utils import distributed
 from utils.cli import SettingsError
 from utils.pretrained import is_text
-
-FEW = 12  # batches in a pass over few samples, as in utils.samples.by_size
 
 
 def identity(x, seed=None):
@@ -89,17 +86,13 @@ class BatchSampler:
     """Batches of keys (position, seed): of each sample its position, and its augmentation's seed.
 
     Every draw is a function of key, a list of ints. A pass is a permutation of the n samples
-    without its last n % B; in a pass of fewer than FEW batches they are a batch, too, if they are
-    two or more and for one process. An epoch has `length` batches, 0: one pass, None: it never ends
-    and has full batches only. shard: this process's part of a batch's keys.
+    without its last n % B. An epoch has `length` batches, 0: one pass, None: it never ends. shard:
+    this process's part of a batch's keys.
     """
 
     def __init__(self, n, batch_size, key, length=0, shard=None):
         self.n, self.batch_size, self.key = n, min(batch_size, n), key
         self.per_pass = n // self.batch_size
-        few = length is not None and self.per_pass < FEW and distributed.world_size() == 1
-        if few and n % self.batch_size > 1:
-            self.per_pass += 1
         self.length = self.per_pass if length == 0 else length
         self.shard, self.t = shard or list, 1
 

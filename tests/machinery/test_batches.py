@@ -14,7 +14,6 @@ from conftest import tiny
 import data
 import train
 from data import Batches, Samples
-from utils import distributed
 from utils.loader import InMemory, eval_loader, hold_out, stack
 
 
@@ -286,23 +285,3 @@ def test_a_run_can_train_on_few_groups(monkeypatch):
     args = train.parse(["--dataset", "tiny", "--train-groups", "1000"])
     with pytest.raises(ValueError, match="--train-groups is 1000, but tiny has 24 groups"):
         data.load_data(args, lambda m: ["cnn"] * m)
-
-
-@pytest.mark.parametrize("n, sizes", [(10, [4, 4, 2]), (9, [4, 4]), (8, [4, 4]), (3, [3])])
-def test_of_few_samples_the_last_partial_batch_counts(n, sizes):
-    """Every sample is seen in a pass, unless one is left over: L_MM needs two. Eq. 3's are full."""
-    batches = make(n, 4)
-    for t in (1, 2):
-        found = [y.tolist() for _, y in batches.epoch(t)]
-        assert [len(part) for part in found] == sizes and len(batches) == len(sizes)
-        seen = sorted(position for part in found for position in part)
-        assert seen == sorted({*seen}) and len(seen) == sum(sizes)
-    drawn = itertools.islice(batches.draw(1), 7)
-    assert {len(y) for _, y in drawn} == {min(4, n)}
-
-
-def test_of_many_samples_the_last_partial_batch_is_left_out(monkeypatch):
-    """As before; also of few ones that several processes share."""
-    assert len(make(50, 4)) == 12 and len(make(46, 4)) == 12
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    assert len(make(46, 4)) == 11
