@@ -475,6 +475,9 @@ def test_compared_is_the_paired_test():
     assert text == f"+2.0 [{low:+.1f}, {high:+.1f}]" == "+2.0 [-0.5, +4.5]"
     assert p == pytest.approx(2 * stats.t.sf(2 / error, 2))
     assert sweep.compared({0: tests[0]}, joint) == ("+1.0", None)
+    of_60 = [(59, 60), (58, 59)]  # right answers; equal differences but for rounding
+    rounded = [{s: {"fused": {"acc": 100 * n / 60}} for s, n in enumerate(row)} for row in of_60]
+    assert sweep.compared(*rounded) == ("+1.7", None)
     assert sweep.compared({9: tests[9]}, joint) == ("", None)
 
 
