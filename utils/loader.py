@@ -92,6 +92,7 @@ class BatchSampler:
 
     def __init__(self, n, batch_size, key, length=0, shard=None):
         self.n, self.batch_size, self.key = n, min(batch_size, n), key
+        # Paper silent: the last n % B samples of a pass. Here: left out, others in each pass.
         self.per_pass = n // self.batch_size
         self.length = self.per_pass if length == 0 else length
         self.shard, self.t = shard or list, 1
