@@ -16,6 +16,7 @@ import torch.nn.functional as F
 import train
 from baselines import class_of, held_out
 from data import Batches, Samples
+from model import MultimodalModel
 from utils.loader import identity
 
 C = 6  # classes
@@ -336,6 +337,18 @@ def test_domfn(gamma, scale):
             losses.append(F.cross_entropy(fused[i], y[i]))
     assert 0 < agreed < 16
     assert_same(found, ref, *(loss / 16 for loss in losses))
+
+
+def test_domfn_fuses_where_all_modalities_agree():
+    """Of three, two alike are near the mean, d = 0.05, the third is not, d = 0.21: no fusion."""
+    model = class_of("domfn")([1, 1, 1], 2)
+    model.begin(gamma=0.8, tau=0.2)  # the limit is 0.16
+    one, other = torch.tensor([[0.0, 1.0]]), torch.tensor([[3.0, 0.0]])
+    for logits, fused in ([one, one, other], False), ([one, one, one], True):
+        model.each = lambda z, logits=logits: torch.stack(logits)
+        z = [torch.ones(1, model.d)] * 3
+        expected = MultimodalModel.logits(model, z) if fused else logits[2]  # the surest, or W f(z)
+        assert torch.equal(model.logits(z), expected)
 
 
 def test_greedy():
