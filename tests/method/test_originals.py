@@ -351,6 +351,14 @@ def test_domfn_fuses_where_all_modalities_agree():
         assert torch.equal(model.logits(z), expected)
 
 
+@pytest.mark.parametrize("eps, held", [(100, False), (0.01, True)])
+def test_greedy_holds_a_gate_only_if_the_speeds_differ_by_more_than_eps(eps, held):
+    model, args = made(f"greedy:{eps}:5", fusion="channel")
+    for seed in range(3):
+        step(model, args, *batch(seed=seed))
+    assert (model.speeds.left > 0).item() == held
+
+
 def test_greedy():
     """nyukat/greedy_multimodal_learning a190e03, src/callbacks.py (Bias_Mitigation_Strong),
     src/balanced_mmtm.py, src/model.py:108, train.py:22-34: 25 steps."""
