@@ -1,6 +1,6 @@
 """docs/omega-rendered.html: the notebook with its outputs, to read without Python or a network.
 
-    pip install nbconvert ipykernel
+    pip install nbconvert ipykernel ipywidgets
     python -m scripts.render                runs all cells, which takes minutes
 
 Equations become MathML, as on the page; the file has no script.
@@ -48,7 +48,7 @@ def main(arguments=None):
             import nbformat
             from nbconvert.preprocessors import ExecutePreprocessor
         except ImportError as error:
-            raise cli.SettingsError(f"{error}; run: pip install nbconvert ipykernel") from error
+            raise cli.SettingsError(f"{error}; run: pip install nbconvert ipykernel ipywidgets") from error
         notebook = nbformat.read(NOTEBOOK, as_version=4)
         ExecutePreprocessor(timeout=None).preprocess(
             notebook, {"metadata": {"path": str(NOTEBOOK.parent)}}
