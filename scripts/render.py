@@ -48,7 +48,8 @@ def main(arguments=None):
             import nbformat
             from nbconvert.preprocessors import ExecutePreprocessor
         except ImportError as error:
-            raise cli.SettingsError(f"{error}; run: pip install nbconvert ipykernel ipywidgets") from error
+            needed = "pip install nbconvert ipykernel ipywidgets"
+            raise cli.SettingsError(f"{error}; run: {needed}") from error
         notebook = nbformat.read(NOTEBOOK, as_version=4)
         ExecutePreprocessor(timeout=None).preprocess(
             notebook, {"metadata": {"path": str(NOTEBOOK.parent)}}
