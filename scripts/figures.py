@@ -61,6 +61,12 @@ def spread(scores, modalities, metric):
     return max(single) - min(single)
 
 
+def differences(tests, reference):
+    """tests' fused ACC - reference's, of their common seeds in order; both {seed: test scores}."""
+    seeds = sorted({*tests} & {*reference})
+    return np.array([tests[s]["fused"]["acc"] - reference[s]["fused"]["acc"] for s in seeds])
+
+
 def cell(values):
     """mean ± std over seeds (n - 1), one decimal."""
     std = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""

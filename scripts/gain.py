@@ -16,12 +16,13 @@ import numpy as np
 from scipy import stats
 
 import train
-from scripts.plots import COLOURS, legend, panels, save
+from scripts.figures import differences
+from scripts.plots import COLOURS, GREY, legend, panels, save
+from scripts.sweep import JOINT
 from utils import cli
 from utils.cli import SettingsError
 from utils.run import read_log
 
-JOINT = "constant:0"
 METHODS = ["constant:0.5", "heuristic", "learning-based", "heads"]
 METHODS += ["learning-based --heads --matching classes", "released:quintic", "unimodal"]
 
@@ -60,13 +61,11 @@ def scores_of(folders):
 
 def gain(rows, row):
     """(mean, half of the 95 % interval) of fused ACC - that of constant:0; None below two seeds."""
-    tests, joint = rows.get(row, {}), rows.get(JOINT, {})
-    seeds = sorted({*tests} & {*joint})
-    if len(seeds) < 2:
+    difference = differences(rows.get(row, {}), rows.get(JOINT, {}))
+    n = len(difference)
+    if n < 2:
         return None
-    difference = [tests[seed]["fused"]["acc"] - joint[seed]["fused"]["acc"] for seed in seeds]
-    half = stats.t.ppf(0.975, len(seeds) - 1) * np.std(difference, ddof=1) / len(seeds) ** 0.5
-    return np.mean(difference), half
+    return difference.mean(), stats.t.ppf(0.975, n - 1) * difference.std(ddof=1) / n**0.5
 
 
 def perf_gap(rows):
@@ -92,7 +91,7 @@ def draw(found, x, methods, out):
         place, mean, half = points_of(found, at, row)
         style = {"fmt": "o" if by_gap else "o-", "capsize": 2, "lw": 1.2, "color": colour}
         axis.errorbar(place + step * (k - len(methods) / 2), mean, half, label=row, **style)
-    axis.axhline(0, color="#777777", lw=1)
+    axis.axhline(0, color=GREY, lw=1)
     axis.set_ylabel("gain in fused ACC, points")
     if by_gap:
         axis.set_xlabel("perf_gap of constant:0, points")

@@ -1,6 +1,5 @@
 """The pictures `gap`, `gradcam` and `animate` of scripts/figures.py: what a trained model sees."""
 
-import functools
 import itertools
 
 import numpy as np
@@ -8,9 +7,8 @@ import torch
 from torch import nn
 
 import train
-from data import load_data
-from model import encoder_names
 from scripts.plots import BLACK, GREY, PINK, legend, panels, read_epochs, save, titled
+from scripts.predict import own_data
 from utils import cli
 from utils.cli import SettingsError
 from utils.loader import eval_loader
@@ -26,9 +24,7 @@ WORD = {"ha": "center", "va": "center", "color": "#ff9955", "fontsize": 9}
 def load_run(folder):
     """(data, model without its weights, title) of a run; SettingsError without a checkpoint."""
     first, _ = read_epochs(folder)
-    args = train.parse(["--eval", folder])
-    encoders = functools.partial(encoder_names, args.encoders)
-    data = load_data(args, encoders, trained=load_checkpoint(folder)["data"])
+    args, data = own_data(folder)
     return data, train.make_model(args, data), titled(folder, first["settings"])
 
 
@@ -163,11 +159,8 @@ def grad_cams(folder, modality, samples):
     """
     data, model, name = load_run(folder)
     modality = cli.check_choice("modality", modality or data.modalities[0], data.modalities)
-    j, test, epochs = (
-        data.modalities.index(modality),
-        data.splits["test"],
-        needed(folder, "gradcam", 3),
-    )
+    j, test = data.modalities.index(modality), data.splits["test"]
+    epochs = needed(folder, "gradcam", 3)
     device, rows = next(model.parameters()).device, []
     for i in chosen(samples, len(test)):
         *x, k = test[i]

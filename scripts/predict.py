@@ -276,8 +276,8 @@ def write_csv(path, records, modalities):
     print(f"wrote {path}")
 
 
-def own_samples(run, split, root=None):
-    """The Samples of a split of the run's own data, as train.py --eval reads them.
+def own_data(run, split="test", root=None):
+    """(settings, Data) of a run, as train.py --eval reads them.
 
     root: the folder of the data, if it has moved.
     """
@@ -286,7 +286,12 @@ def own_samples(run, split, root=None):
     trained = load_checkpoint(run)["data"]
     encoders = functools.partial(encoder_names, args.encoders)
     needs_val = train.requirements(args.method).needs_val
-    return datasets.load_data(args, encoders, needs_val, trained).splits[split]
+    return args, datasets.load_data(args, encoders, needs_val, trained)
+
+
+def own_samples(run, split, root=None):
+    """The Samples of a split of the run's own data."""
+    return own_data(run, split, root)[1].splits[split]
 
 
 def own_records(predictor, run, split, root=None):

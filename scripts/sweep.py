@@ -277,14 +277,12 @@ def compared(tests, reference):
     tests, reference: {seed: test scores}; of common seeds. ("", None) without one; no interval and
     p None for a single one or where all differences are the same.
     """
-    seeds = sorted({*tests} & {*reference})
-    a, b = ([scores[seed]["fused"]["acc"] for seed in seeds] for scores in (tests, reference))
-    if not seeds:
+    difference = figures.differences(tests, reference)
+    if not len(difference):
         return "", None
-    difference = np.subtract(a, b)
     if np.ptp(difference) < 1e-9:  # the same but for rounding: no test
         return f"{difference.mean():+.1f}", None
-    test = stats.ttest_rel(a, b)
+    test = stats.ttest_1samp(difference, 0)  # the paired test
     low, high = test.confidence_interval()
     return f"{difference.mean():+.1f} [{low:+.1f}, {high:+.1f}]", test.pvalue
 
@@ -338,7 +336,7 @@ def table(dataset, modalities, rows, names, preset, metric, daggers):
     )
     if several:
         text += (
-            " p: a two-sided paired t-test over these seeds (scipy's ttest_rel), corrected for the "
+            " p: a two-sided paired t-test over these seeds, corrected for the "
             f"table's {len(p)} comparisons by Holm's method."
         )
     notes = [figures.one_table([head, *lines]), text]

@@ -22,8 +22,8 @@ from bilevel import grad
 from data import Batches
 from losses import classification_loss, modality_matching_loss, similarity
 from scripts.figures import one_table
-from scripts.inside import load_run
-from train import parse
+from scripts.predict import own_data
+from train import make_model
 from utils import cli
 from utils.modules import eval_mode
 from utils.run import checkpoint_epochs, load_checkpoint, load_state
@@ -36,13 +36,13 @@ def negatives(z, y, tau):
 
     z: features of the modalities, (B, d) each; y: (B,). Means over samples and pairs of modalities.
     """
-    itself = torch.eye(len(y), dtype=bool)
-    same = (y[:, None] == y) & ~itself
+    itself = torch.eye(len(y), dtype=bool, device=y.device)
+    same, match = (y[:, None] == y) & ~itself, torch.arange(len(y), device=y.device)
     found = []
     for z_j, z_l in itertools.permutations(z, 2):
         logits = similarity(z_j, z_l) / tau  # (B, B)
         weight = logits.masked_fill(itself, -torch.inf).softmax(1)
-        masked = F.cross_entropy(logits.masked_fill(same, -torch.inf), torch.arange(len(y)))
+        masked = F.cross_entropy(logits.masked_fill(same, -torch.inf), match)
         part = same.sum() / (~itself).sum()
         found.append(torch.stack([part, (weight * same).sum(1).mean(), masked]))
     return torch.stack(found).mean(0)
@@ -77,15 +77,16 @@ def measure(model, train, test, tau):
 
 def table(folder):
     """The table of a run's folder."""
-    args = parse(["--eval", folder, "--device", "cpu"])
-    data, model, _ = load_run(folder)
+    args, data = own_data(folder)
+    model = make_model(args, data)
+    device = next(model.parameters()).device
     parts = [data.splits["train"], data.splits["test"]]
     size = min(args.batch_size, *map(len, parts))
-    batches = [Batches(part, size, [args.seed], "cpu") for part in parts]
+    batches = [Batches(part, size, [args.seed], device) for part in parts]
     losses = ["CE", "L_MM", "own CE"][: 3 if args.heads else 2]
     head = ["t", "same class, %", "weight, %", "L_MM train", "L_MM test", "masked"]
     lines = [[*head, *(f"|g| {loss} {name}" for loss in losses for name in data.modalities)]]
-    for t in sorted(checkpoint_epochs(folder)):
+    for t in checkpoint_epochs(folder):
         load_state(load_checkpoint(folder, t), model=model)
         values, sizes = measure(model, *batches, args.tau)
         percent = [f"{value:.0f}" for value in values[:2]]

@@ -140,7 +140,8 @@ def no_folder(path):
     """The SettingsError for a path that is no folder."""
     if os.path.exists(path):
         return SettingsError(f"{path} is a file; give its folder, {os.path.dirname(path) or '.'}")
-    hint = f" (did you mean {other_case(path)}?)" if other_case(path) else "; check its path"
+    other = other_case(path)
+    hint = f" (did you mean {other}?)" if other else "; check its path"
     return SettingsError(f"there is no folder {path}{hint}")
 
 

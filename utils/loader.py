@@ -171,11 +171,9 @@ def with_validation(args, data, needs_val):
     splits, fraction = dict(data.splits), args.val_fraction
     groups = np.arange(len(splits["train"])) if data.groups is None else data.groups
     if n := args.train_groups:
-        if n > len(np.unique(groups)):
-            raise SettingsError(
-                f"--train-groups is {n}, but {args.dataset} has {len(np.unique(groups))} groups to "
-                "train on; choose fewer"
-            )
+        if n > (there := len(np.unique(groups))):
+            has = f"{args.dataset} has {there} groups to train on"
+            raise SettingsError(f"--train-groups is {n}, but {has}; choose fewer")
         kept = np.flatnonzero(of_groups(groups, n, args.seed))
         splits["train"], groups = splits["train"].subset(kept), groups[kept]
     if "val" in splits and fraction:
