@@ -270,7 +270,7 @@ DATASETS |= {name: functools.partial(load, name) for name in SETS}
 
 
 def load_data(args, encoders, needs_val=False, trained=None):
-    """The Data of a run, which can be read: on its device if it is in memory.
+    """The Data of a run, which can be read. Tensors are moved to its device, unless workers read.
 
     args: train.Settings; encoders: m -> the names of m encoders; needs_val: whether a tenth of the
     training split is held out where there is no validation part; trained: what a run to resume or
@@ -281,7 +281,7 @@ def load_data(args, encoders, needs_val=False, trained=None):
     splits = with_validation(args, data, needs_val)
     check_splits(args, splits)
     readers = make_readers(data.kinds.values(), encoders(len(data.kinds)))
-    device = distributed.pick_device(args.device)
+    device = "cpu" if args.workers else distributed.pick_device(args.device)
     for name, samples in splits.items():
         splits[name] = samples = copy.copy(samples)
         samples.readers = samples.readers or readers

@@ -137,7 +137,7 @@ def shown(x_j):
     x_j = x_j[len(x_j) // 2] if x_j.dim() == 4 else x_j
     x_j = x_j if len(x_j) == 3 else x_j.float().mean(0, keepdim=True)
     x_j = (x_j - x_j.min()) / (x_j.max() - x_j.min()).clamp(min=1e-12)
-    return x_j.permute(1, 2, 0).squeeze(2).numpy()
+    return x_j.permute(1, 2, 0).squeeze(2).cpu().numpy()
 
 
 def chosen(samples, n):

@@ -369,7 +369,7 @@ def main(arguments=None):
         parser.add_argument("--export", metavar="OUT", help="write the model for torch.export.load")
         parser.add_argument("--device", default="auto", help="cpu, cuda, mps, auto")
         args = parser.parse_args(arguments)
-        predictor = Predictor(args.run, args.device)
+        predictor = Predictor(args.run, "cpu" if args.export else args.device)
         if args.files:
             rows = rows_of(predictor, args.files)
             rows = [row for row in rows if args.split in (None, row[1])]

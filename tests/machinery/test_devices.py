@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_leaves
 import train
 from baselines import Baseline, held_out
 from bilevel import SOLVERS
-from data import Batches, Samples, identity
+from data import Batches, Samples, identity, load_data
 from model import MultimodalModel
-from scripts.inside import grad_cam
+from scripts.inside import grad_cam, shown
 from utils.loader import eval_loader
 
 ENCODERS = ["cnn", "resnet18", "bert", "clip"]
@@ -181,6 +181,25 @@ def test_a_tensor_left_on_the_cpu_is_found(on_meta):
     model.classifier.bias = nn.Parameter(torch.zeros(3))
     with played_gpu(), pytest.raises(RuntimeError, match="mixes devices"):
         model([x_j.to("meta") for x_j in samples.sources])
+
+
+@pytest.mark.parametrize("workers, there", [(0, "meta"), (1, "cpu")])
+def test_data_in_memory_move_to_the_device_unless_workers_read_them(
+    tiny_data, monkeypatch, workers, there
+):
+    """A worker process cannot read the tensors of a GPU."""
+    monkeypatch.setattr("utils.distributed.pick_device", lambda name: "meta")
+    args = train.Settings(dataset="tiny", workers=workers)
+    found = load_data(args, lambda m: ["cnn"] * m)
+    assert {x.device.type for x in found.splits["train"].sources} == {there}
+
+
+def test_a_picture_of_an_input_is_on_the_cpu():
+    """The inputs of a small set are on the run's device."""
+    waits = []
+    with Operations(waits):
+        assert shown(torch.ones(3, 4, 5, device="meta")).shape == (4, 5, 3)
+    assert waits
 
 
 def test_what_a_device_refuses_is_found():

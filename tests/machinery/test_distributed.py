@@ -18,7 +18,7 @@ from utils import run as runs
 
 ROOT = Path(__file__).parents[2]
 FLAGS = ["--dataset", "tiny", "--epochs", "3", "--batch-size", "16", "--eta-alpha", "1"]
-FLAGS += ["--keep", "9", "--encoders"]
+FLAGS += ["--device", "cpu", "--keep", "9", "--encoders"]  # two processes need two GPUs
 
 
 def plain(channels, pretrained=False, source=""):

@@ -315,7 +315,8 @@ def test_mslr_with_equal_rates_is_the_sum_of_predictions(tiny_data, monkeypatch)
     """While the accuracies stand still: the fused model of --fusion sum, bit for bit."""
     monkeypatch.setattr("baselines.held_out", lambda *_: torch.ones(2, 3))
     for name, flags in {"mslr": [], "constant:0": ["--fusion", "sum"]}.items():
-        flags = [*flags, "--epochs", "7", "--val-fraction", "0.2", "--method", name]
+        flags = [*flags, "--epochs", "7", "--val-fraction", "0.2", "--device", "cpu"]
+        flags += ["--method", name]
         assert train.main([*TINY, *flags, "--out", name[:4]]) == 0
     for ours, theirs in zip(epochs_of("mslr"), epochs_of("cons")):
         for key in ("l_total", "l_mm", "lr", "fused"):

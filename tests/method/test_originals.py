@@ -518,7 +518,7 @@ def test_weight_fits_each_prediction():
     """njustkmg/IJCAI19_CMML e249f88, Train.py:252, with predictions in place of features: L_1 + L_2
     beside the fused loss, so that no modality is forgotten."""
     torch.manual_seed(0)
-    args = train.Settings(method="constant:0", fusion="weight", encoders="mlp")
+    args = train.Settings(method="constant:0", fusion="weight", encoders="mlp", device="cpu")
     model = train.make_model(args, SimpleNamespace(channels=[7, 5], classes=range(C))).train()
     (x, y), ref = batch(), copy.deepcopy(model)
     optimizer = torch.optim.SGD(model.parameters(), 0.05)

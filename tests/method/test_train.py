@@ -225,7 +225,7 @@ def test_the_optimiser_minimises_the_total_loss(tiny_data):
 
 def test_matching_takes_the_labels_to_l_mm(tiny_data):
     """--matching classes: L_MM of one batch with the labels, for theta and for alpha."""
-    args, data, model = prepared(matching="classes")
+    args, data, model = prepared(matching="classes", device="cpu")
     (x, y), z = next(train.make_batches(args, data, "cpu")[1].draw(1)), None
     z, o = model.eval()(x)
     expected = modality_matching_loss(z, args.tau, y)
@@ -236,14 +236,14 @@ def test_matching_takes_the_labels_to_l_mm(tiny_data):
 
 def test_heads_add_their_losses_and_score_their_modality(tiny_data):
     """L_CLS = CE(fused) + CE(o_1) + CE(o_2); a modality's score is that of its own head."""
-    args, data, model = prepared(heads=True)
+    args, data, model = prepared(heads=True, device="cpu")
     x, y = next(train.make_batches(args, data, "cpu")[1].draw(1))
     z, o = model.eval()(x)
     own = [head(z_j) for head, z_j in zip(model.classifiers, z)]
     expected = sum(torch.nn.functional.cross_entropy(o_k, y) for o_k in [model.logits(z), *own])
     assert torch.allclose(train.losses(z, o, y, args)[0], expected)
     assert torch.equal(model.unimodal_logits(z, 1), own[1])
-    joint = prepared()[2]
+    joint = prepared(device="cpu")[2]
     assert len(o) == 3 and len(joint(x)[1]) == 1 and not len(joint.classifiers)
 
 
@@ -301,7 +301,7 @@ def test_the_batch_of_eq_3_has_a_size_of_its_own(tiny_data, monkeypatch):
 def test_bf16_is_for_the_steps_alone(tiny_data, monkeypatch):
     """A step's features are rounded to bfloat16, its losses and gradients are float32; Eq. 3's
     losses are exact."""
-    args, data, model = prepared()
+    args, data, model = prepared(device="cpu")
     x, y = [x_j[:16] for x_j in data.splits["train"].sources], data.splits["train"].y[:16]
     seen, real = {}, train.losses
 
