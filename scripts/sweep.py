@@ -159,9 +159,9 @@ def data_name(dataset):
 
 
 def folder_of(dataset, row, seed):
-    """`constant:0.5 --heads --lr 0.01` -> keypad-constant0.5-heads-0.01-seed0."""
-    words = re.sub(r"--\S+ (?!--)", "", row).replace("--", "").split()  # no flag that has a value
-    return "-".join([data_name(dataset), *(re.sub("[:/]", "", w) for w in words), f"seed{seed}"])
+    """`constant:0.5 --heads --lr 0.01` -> keypad-constant0.5-heads-lr-0.01-seed0."""
+    words = re.sub("[:/]", "", row.replace(" --", " ").replace("=", " ")).split()
+    return "-".join([data_name(dataset), *words, f"seed{seed}"])
 
 
 def jobs_of(dataset, rows, seeds, runs, extra, hold_out=False):

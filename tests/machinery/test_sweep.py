@@ -93,17 +93,19 @@ def test_rows_with_equal_settings_are_one(calls, capsys):
     assert said in capsys.readouterr().err
 
 
-def test_a_run_has_a_folder_of_its_own():
-    """Named by the method, flags without and values of flags with a value; two runs share none."""
+def test_a_run_has_a_folder_of_its_own(monkeypatch):
+    """Named by its row; two runs share none."""
     for row, name in {
         "heuristic": "heuristic",
-        "constant:0.5 --heads --lr 0.01": "constant0.5-heads-0.01",
+        "constant:0.5 --heads --lr 0.01": "constant0.5-heads-lr-0.01",
         "mses:5 --pretrained": "mses5-pretrained",
-        "constant:0 --encoders cnn,bert:a/b": "constant0-cnn,bertab",
+        "constant:0 --encoders=cnn,bert:a/b": "constant0-encoders-cnn,bertab",
     }.items():
         assert sweep.folder_of("keypad", row, 3) == f"keypad-{name}-seed3"
-    rows = ["heuristic --lr 0.3", "heuristic --tau 0.3"]
-    with pytest.raises(ValueError, match="share runs/keypad-heuristic-0.3-seed0; leave one out"):
+    rows = ["learning-based --alpha-0 0.3", "learning-based --alpha-limit 0.3"]
+    assert len(sweep.jobs_of("keypad", rows, [0], "runs", [])) == 2
+    monkeypatch.setattr(sweep, "folder_of", lambda *_: "one")
+    with pytest.raises(ValueError, match="share runs/one; leave one out"):
         sweep.jobs_of("keypad", rows, [0], "runs", [])
 
 
@@ -148,7 +150,7 @@ def test_a_sweep_trains_compares_and_draws(calls, capsys):
     flags = [*TINY, "--methods", "heads,constant:0 --fusion affine", "--jobs", "2"]
     assert sweep.main([*flags, *QUICK]) == 0
     folders = {path.parent.name for path in Path("runs").glob("*/log.jsonl")}
-    names = ("constant0", "heads", "constant0-affine")
+    names = ("constant0", "heads", "constant0-fusion-affine")
     assert folders == {f"tiny-{name}-seed{seed}" for name in names for seed in (0, 1)}
     table = Path("runs/sweep-tiny-methods.md").read_text()
     assert table in capsys.readouterr().out
