@@ -156,23 +156,23 @@ def epoch(rounds=3):
     usual = defaults("cremad")
     n_step, n_update = usual["batch_size"], usual["alpha_batch"]
     steps = SETS["cremad"]["paper"][0] // n_step
-    sizes = (16, 32) if CUDA else (2, 6)
-    model, (x, y) = two_resnets(max(sizes), (257, 299), (224, 224))
-    batches = [([x_j[:size] for x_j in x], y[:size]) for size in sizes]
+    ours, theirs = ((16, 32), (128, 256)) if CUDA else ((2, 6), (2, 6))  # of an update, of a step
+    model, (x, y) = two_resnets(max(theirs), (257, 299), (224, 224))
+    batches = {size: ([x_j[:size] for x_j in x], y[:size]) for size in {*ours, *theirs}}
     optimizer = sgd(model)
     for bf16 in (False, True) if usual["bf16"] else (False,):
         s, shares = train.Settings(bf16=bf16), []
         step = functools.partial(training_step, model, optimizer=optimizer, s=s)
-        step(batches[0])  # warm up
-        for _ in tqdm(range(rounds), "rounds", leave=False):
-            times = [seconds(functools.partial(step, batch)) for batch in batches]
-            own = [seconds(functools.partial(alpha_update, model, batch, s)) for batch in batches]
-            whole = steps * line(sizes, times)(n_step)
-            shares.append(100 * line(sizes, own)(n_update) / whole)
+        own = functools.partial(alpha_update, model, s=s)
+        for _ in tqdm(range(1 + rounds), "rounds", leave=False):  # the first one warms up
+            update_times = [seconds(functools.partial(own, batches[size])) for size in ours]
+            step_times = [seconds(functools.partial(step, batches[size])) for size in theirs]
+            whole = steps * line(theirs, step_times)(n_step)
+            shares.append(100 * line(ours, update_times)(n_update) / whole)
         precision = "bf16" if bf16 else "float32"
-        print(f"Steps in {precision}: an update takes {spread(shares, 1)} % of the epoch.")
-    how = f"extrapolated from batches of {sizes[0]} and {sizes[1]}"
-    print(f"{steps} steps with batches of {n_step}, an update with {n_update}; {how}.")
+        print(f"Steps in {precision}: an update takes {spread(shares[1:], 1)} % of the epoch.")
+    print(f"{steps} steps with batches of {n_step}, an update with {n_update}.")
+    print(f"Timed: steps with batches of {theirs}, updates with {ours}; the rest lies on a line.")
 
 
 def eq_3(model, batch, terms, step):

@@ -223,7 +223,7 @@ def test_an_exported_model_needs_nothing_of_the_project(pets, tmp_path):
     """It computes the probabilities of batches of any size in a Python that knows torch alone."""
     given = ["image=pets/a b/4.jpg", "vector=pets/4.npy"]
     assert predict.main(["run", *given, "--export", "model.pt2"]) == 0
-    predictor = Predictor("run")
+    predictor = Predictor("run", "cpu")
     x = [
         predictor.read(predictor.prepared(tmp_path, "", [f"pets/a b/{i}.jpg", f"pets/{i}.npy"])[2])
         for i in (3, 4, 5)
