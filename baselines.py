@@ -46,8 +46,9 @@ class Baseline(MultimodalModel):
         """Raise ValueError for settings of a run that the method cannot have."""
         name = args.method.split(":")[0]
         cls.numbers(args.method)
-        if args.heads:
-            raise SettingsError(f"--heads is for alpha's own methods; leave it out with {name}")
+        if args.heads or args.matching != "pairs":
+            flag = "--heads" if args.heads else f"--matching {args.matching}"
+            raise SettingsError(f"{flag} is for methods with an alpha; leave it out with {name}")
         if cls.fusions and args.fusion not in cls.fusions:
             wanted = " or ".join(f"--fusion {fusion}" for fusion in cls.fusions)
             got = f"got {args.fusion}; change one of them"

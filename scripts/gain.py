@@ -4,20 +4,18 @@
     python -m scripts.gain runs/images --x groups --out docs/images.png
 
 The gain is the difference in fused ACC to the run of constant:0 with the same data and seed: the
-mean over seeds, and its 95 % interval (Student's t). x: the perf_gap of constant:0 (a place for
-each data set), or the number of training groups (--train-groups).
+mean over seeds, and its 95 % interval (Student's t). x: the data sets in the order of the perf_gap
+of constant:0, or the number of training groups (--train-groups).
 """
 
-import dataclasses
 import sys
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
-import train
 from scripts.figures import differences
-from scripts.plots import COLOURS, GREY, legend, panels, save
+from scripts.plots import COLOURS, GREY, legend, panels, save, unusual
 from scripts.sweep import JOINT
 from utils import cli
 from utils.cli import SettingsError
@@ -31,16 +29,14 @@ def rows_of(logs):
     """{row: {seed: test scores}} of runs on the same data.
 
     A row is a method with its flags, as in the sweep, in alphabetical order. A flag that all runs
-    have is left out.
+    have is left out, and so is a data set's default.
     """
-    usual = dataclasses.asdict(train.Settings())
-    all_settings = [usual | log.first["settings"] for log in logs]
-    silent = cli.changeable(train.Settings) | {"dataset", "method", "seed", "train_groups"}
-    varied = {k for k in {*usual} - silent if len({str(s[k]) for s in all_settings}) > 1}
-    rows = {}
-    for settings, log in zip(all_settings, logs):
-        flags = {k: settings[k] for k in sorted(varied) if settings[k] != usual[k]}
-        row = " ".join([settings["method"], *cli.as_flags(flags)])
+    rows, flags = {}, [unusual(log.first["settings"]) for log in logs]
+    shared = {k for k in flags[0] if all(own.get(k) == flags[0][k] for own in flags)}
+    for own, log in zip(flags, logs):
+        settings = log.first["settings"]
+        apart = {k: own[k] for k in sorted(own.keys() - shared - {"train_groups"})}
+        row = " ".join([settings["method"], *cli.as_flags(apart)])
         rows.setdefault(row, {})[settings["seed"]] = log.test
     return rows
 
@@ -84,9 +80,11 @@ def draw(found, x, methods, out):
     figure, ((axis,),) = panels(1, 1, 7.5, 4.5)
     found = {place: rows for place, rows in found.items() if JOINT in rows}
     by_gap = x == "perf_gap"
-    at = {place: perf_gap(rows) if by_gap else place[1] for place, rows in found.items()}
-    # Beside each other: at one perf_gap the methods would hide each other.
-    step = 0.012 * (max(at.values()) - min(at.values())) if by_gap else 0
+    gaps = {place: perf_gap(rows) for place, rows in found.items()}
+    at = {place: place[1] for place in found}
+    if by_gap:  # by rank, and the methods beside each other: else the points hide each other
+        at = {place: k for k, place in enumerate(sorted(gaps, key=gaps.get))}
+    step = 0.09 if by_gap else 0
     for k, (row, colour) in enumerate(zip(methods, COLOURS)):
         place, mean, half = points_of(found, at, row)
         style = {"fmt": "o" if by_gap else "o-", "capsize": 2, "lw": 1.2, "color": colour}
@@ -94,10 +92,8 @@ def draw(found, x, methods, out):
     axis.axhline(0, color=GREY, lw=1)
     axis.set_ylabel("gain in fused ACC, points")
     if by_gap:
-        axis.set_xlabel("perf_gap of constant:0, points")
-        text = {"xycoords": ("data", "axes fraction"), "ha": "center", "fontsize": 9}
-        for k, place in enumerate(sorted(at, key=at.get)):
-            axis.annotate(place[0], (at[place], 1.02 + 0.06 * (k % 2)), **text)
+        axis.set_xlabel("data set, and the perf_gap of constant:0 on it in points")
+        axis.set_xticks([*at.values()], [f"{place[0]}\n{gaps[place]:.1f}" for place in at])
     else:
         axis.set(xlabel="groups to train on (of keypad: images)", xscale="log")
         axis.set_xticks([*at.values()], [*map(str, at.values())])

@@ -26,6 +26,7 @@ import functools
 import hashlib
 import html
 import io
+import os
 import re
 import sys
 from importlib import metadata
@@ -280,7 +281,7 @@ class Page:
         raise cli.SettingsError(f"docs/CHOICES.md has no row that begins with this {place}")
 
     def note(self, mark, what, text):
-        what, text = self.md.renderInline(what), self.md.renderInline(text)
+        what, text = (self.md.renderInline(linked(part)) for part in (what, text))
         head, middle = f"<strong>{mark}:</strong>", f"<em>{MARKS[mark]}:</em>"
         return f'<p class="note">{head} {what}. {middle} {text}.</p>'
 
@@ -313,8 +314,18 @@ def included(text):
 
     text = re.sub(r"^```include\n(.*)\n```$", insert, text, flags=re.M)
     here = set(map(anchor, re.findall(r"^#+ (.*)", text, re.M)))
-    link = re.compile(r"\]\([\w.-]+#([\w-]+)\)")
-    return link.sub(lambda m: f"](#{m[1]})" if m[1] in here else m[0], text)
+    return linked(text, here)
+
+
+def linked(text, here=()):
+    """Links to the headings `here`; else a file's name, because a browser shows Markdown raw."""
+
+    def link(match):
+        words, file, place = match.groups()
+        own = f"[{words}](#{place})"
+        return own if place in here else f"{words} (`{os.path.normpath(f'docs/{file}')}`)"
+
+    return re.sub(r"\[([^]]+)\]\(([\w./-]+\.md|paper-and-code\.html)#?([\w-]*)\)", link, text)
 
 
 def contents(headings):

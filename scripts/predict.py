@@ -5,9 +5,9 @@ python -m scripts.predict runs/RUN image=a.jpg audio=b.wav   one sample
 python -m scripts.predict runs/RUN                           the test split of the run's own data
 
 FOLDER/samples.csv has the columns of your own data (docs/DATA.md); split and label may be blank or
-missing. A sample without one of the modalities is predicted from the others. --csv OUT writes a
-line for each sample; --export OUT.pt2 writes the model for torch.export.load, which needs nothing
-of this project.
+missing. Without a samples.csv the files with one name, a.jpg and a.wav, are one sample. A sample
+without one of the modalities is predicted from the others. --csv OUT writes a line for each sample;
+--export OUT.pt2 writes the model for torch.export.load, which needs nothing of this project.
 
 In Python:
 
@@ -37,6 +37,7 @@ from model import encoder_names
 from utils import cli, distributed
 from utils.atomic import atomic
 from utils.cli import SettingsError
+from utils.folders import by_name
 from utils.loader import collate, eval_loader
 from utils.modalities import MODALITIES, make_readers
 from utils.modules import eval_mode
@@ -162,10 +163,14 @@ def rows_of(predictor, files):
 
 
 def rows_of_folder(predictor, folder):
-    """[(root, split, label, cells)] of FOLDER/samples.csv, by split."""
+    """[(root, split, label, cells)] of FOLDER/samples.csv, by split; without it, of its files."""
     if not os.path.isfile(os.path.join(folder, "samples.csv")):
+        if rows := by_name(folder, predictor.kinds.values()):
+            print(f"{folder} has no samples.csv: files with one name are one sample")
+            return [(folder, "", "", cells) for cells in rows]
         hint = f"write its first line, {','.join(predictor.kinds)}, and a line for each sample"
-        raise SettingsError(f"{folder} has no samples.csv; {hint}, see docs/DATA.md")
+        names = "and no files of each kind with one name"
+        raise SettingsError(f"{folder} has no samples.csv, {names}; {hint}, see docs/DATA.md")
     kinds, rows = own_table(folder, needed=[])
     for name, kind in predictor.kinds.items():
         if kinds.get(name, kind) != kind:

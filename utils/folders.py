@@ -7,6 +7,7 @@ data, like images or audio, are passed through.
 
 import csv
 import os
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -23,7 +24,7 @@ TEST_EVERY = 5  # of the samples of a class, or of the groups, where no folder n
 
 
 def found_files(root):
-    """Yield (key, split, kind, path) of each file of data; key: (label, folders below, stem)."""
+    """Yield (key, split, kind, path) of each file of data; key: (folders, stem), a label first."""
     for path in sorted(Path(root).rglob("*")):
         parts = path.relative_to(root).parts
         kind = ENDINGS.get(path.suffix.lower())
@@ -33,8 +34,24 @@ def found_files(root):
             continue
         splits = [SPLITS[p.lower()] for p in parts[:-1] if p.lower() in SPLITS]
         rest = [p for p in parts[:-1] if p.lower() not in SPLITS and p.lower() not in PASSED]
-        if rest:
-            yield (rest[0], *rest[1:], path.stem), splits[0] if splits else "", kind, path
+        yield (*rest, path.stem), splits[0] if splits else "", kind, path
+
+
+def by_name(root, kinds):
+    """The cells of the samples of a folder without a samples.csv, a list for each sample.
+
+    Files with one name are a sample, as in rows_of. kinds: of a run's modalities; the cell of a
+    kind without a file is "". No samples where two modalities are of one kind, or no sample is
+    whole.
+    """
+    kinds = ["array" if kind in ("vector", "grid") else kind.split("-")[0] for kind in kinds]
+    samples = {}
+    for key, split, kind, path in found_files(root):
+        if kind in kinds:
+            samples.setdefault((split, key), {}).setdefault(kind, path)
+    if max(map(len, samples.values()), default=0) < len(kinds):
+        return []
+    return [[cell(root, kind, files.get(kind)) for kind in kinds] for files in samples.values()]
 
 
 def rows_of(root, separator=None):
@@ -47,6 +64,8 @@ def rows_of(root, separator=None):
         raise no_folder(root)
     samples, twice = {}, []
     for key, split, kind, path in found_files(root):
+        if len(key) == 1:
+            continue  # in no class's folder
         files = samples.setdefault((key, split), {})
         if kind in files:
             twice.append(f"{files[kind].name} and {path.name}")
@@ -108,3 +127,4 @@ def write_samples(root, separator=None):
         print(
             f"{lack} without a file of each kind: the cells are blank, and training leaves them out"
         )
+    print(f"to train: python train.py --dataset {shlex.quote(str(root))} --method heuristic")

@@ -576,6 +576,8 @@ class Run:
         for line in near_chance(result, modalities, counts):
             print(line + hint)
         print(f"to see it: python -m scripts.figures curves {quoted(self.folder)}")
+        if os.path.isdir(args.dataset):
+            print(f"to use it: python -m scripts.predict {quoted(self.folder)} FOLDER")
 
 
 def folder_of(args):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from data import defaults
 from scripts import gain
 
 
@@ -52,6 +53,14 @@ def test_another_fusion_is_another_row(runs):
     rows = gain.scores_of([runs])["keypad", 0]
     assert {*rows} == {"constant:0", "constant:0 --fusion add", "heads"}
     assert rows["constant:0"][0]["fused"]["acc"] == 50
+
+
+def test_a_default_of_the_data_set_is_no_flag(tmp_path):
+    """isl has an alpha_limit of its own, which one run replaces."""
+    limit = defaults("isl")["alpha_limit"]
+    for seed, alpha_limit in enumerate([limit, limit, 0.3]):
+        write_run(tmp_path / f"{seed}", 50, dataset="isl", seed=seed, alpha_limit=alpha_limit)
+    assert {*gain.scores_of([tmp_path])["isl", 0]} == {"constant:0", "constant:0 --alpha-limit 0.3"}
 
 
 def test_a_method_has_a_point_wherever_it_was_run(runs):

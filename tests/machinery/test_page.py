@@ -131,7 +131,7 @@ def test_the_page_has_its_structure(tags):
 
 
 def test_every_link_leads_somewhere(made, tags):
-    """To an id of the page, to a file beside it, or to a heading of one."""
+    """To an id of the page, or to a file beside it that a browser shows: not to Markdown."""
     ids = {attributes.get("id") for _, attributes in tags.found}
     links = [attributes["href"] for tag, attributes in tags.found if tag == "a"]
     assert len(links) > 100
@@ -140,10 +140,7 @@ def test_every_link_leads_somewhere(made, tags):
         if not file:
             assert place in ids, link
         elif not link.startswith("https://"):
-            assert (DOCS / file).exists(), link
-            if place:
-                text = (DOCS / file).read_text(encoding="utf-8")
-                assert place in map(page.anchor, re.findall(r"^#+ (.*)", text, re.M)), link
+            assert (DOCS / file).exists() and not place and not file.endswith(".md"), link
     for words in ("papers.nips.cc", "omega-rendered.html", "handout.html"):
         assert any(words in link for link in links), words
 

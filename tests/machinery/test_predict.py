@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -178,7 +179,7 @@ def test_one_sample_by_hand(pets, capsys):
         (["bark=x"], "bark=x names no modality of the run; expected a folder, or image=FILE vec"),
         (["nothing"], "nothing does not exist; expected a folder, or image=FILE vector=FILE"),
         (["pets/0.npy"], "pets/0.npy is a file; expected a folder, or image=FILE vector=FILE"),
-        (["."], ". has no samples.csv; write its first line, image,vector, and a line for each"),
+        (["."], "one name; write its first line, image,vector, and a line for each sample"),
         (["other"], "other/samples.csv has image as text; the run was trained on image"),
         (["--export", "m.pt2"], "--export needs one sample"),
         (["pets", "--split", "val"], "pets has no sample of the split val"),
@@ -208,6 +209,28 @@ def test_confusions_are_named(capsys):
         "a was taken for b: 3 of 5",
         "b was taken for a: 2 of 3",
     ]
+
+
+def test_files_with_one_name_need_no_samples_csv(pets, capsys):
+    """A folder of new pairs; one file alone is predicted from its modality. Training ends with this
+    command."""
+    assert "to use it: python -m scripts.predict run FOLDER\n" in capsys.readouterr().out
+    Path("new/photos").mkdir(parents=True)
+    for i in (18, 19, 20):
+        shutil.copy(f"pets/a b/{i}.jpg", f"new/photos/{i}.jpg")
+        shutil.copy(f"pets/{i}.npy", f"new/{i}.npy")
+    Path("new/photos/20.jpg").unlink()
+    assert predict.main(["run", "new", "--csv", "new.csv"]) == 0
+    assert "new has no samples.csv: files with one name are one sample" in capsys.readouterr().out
+    (_, *found) = csv.reader(Path("new.csv").read_text("utf-8-sig").splitlines())
+    assert predict.main(["run", "pets", "--csv", "pets.csv"]) == 0
+    lines = Path("pets.csv").read_text("utf-8-sig").splitlines()
+    known = {row[0]: row for row in csv.reader(lines)}
+    for row in found:
+        name = Path(row[0]).name
+        whole = known[f"a b/{name}" if name.endswith("jpg") else "a b/20.jpg"]
+        assert (row[2:6] == whole[2:6]) == name.endswith("jpg") and row[1] == ""
+    assert [Path(row[0]).name for row in found] == ["18.jpg", "19.jpg", "20.npy"]
 
 
 def test_a_folder_for_a_file_is_said(pets, capsys):
