@@ -35,7 +35,7 @@ def rows_of(logs):
     shared = {k for k in flags[0] if all(own.get(k) == flags[0][k] for own in flags)}
     for own, log in zip(flags, logs):
         settings = log.first["settings"]
-        apart = {k: own[k] for k in sorted(own.keys() - shared - {"train_groups"})}
+        apart = {k: own[k] for k in sorted(own.keys() - shared)}
         row = " ".join([settings["method"], *cli.as_flags(apart)])
         rows.setdefault(row, {})[settings["seed"]] = log.test
     return rows
