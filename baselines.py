@@ -48,7 +48,7 @@ class Baseline(MultimodalModel):
         cls.numbers(args.method)
         if args.heads or args.matching != "pairs":
             flag = "--heads" if args.heads else f"--matching {args.matching}"
-            raise SettingsError(f"{flag} is for methods with an alpha; leave it out with {name}")
+            raise SettingsError(f"{name} has a loss of its own; leave {flag} out")
         if cls.fusions and args.fusion not in cls.fusions:
             wanted = " or ".join(f"--fusion {fusion}" for fusion in cls.fusions)
             got = f"got {args.fusion}; change one of them"

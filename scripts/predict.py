@@ -82,6 +82,7 @@ class Predictor:
 
         SettingsError for a name that the run does not have, or a file that cannot be read.
         """
+        self.check_files()
         if unknown := files.keys() - self.kinds.keys():
             known = ", ".join(self.kinds)
             raise SettingsError(f"the run has no modality {min(unknown)}; it has {known}")
@@ -91,6 +92,13 @@ class Predictor:
             if status != USABLE:
                 raise SettingsError(problem)
             return self.predictions([self.read(sources)])[0]
+
+    def check_files(self):
+        """SettingsError where the run's data set makes its samples in memory, as keypad does."""
+        if "tensor" in self.kinds.values():
+            what = f"{self.args.dataset} makes its samples itself, so this run can read no files"
+            own = "to predict files, train on your own data (docs/DATA.md#your-own-data)"
+            raise SettingsError(f"{what}; without them its test split is shown; {own}")
 
     def prepared(self, folder, root, cells):
         """(status, problem, sources) of a sample's cells, "" where one is missing.
@@ -148,6 +156,7 @@ class Predictor:
 
 def rows_of(predictor, files):
     """[(root, split, label, cells)] of a folder, or of `name=path` words; a cell per modality."""
+    predictor.check_files()
     names = [*predictor.kinds]
     expected = f"a folder, or {' '.join(f'{name}=FILE' for name in names)}"
     if len(files) == 1 and "=" not in files[0]:
@@ -374,6 +383,8 @@ def main(arguments=None):
         parser.add_argument("--export", metavar="OUT", help="write the model for torch.export.load")
         parser.add_argument("--device", default="auto", help="cpu, cuda, mps, auto")
         args = parser.parse_args(arguments)
+        if args.csv:
+            cli.check_own(args.csv, "sample,label,predicted")
         predictor = Predictor(args.run, "cpu" if args.export else args.device)
         if args.files:
             rows = rows_of(predictor, args.files)

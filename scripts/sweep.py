@@ -142,9 +142,11 @@ class Job:
         recorded = dataclasses.asdict(train.Settings()) | log.first["settings"]
         for name, value in dataclasses.asdict(self.settings).items():
             if name not in silent and recorded[name] != value:
+                flag = f"{cli.flag(name)} {recorded[name]}"
+                hint = f"write -- {flag} at the end, " if name == "val_fraction" else ""
                 raise SettingsError(
-                    f"{self.folder} holds a run with {cli.flag(name)} {recorded[name]}, expected "
-                    f"{value}; give --runs another folder"
+                    f"{self.folder} holds a run with {flag}, expected {value}; {hint}"
+                    f"{'or ' * bool(hint)}give --runs another folder"
                 )
         return None if log.test else [*program, mode, str(self.folder)]
 
@@ -446,6 +448,7 @@ def parse(arguments):
         raise SettingsError(f"--jobs is {args.jobs}, expected 1 or more")
     name = f"sweep-{data_name(args.dataset)}-{args.preset or 'methods'}"
     args.out = args.out or f"{args.runs}/{name}"
+    cli.check_own(f"{args.out}.md", "| ")
     return args
 
 

@@ -216,7 +216,7 @@ def call_of(kind, text, functions, given):
     if not fits:
         form = ":".join([name, *own])
         form += " with numbers of at most 1e6" if own else " without a number"
-        form += f", and a function of ({given}, ...)" if given else ""
+        form += f", with the parameters ({given}{', ...' * bool(own)}) first" if given else ""
         raise SettingsError(f"{kind} {text!r} does not fit {name}{signature}; expected {form}")
     return function, {key: value for key, value in bound.items() if key in own}
 
@@ -235,13 +235,27 @@ def line_of(function, error):
 def number_of(what, function, *arguments, **numbers):
     """A user's function's value, as a float; FloatingPointError with `what` if it returns none."""
     try:
-        value = float(function(*arguments, **numbers))
+        returned = function(*arguments, **numbers)
+        value = float(returned)
+        if isinstance(returned, str):
+            raise TypeError(f"{returned!r} is a text")
         if math.isnan(value):
             raise ValueError("nan")
     except Exception as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise FloatingPointError(f"{what} ({why}); mend {line_of(function, error)}") from error
     return value
+
+
+def check_own(path, begins):
+    """SettingsError for a file that this program would replace, but has not written: one with a
+    content that does not begin like its own."""
+    if not os.path.isfile(path):
+        return
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        start = file.read(len(begins))
+    if start and start != begins:
+        raise SettingsError(f"{path} is a file of yours, which would be lost; give another name")
 
 
 def check(args):

@@ -37,6 +37,13 @@ def found_files(root):
         yield (*rest, path.stem), splits[0] if splits else "", kind, path
 
 
+def say_twice(twice):
+    """Print how many files are passed over; twice: "a.jpg and a.png" for each."""
+    if twice:
+        what = f"{amount(len(twice), 'file')} passed over, because a sample has another of its kind"
+        print(f"{what}: of {twice[0]} the first is used")
+
+
 def by_name(root, kinds):
     """The cells of the samples of a folder without a samples.csv, a list for each sample.
 
@@ -45,10 +52,13 @@ def by_name(root, kinds):
     whole.
     """
     kinds = ["array" if kind in ("vector", "grid") else kind.split("-")[0] for kind in kinds]
-    samples = {}
+    samples, twice = {}, []
     for key, split, kind, path in found_files(root):
         if kind in kinds:
-            samples.setdefault((split, key), {}).setdefault(kind, path)
+            files = samples.setdefault((split, key), {})
+            if files.setdefault(kind, path) != path:
+                twice.append(f"{files[kind].name} and {path.name}")
+    say_twice(twice)
     if max(map(len, samples.values()), default=0) < len(kinds):
         return []
     return [[cell(root, kind, files.get(kind)) for kind in kinds] for files in samples.values()]
@@ -70,8 +80,7 @@ def rows_of(root, separator=None):
         if kind in files:
             twice.append(f"{files[kind].name} and {path.name}")
         files.setdefault(kind, path)
-    if twice:
-        print(f"{len(twice)} samples have two files of one kind; the first is used: {twice[0]}")
+    say_twice(twice)
     counts = Counter(kind for files in samples.values() for kind in files)
     kinds = [kind for kind, n in counts.most_common() if n >= 0.1 * len(samples)]
     labels = {key[0] for key, _ in samples}
@@ -123,8 +132,8 @@ def write_samples(root, separator=None):
         print(f"{split}: {n} samples ({listed}{', ...' if len(classes) > 20 else ''})")
     incomplete = [row for row in rows if len(row[3]) < len(kinds)]
     if incomplete:
-        lack = amount(len(incomplete), "sample")
-        print(
-            f"{lack} without a file of each kind: the cells are blank, and training leaves them out"
-        )
+        lack = f"{amount(len(incomplete), 'sample')} without a file of each kind"
+        _, label, _, files = incomplete[0]
+        first = f"{label}/{next(iter(files.values())).name}"
+        print(f"{lack}, like {first}: the cells are blank, and training leaves them out")
     print(f"to train: python train.py --dataset {shlex.quote(str(root))} --method heuristic")

@@ -33,7 +33,7 @@ from utils.atomic import UnwritableFile, atomic, remove
 from utils.cli import RunError, SettingsError
 from utils.media import UnreadableFile
 from utils.prepare import prepare_command
-from utils.trained import FACTS, SHOWN, describe, find_data
+from utils.trained import FACTS, SHOWN, at, describe, find_data
 
 PARTS = {"t", "alpha", "settings", "random", "log", "model", "optimizer", "plateau"}
 WIDTH = 100  # columns of an epoch's line
@@ -115,7 +115,7 @@ def read_log(folder):
     if not path.exists():
         raise no_run(folder)
     saved = ", the checkpoint has a copy" if checkpoint_epochs(folder) else ""
-    advice = f"remove it{saved}"
+    advice = f"remove it{saved}" if saved else "choose another folder, or remove it"
     content = read_bytes(path, f"make it readable, or {advice}")
     try:
         return parse_log(content)
@@ -264,6 +264,7 @@ def resumed_settings(folder, given, settings_class, datasets, defaults):
         names = ", ".join(sorted(other))
         raise RunError(f"{problem}, which differs in {names}; use that version")
     own = settings["dataset"] not in datasets
+    place = given.get("root") or (given.get("dataset") if own else None)
     may_change = cli.changeable(settings_class)
     if own and "root" not in given:
         may_change.add("dataset")  # the folder has moved
@@ -278,11 +279,11 @@ def resumed_settings(folder, given, settings_class, datasets, defaults):
             if value > settings[name]:
                 why = f"alpha's schedule can depend on T, which is {settings[name]} there"
             new = f"{os.path.normpath(folder)}-epochs{value}"
-            command = command_of(settings | {name: value}, settings_class, defaults, new)
+            moved = at(place, own) if place else {}
+            command = command_of(settings | moved | {name: value}, settings_class, defaults, new)
             raise SettingsError(f"{what}: {why}; start a new run instead: {command}")
         advice = "leave the flag out, or start a new run with --out"
         raise SettingsError(f"{what}, it has {settings[name]}; {advice}")
-    place = given.get("root") or (given.get("dataset") if own else None)
     return settings | given | find_data(folder, state["data"]["folder"], place, own)
 
 
@@ -562,7 +563,9 @@ class Run:
             print(f"{self.folder}, epoch {t}:")
             print(score_table(result, modalities, args.split))
             split = "" if args.split == "test" else f" --split {args.split}"
-            command = f"python -m scripts.figures confusion {quoted(self.folder)}{split}"
+            place, known = args.root or args.dataset, self.trained["folder"]
+            moved = f" --root {quoted(place)}" if known and place not in known.values() else ""
+            command = f"python -m scripts.figures confusion {quoted(self.folder)}{split}{moved}"
             print(f"to see the largest confusions: {command}")
             return
         print(f"trained in {time.perf_counter() - self.began:.0f} s")
@@ -586,7 +589,10 @@ def folder_of(args):
     dataset = Path(args.dataset).resolve().name  # of your own data, the folder's name
     name = f"{dataset}-{args.method.replace(':', '')}{outer}-seed{args.seed}"
     folder = Path(args.resume or args.eval or args.out or f"runs/{name}")
-    if args.resume or args.eval or args.overwrite:
+    if args.resume or args.eval:
+        return folder
+    if args.overwrite:
+        cli.check_own(log_path(folder), '{"settings"')
         return folder
     resumable = bool(checkpoint_epochs(folder))
     if resumable or (log_path(folder).exists() and read_log(folder).epochs):

@@ -58,6 +58,11 @@ def find_data(run, recorded, place, own):
         raise SettingsError(f"the data of {run} are not in {was}; give their folder with --root")
     if not place:
         return {}
+    return at(place, own)
+
+
+def at(place, own):
+    """The settings that say where the data are; own: whether they are a folder of your own."""
     return {"dataset": place, "root": ""} if own else {"root": place}
 
 

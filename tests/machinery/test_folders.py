@@ -32,7 +32,10 @@ def test_pairs_of_any_ending_make_a_table(tmp_path, monkeypatch, capsys):
     touch("pets/cat/lone.png", "pets/cat/.hidden.png", "pets/notes.doc", "pets/top.jpg")
     assert prepare.main(["--table", "pets"]) == 0
     said = capsys.readouterr().out
-    assert "split,label,image,audio" in said and "1 sample without a file of each kind" in said
+    assert (
+        "split,label,image,audio" in said
+        and "1 sample without a file of each kind, like cat/lone.png:" in said
+    )
     assert said.endswith("to train: python train.py --dataset pets --method heuristic\n")
     header, *rows = table()
     assert header == ["split", "label", "image", "audio"]

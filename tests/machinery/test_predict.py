@@ -211,7 +211,7 @@ def test_confusions_are_named(capsys):
     ]
 
 
-def test_files_with_one_name_need_no_samples_csv(pets, capsys):
+def test_files_with_one_name_need_no_samples_csv(capsys, pets):
     """A folder of new pairs; one file alone is predicted from its modality. Training ends with this
     command."""
     assert "to use it: python -m scripts.predict run FOLDER\n" in capsys.readouterr().out
@@ -220,8 +220,13 @@ def test_files_with_one_name_need_no_samples_csv(pets, capsys):
         shutil.copy(f"pets/a b/{i}.jpg", f"new/photos/{i}.jpg")
         shutil.copy(f"pets/{i}.npy", f"new/{i}.npy")
     Path("new/photos/20.jpg").unlink()
+    make_jpg(Path("new/photos/18.png"))
     assert predict.main(["run", "new", "--csv", "new.csv"]) == 0
-    assert "new has no samples.csv: files with one name are one sample" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "new has no samples.csv: files with one name are one sample" in said
+    assert (
+        "1 file passed over, because a sample has another of its kind: of 18.jpg and 18.png" in said
+    )
     (_, *found) = csv.reader(Path("new.csv").read_text("utf-8-sig").splitlines())
     assert predict.main(["run", "pets", "--csv", "pets.csv"]) == 0
     lines = Path("pets.csv").read_text("utf-8-sig").splitlines()
@@ -231,6 +236,29 @@ def test_files_with_one_name_need_no_samples_csv(pets, capsys):
         whole = known[f"a b/{name}" if name.endswith("jpg") else "a b/20.jpg"]
         assert (row[2:6] == whole[2:6]) == name.endswith("jpg") and row[1] == ""
     assert [Path(row[0]).name for row in found] == ["18.jpg", "19.jpg", "20.npy"]
+
+
+def test_a_csv_of_yours_is_not_written_over(pets, capsys):
+    """samples.csv, notes; its own csv is written anew."""
+    Path("notes.csv").write_text("mine")
+    for name in ("pets/samples.csv", "notes.csv"):
+        before = Path(name).read_bytes()
+        assert predict.main(["run", "pets", "--csv", name]) == 2
+        assert f"{name} is a file of yours, which would be lost" in capsys.readouterr().err
+        assert Path(name).read_bytes() == before
+    for _ in range(2):
+        assert predict.main(["run", "pets", "--split", "test", "--csv", "new.csv"]) == 0
+
+
+def test_a_run_whose_data_are_made_in_memory_reads_no_files(tiny_data, capsys):
+    """As of keypad: one sentence, also from Python; without files its test split is shown."""
+    flags = ["--dataset", "tiny", "--epochs", "1", "--method", "heuristic", "--out", "made"]
+    assert train.main(flags) == 0
+    said = "tiny makes its samples itself, so this run can read no files"
+    assert predict.main(["made", "image=a.jpg"]) == 2 and said in capsys.readouterr().err
+    with pytest.raises(ValueError, match=said):
+        Predictor("made")(image="a.jpg")
+    assert predict.main(["made"]) == 0
 
 
 def test_a_folder_for_a_file_is_said(pets, capsys):

@@ -475,7 +475,8 @@ def test_a_log_that_is_none_is_said(tiny_data, capsys, flag):
     """Empty, binary, truncated, another file's: one sentence, nothing written."""
     start("run", "--method", "heuristic", "--epochs", "2")
     Path("alone").mkdir()
-    none = "alone/log.jsonl is not a log of train.py; remove it$"
+    advice = "choose another folder, or remove it"
+    none = f"alone/log.jsonl is not a log of train.py; {advice}$"
     for content in (b"", b"\xff\xfe\x00", b"[1]\n", b"3\n", b'{"settings": 1', b"{}\n"):
         for folder in ("run", "alone"):
             Path(folder, "log.jsonl").write_bytes(content)
@@ -483,6 +484,17 @@ def test_a_log_that_is_none_is_said(tiny_data, capsys, flag):
         assert "log.jsonl is not a log of train.py; remove it, the checkpoint has" in message
         with pytest.raises(runs.RunError, match=none):
             runs.read_log("alone")
+
+
+def test_a_file_of_yours_is_not_overwritten(tiny_data, capsys):
+    """A log.jsonl of something else, also with --overwrite; one of a run is."""
+    Path("mine").mkdir()
+    Path("mine/log.jsonl").write_text("precious")
+    assert start("mine", "--method", "heuristic", "--overwrite") == 2
+    assert "mine/log.jsonl is a file of yours, which would be lost" in sentence(capsys)
+    assert Path("mine/log.jsonl").read_text() == "precious"
+    flags = ["--method", "heuristic", "--epochs", "1", "--overwrite"]
+    assert [start("run", *flags), start("run", *flags)] == [0, 0]
 
 
 def test_a_log_that_is_lost_is_written_again(tiny_data, monkeypatch):

@@ -93,6 +93,14 @@ def test_rows_with_equal_settings_are_one(calls, capsys):
     assert said in capsys.readouterr().err
 
 
+def test_a_file_of_yours_is_no_table(monkeypatch, tmp_path, capsys):
+    """OUT.md is written over only if it is a table; found before a run starts."""
+    monkeypatch.chdir(tmp_path)
+    Path("notes.md").write_text("mine")
+    assert sweep.main(["--methods", "heuristic", "--out", "notes"]) == 2
+    assert "notes.md is a file of yours" in capsys.readouterr().err and not Path("runs").exists()
+
+
 def test_a_run_has_a_folder_of_its_own(monkeypatch):
     """Named by its row; two runs share none."""
     for row, name in {

@@ -263,7 +263,12 @@ def test_own_data_may_move(own, monkeypatch, capsys, flag):
     assert message == f"the data of run are not in {was}; give their folder with --root"
     assert train.main(["--resume", "run", flag, "moved"]) == 0
     assert Path("run/log.jsonl").read_bytes() == log
-    assert scores(capsys, flag, "moved") == table
+    printed = scores(capsys, flag, "moved")
+    command = "figures confusion run --root moved\n"
+    assert printed.endswith(command) and table.endswith(command.replace(" --root moved", ""))
+    assert printed.splitlines()[:-1] == table.splitlines()[:-1]
+    asked = ["--resume", "run", flag, "moved", "--epochs", "2"]
+    assert "--dataset moved" in said(capsys, *asked)
     message = said(capsys, "--eval", "run", "--root", "moved", "--dataset", "other")
     assert message.startswith("--dataset other would make run another run, it has mine")
     assert "not in nowhere; give" in said(capsys, "--eval", "run", "--root", "nowhere")

@@ -137,8 +137,11 @@ def test_every_method_resumes(tiny_data, monkeypatch, name):
         ("--method agm:1e30", "expected agm:alpha:epochs with numbers of at most 1e6"),
         ("--method agm:1:2:3", "does not fit agm(alpha=1.0, epochs=20)"),
         ("--method g-blend:5", "--method g-blend:5 needs more than 10 epochs"),
-        ("--method ogm --heads", "--heads is for methods with an alpha; leave it out with ogm"),
-        ("--method released --matching classes", "--matching classes is for methods with an alpha"),
+        ("--method ogm --heads", "ogm has a loss of its own; leave --heads out"),
+        (
+            "--method released --matching classes",
+            "released has a loss of its own; leave --matching classes out",
+        ),
         ("--method heads:1", "does not fit heads(); expected heads without a number"),
         ("--method mslr:1:-1", "has rates = -1, expected 0 or more"),
         ("--method greedy", "--method greedy needs --fusion channel, got concat"),
