@@ -392,6 +392,11 @@ def test_a_folder_with_other_settings_is_not_mixed_in(calls, capsys):
     assert sweep.main([*TINY, "--methods", "heuristic", *QUICK, "--lr", "0.5"]) == 2
     said = capsys.readouterr().err
     assert "holds a run with --lr 0.02, expected 0.5; give --runs another folder" in said
+    path = Path("runs/tiny-heuristic-seed0/log.jsonl")
+    path.write_text(path.read_text().replace('"val_fraction": 0.0', '"val_fraction": 0.1'))
+    assert sweep.main([*TINY, "--methods", "heuristic", *QUICK]) == 2
+    said = capsys.readouterr().err
+    assert "expected 0.0; write -- --val-fraction 0.1 at the end, or give --runs another" in said
     assert len(calls) == 4
 
 
