@@ -235,10 +235,7 @@ def line_of(function, error):
 def number_of(what, function, *arguments, **numbers):
     """A user's function's value, as a float; FloatingPointError with `what` if it returns none."""
     try:
-        returned = function(*arguments, **numbers)
-        value = float(returned)
-        if isinstance(returned, str):
-            raise TypeError(f"{returned!r} is a text")
+        value = float(function(*arguments, **numbers))
         if math.isnan(value):
             raise ValueError("nan")
     except Exception as error:

@@ -150,7 +150,7 @@ def test_unknown_schedule_lists_choices(text, monkeypatch):
         make_schedule(text)
 
 
-BROKEN = [lambda t, T: "0.5", lambda t, T: math.nan, lambda t, T: None, lambda t, T: 1 / (t - 2)]
+BROKEN = [lambda t, T: math.nan, lambda t, T: None, lambda t, T: 1 / (t - 2)]
 BROKEN += [lambda t, T: math.exp(1000 * t), lambda t, T: math.sqrt(1 - t)]
 
 
