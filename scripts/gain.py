@@ -80,9 +80,9 @@ def draw(found, x, methods, out):
     figure, ((axis,),) = panels(1, 1, 7.5, 4.5)
     found = {place: rows for place, rows in found.items() if JOINT in rows}
     by_gap = x == "perf_gap"
-    gaps = {place: perf_gap(rows) for place, rows in found.items()}
     at = {place: place[1] for place in found}
     if by_gap:  # by rank, and the methods beside each other: else the points hide each other
+        gaps = {place: perf_gap(rows) for place, rows in found.items()}
         at = {place: k for k, place in enumerate(sorted(gaps, key=gaps.get))}
     step = 0.09 if by_gap else 0
     for k, (row, colour) in enumerate(zip(methods, COLOURS)):

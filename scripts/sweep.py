@@ -143,10 +143,10 @@ class Job:
         for name, value in dataclasses.asdict(self.settings).items():
             if name not in silent and recorded[name] != value:
                 flag = f"{cli.flag(name)} {recorded[name]}"
-                hint = f"write -- {flag} at the end, " if name == "val_fraction" else ""
+                hint = f"write -- {flag} at the end, or " if name == "val_fraction" else ""
                 raise SettingsError(
-                    f"{self.folder} holds a run with {flag}, expected {value}; {hint}"
-                    f"{'or ' * bool(hint)}give --runs another folder"
+                    f"{self.folder} holds a run with {flag}, expected {value}; "
+                    f"{hint}give --runs another folder"
                 )
         return None if log.test else [*program, mode, str(self.folder)]
 

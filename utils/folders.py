@@ -37,11 +37,17 @@ def found_files(root):
         yield (*rest, path.stem), splits[0] if splits else "", kind, path
 
 
-def say_twice(twice):
-    """Print how many files are passed over; twice: "a.jpg and a.png" for each."""
+def collected(files):
+    """{(key, split): {kind: path}} of found_files; prints how many files are passed over."""
+    samples, twice = {}, []
+    for key, split, kind, path in files:
+        own = samples.setdefault((key, split), {})
+        if own.setdefault(kind, path) != path:
+            twice.append(f"{own[kind].name} and {path.name}")
     if twice:
         what = f"{amount(len(twice), 'file')} passed over, because a sample has another of its kind"
         print(f"{what}: of {twice[0]} the first is used")
+    return samples
 
 
 def by_name(root, kinds):
@@ -52,13 +58,7 @@ def by_name(root, kinds):
     whole.
     """
     kinds = ["array" if kind in ("vector", "grid") else kind.split("-")[0] for kind in kinds]
-    samples, twice = {}, []
-    for key, split, kind, path in found_files(root):
-        if kind in kinds:
-            files = samples.setdefault((split, key), {})
-            if files.setdefault(kind, path) != path:
-                twice.append(f"{files[kind].name} and {path.name}")
-    say_twice(twice)
+    samples = collected(file for file in found_files(root) if file[2] in kinds)
     if max(map(len, samples.values()), default=0) < len(kinds):
         return []
     return [[cell(root, kind, files.get(kind)) for kind in kinds] for files in samples.values()]
@@ -72,15 +72,8 @@ def rows_of(root, separator=None):
     """
     if not Path(root).is_dir():
         raise no_folder(root)
-    samples, twice = {}, []
-    for key, split, kind, path in found_files(root):
-        if len(key) == 1:
-            continue  # in no class's folder
-        files = samples.setdefault((key, split), {})
-        if kind in files:
-            twice.append(f"{files[kind].name} and {path.name}")
-        files.setdefault(kind, path)
-    say_twice(twice)
+    in_a_class = (file for file in found_files(root) if len(file[0]) > 1)
+    samples = collected(in_a_class)
     counts = Counter(kind for files in samples.values() for kind in files)
     kinds = [kind for kind, n in counts.most_common() if n >= 0.1 * len(samples)]
     labels = {key[0] for key, _ in samples}

@@ -279,8 +279,8 @@ def resumed_settings(folder, given, settings_class, datasets, defaults):
             if value > settings[name]:
                 why = f"alpha's schedule can depend on T, which is {settings[name]} there"
             new = f"{os.path.normpath(folder)}-epochs{value}"
-            moved = at(place, own) if place else {}
-            command = command_of(settings | moved | {name: value}, settings_class, defaults, new)
+            there = settings | at(place, own) | {name: value}
+            command = command_of(there, settings_class, defaults, new)
             raise SettingsError(f"{what}: {why}; start a new run instead: {command}")
         advice = "leave the flag out, or start a new run with --out"
         raise SettingsError(f"{what}, it has {settings[name]}; {advice}")

@@ -56,13 +56,13 @@ def find_data(run, recorded, place, own):
     if own and not os.path.isdir(place or recorded["given"]):
         was = place or recorded["absolute"]
         raise SettingsError(f"the data of {run} are not in {was}; give their folder with --root")
-    if not place:
-        return {}
     return at(place, own)
 
 
 def at(place, own):
-    """The settings that say where the data are; own: whether they are a folder of your own."""
+    """The settings that say where the data are, {} without a place; own: a folder of your own."""
+    if not place:
+        return {}
     return {"dataset": place, "root": ""} if own else {"root": place}
 
 

@@ -1,4 +1,4 @@
-"""A real GPU: the same numbers as on the CPU, resume, bfloat16. Skipped where there is none."""
+"""A real GPU: the numbers of the CPU, bfloat16, equal runs. Skipped where there is none."""
 
 import math
 
