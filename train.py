@@ -224,7 +224,7 @@ class Settings:
     )
     pretrained: bool = setting(False, "start ResNets from torchvision's ImageNet weights")
     fusion: str = setting("concat", "fusion f of the features", choices=FUSIONS)
-    # Paper silent: tau, and all settings of alpha. How they were chosen: docs/RESULTS.md.
+    # Paper silent: tau, and all settings of alpha. How they were chosen: docs/CHOICES.md.
     tau: float = setting(0.1, "temperature of L_MM", above=0)
     matching: str = setting("pairs", "who matches in L_MM", choices=["pairs", "classes"])
     heads: bool = setting(False, "a classifier per modality besides, its loss part of L_CLS")

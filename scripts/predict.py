@@ -385,6 +385,8 @@ def main(arguments=None):
         args = parser.parse_args(arguments)
         if args.csv:
             cli.check_own(args.csv, "sample,label,predicted")
+        if args.export and os.path.exists(args.export):
+            raise SettingsError(f"{args.export} exists; give another name, or remove it")
         predictor = Predictor(args.run, "cpu" if args.export else args.device)
         if args.files:
             rows = rows_of(predictor, args.files)

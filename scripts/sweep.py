@@ -51,6 +51,7 @@ from utils.cli import RunError, SettingsError
 from utils.run import checkpoint_epochs, log_path, read_log
 
 HERE = Path(__file__).parent
+TAKEN = {"--dataset", "--method", "--seed", "--out", "--resume", "--eval"}  # the sweep gives them
 JOINT = "constant:0"  # every row is compared with it, unless --against names another one
 OURS = {"Ours-H": "heuristic", "Ours-LB": "learning-based"}
 FUSIONS = {"Affine": "affine", "Channel": "channel", "ML-LSTM": "lstm", "Sum": "sum"}
@@ -112,6 +113,9 @@ def rows_of(given, preset, against=JOINT):
             rows[row if fits else f"{row} --fusion {fusions[0]}"] = ""
     if preset and against == JOINT:  # the preset's joint training may have flags
         against = next((row for row in rows if row.split()[0] == JOINT), JOINT)
+    if against not in rows:
+        which = "which all rows are compared with; --against ROW names another"
+        print(f"{against} is added, {which}", file=sys.stderr)
     return {against: "", **rows}
 
 
@@ -172,7 +176,7 @@ def jobs_of(dataset, rows, seeds, runs, extra, hold_out=False):
     Rows with equal settings are one. hold_out: also hold out samples if no row needs them.
     """
     given = [word.split("=")[0] for word in [*extra, *" ".join(rows).split()]]
-    if taken := {"--dataset", "--method", "--seed", "--out", "--resume", "--eval"} & {*given}:
+    if taken := TAKEN & {*given}:
         raise SettingsError(f"{min(taken)} is set by the sweep itself; leave it out")
     hold_out = hold_out or any(kind_of(row).needs_val for row in rows)
     if hold_out and "--val-fraction" not in given[: len(extra)] and not tuning.has_val(dataset):
@@ -440,6 +444,11 @@ def parse(arguments):
     parser.add_argument("--out", default="", help="of the table and picture, without ending")
     parser.add_argument("--print", action="store_true", help="print the commands, start nothing")
     split = arguments.index("--") if "--" in arguments else len(arguments)
+    of_train = {cli.flag(f.name) for f in dataclasses.fields(train.Settings)} - TAKEN
+    for name in (word.split("=")[0] for word in arguments[:split]):
+        if name in of_train and name not in parser._option_string_actions:
+            hint = f"write it at the end after --, as in: -- {name} VALUE"
+            raise SettingsError(f"{name} is a flag of train.py; {hint}")
     args = parser.parse_args(arguments[:split])
     args.extra = arguments[split + 1 :]
     args.methods = rows_in(args.methods)

@@ -24,17 +24,25 @@ TEST_EVERY = 5  # of the samples of a class, or of the groups, where no folder n
 
 
 def found_files(root):
-    """Yield (key, split, kind, path) of each file of data; key: (folders, stem), a label first."""
+    """Yield (key, split, kind, path) of each file of data; key: (folders, stem), a label first.
+
+    At the end it prints which endings of other files it does not know.
+    """
+    unknown = Counter()
     for path in sorted(Path(root).rglob("*")):
         parts = path.relative_to(root).parts
-        kind = ENDINGS.get(path.suffix.lower())
-        if not kind or parts[0] == PREPARED or any(part[0] == "." for part in parts):
+        if parts[0] == PREPARED or any(part[0] == "." for part in parts) or not path.is_file():
             continue
-        if not path.is_file():
+        kind = ENDINGS.get(path.suffix.lower())
+        if not kind:
+            unknown[path.suffix or "no ending"] += 1
             continue
         splits = [SPLITS[p.lower()] for p in parts[:-1] if p.lower() in SPLITS]
         rest = [p for p in parts[:-1] if p.lower() not in SPLITS and p.lower() not in PASSED]
         yield (*rest, path.stem), splits[0] if splits else "", kind, path
+    if unknown:
+        listed = ", ".join(f"{ending} ({n})" for ending, n in unknown.most_common(5))
+        print(f"left out, as no kind of data has their ending: {listed}")
 
 
 def collected(files):

@@ -297,10 +297,11 @@ def counted(samples):
     return ", ".join(f"{n} {split}" for split, n in samples.items())
 
 
-def few_samples(classes, splits):
+def few_samples(classes, splits, absent):
     """A warning where there are too few samples to trust the scores, else "".
 
-    classes: {name: its number of training samples}; splits: {split to evaluate on: its number}.
+    classes: {name: its number of training samples}; splits: {split to evaluate on: its number};
+    absent: `class (split)` of each class without a sample there.
     """
     parts = []
     limits = [("train on", LEAST_OF_A_CLASS, classes), ("evaluate on", LEAST_TO_TEST, splits)]
@@ -308,11 +309,14 @@ def few_samples(classes, splits):
         if names := [f"{name} ({n})" for name, n in counts.items() if n < least]:
             more = ", ..." if len(names) > SHOWN else ""
             parts.append(f"fewer than {least} to {purpose} in {', '.join(names[:SHOWN])}{more}")
+    if absent:
+        more = ", ..." if len(absent) > SHOWN else ""
+        parts.append(f"none to evaluate on of {', '.join(absent[:SHOWN])}{more}")
     return f"warning: few samples, the scores are unreliable: {'; '.join(parts)}" if parts else ""
 
 
 def near_chance(result, modalities, counts):
-    """A line for each modality whose ACC alone is surely near chance, in a list.
+    """A line for the fused model and for each modality whose ACC is surely near chance, in a list.
 
     counts: the samples of each class. Chance: the ACC of one class for all. Near: with the ACC a
     tenth of the way from there to 100 %, so few right answers have a probability below 1 %.
@@ -322,11 +326,11 @@ def near_chance(result, modalities, counts):
     n = sum(counts)
     chance = max(counts) / n
     limit, lines = chance + 0.1 * (1 - chance), []
-    for name in modalities:
+    for name, who in {"fused": "the fused model", **{m: f"{m} alone" for m in modalities}}.items():
         acc = result[name]["acc"]
         if binom.cdf(round(acc * n / 100), n, limit) < 0.01:
             one = f"one class for all samples gives {100 * chance:.1f}"
-            lines.append(f"{name} alone is near chance: its ACC is {acc:.1f}, {one}")
+            lines.append(f"{who} is near chance: its ACC is {acc:.1f}, {one}")
     return lines
 
 
@@ -408,9 +412,10 @@ class Run:
         """Print a line where there are few samples: to train on, or to evaluate on."""
         first, args = self.records[0], self.args
         evaluated = [args.split] if args.eval else [s for s in first["samples"] if s != "train"]
-        counts = dict(zip(data.classes, first["data"]["class_counts"]["train"]))
+        of_class = {s: dict(zip(data.classes, n)) for s, n in first["data"]["class_counts"].items()}
         splits = {split: first["samples"][split] for split in evaluated}
-        if warning := few_samples({} if args.eval else counts, splits):
+        absent = [f"{k} ({s})" for s in evaluated for k, n in of_class[s].items() if not n]
+        if warning := few_samples({} if args.eval else of_class["train"], splits, absent):
             print(warning)
 
     def make_folder(self):
@@ -568,7 +573,8 @@ class Run:
             command = f"python -m scripts.figures confusion {quoted(self.folder)}{split}{moved}"
             print(f"to see the largest confusions: {command}")
             return
-        print(f"trained in {time.perf_counter() - self.began:.0f} s")
+        epochs = cli.amount(args.epochs - self.first + 1, "epoch")
+        print(f"trained {epochs} in {time.perf_counter() - self.began:.0f} s")
         self.records.append({"test": result, "t": t})
         self.write_log()
         which = "the best on the validation part" if "val" in self.data.splits else "the last"
@@ -579,7 +585,7 @@ class Run:
         for line in near_chance(result, modalities, counts):
             print(line + hint)
         print(f"to see it: python -m scripts.figures curves {quoted(self.folder)}")
-        if os.path.isdir(args.dataset):
+        if "tensor" not in self.records[0]["data"]["kinds"].values():
             print(f"to use it: python -m scripts.predict {quoted(self.folder)} FOLDER")
 
 

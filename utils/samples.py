@@ -121,7 +121,8 @@ def own_table(root, needed=("split", "label")):
         header.pop()  # empty columns behind
     if absent := [column for column in needed if column not in header]:
         expected = "expected a first line like split,label,image,audio"
-        what = f"{place} is a header without {' and '.join(absent)}: {','.join(header[:4])}"
+        found = f"is a header without {' and '.join(absent)}: {','.join(header[:4])}"
+        what = f"{place} {found if header else 'is empty'}"
         raise SettingsError(f"{what}; {expected}")
     kinds = modality_columns(place, header)
     if len(kinds) < 2:

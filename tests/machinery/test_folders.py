@@ -30,11 +30,13 @@ def test_pairs_of_any_ending_make_a_table(tmp_path, monkeypatch, capsys):
             make_jpg(Path(f"pets/{label}/n {i}{picture}"))
             make_wav(Path(f"pets/{label}/n {i}{sound}"))
     touch("pets/cat/lone.png", "pets/cat/.hidden.png", "pets/notes.doc", "pets/top.jpg")
+    touch("pets/cat/7.HEIC", "pets/cat/8.HEIC", "pets/cat/.hidden/9.HEIC", "pets/prepared/x.HEIC")
     assert prepare.main(["--table", "pets"]) == 0
     said = capsys.readouterr().out
     assert (
         "split,label,image,audio" in said
         and "1 sample without a file of each kind, like cat/lone.png:" in said
+        and "left out, as no kind of data has their ending: .HEIC (2), .doc (1)\n" in said
     )
     assert said.endswith("to train: python train.py --dataset pets --method heuristic\n")
     header, *rows = table()

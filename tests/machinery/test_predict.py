@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_jpg
+from conftest import make_jpg, sentence
 from PIL import Image
 
 import train
@@ -270,11 +270,13 @@ def test_a_folder_for_a_file_is_said(pets, capsys):
 
 
 @pytest.mark.slow
-def test_an_exported_model_needs_nothing_of_the_project(pets, tmp_path):
+def test_an_exported_model_needs_nothing_of_the_project(pets, tmp_path, capsys):
     """It computes the probabilities of batches of any size in a Python that knows torch alone; it
     is made on the CPU, whatever the device."""
     given = ["image=pets/a b/4.jpg", "vector=pets/4.npy"]
     assert predict.main(["run", *given, "--export", "model.pt2", "--device", "cuda"]) == 0
+    assert predict.main(["run", *given, "--export", "model.pt2"]) == 2
+    assert sentence(capsys, "predict") == "model.pt2 exists; give another name, or remove it"
     predictor = Predictor("run", "cpu")
     x = [
         predictor.read(predictor.prepared(tmp_path, "", [f"pets/a b/{i}.jpg", f"pets/{i}.npy"])[2])

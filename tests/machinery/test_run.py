@@ -306,18 +306,35 @@ def test_few_samples_are_warned_of(tiny_data, monkeypatch, capsys):
     both = "10 to train on in 2 (9); fewer than 30 to evaluate on in test (15)"
     assert capsys.readouterr().out.startswith(expected.format(both))
     many = {f"class {k}": 9 for k in range(25)}
-    assert runs.few_samples(many, {"test": 30}).endswith("class 19 (9), ...")
-    assert not runs.few_samples({"a": 10}, {"test": 30})
+    assert runs.few_samples(many, {"test": 30}, []).endswith("class 19 (9), ...")
+    assert not runs.few_samples({"a": 10}, {"test": 30}, [])
+    absent = [*map(str, range(21))]
+    assert runs.few_samples({}, {"test": 30}, absent[:2]).endswith("none to evaluate on of 0, 1")
+    assert runs.few_samples({}, {"test": 30}, absent).endswith(", 18, 19, ...")
+
+
+def test_a_class_without_test_samples_is_warned_of(tiny_data, monkeypatch, capsys):
+    """By name and split, before the training."""
+    made = tiny_data(n=48)
+    made.splits["test"].y[:] = torch.arange(15) % 2
+    monkeypatch.setitem(data.DATASETS, "tiny", lambda root: made)
+    assert start("run", "--method", "heuristic", "--epochs", "1") == 0
+    assert "; none to evaluate on of 2 (test)\n" in capsys.readouterr().out
 
 
 def test_a_modality_near_chance_is_named():
     """With enough samples to be sure; never a modality that is better, nor with few samples."""
     result, names = {"image": {"acc": 12.0}, "sound": {"acc": 20.0}}, ["image", "sound"]
+    result["fused"] = {"acc": 30.0}
     (line,) = runs.near_chance(result, names, [40, 30] + 8 * [29])
     says = "its ACC is 12.0, one class for all samples gives 13.2"
     assert line == f"image alone is near chance: {says}"
     assert not runs.near_chance(result, names, [3] * 10)
-    result = {"image": {"acc": 74.0}}
+    result = {"image": {"acc": 80.0}, "fused": {"acc": 12.0}}
+    assert runs.near_chance(result, ["image"], [40, 30] + 8 * [29]) == [
+        f"the fused model is near chance: {says}"
+    ]
+    result = {"image": {"acc": 74.0}, "fused": {"acc": 80.0}}
     assert runs.near_chance(result, ["image"], [750, 250])  # always the larger class
     assert not runs.near_chance(result, ["image"], [500, 500])
 

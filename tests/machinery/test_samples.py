@@ -215,7 +215,7 @@ BAD = [
     ("split,label,image,audio:fused", ["train,a,1,2"], "'audio:fused' is a bad or repeated name"),
     ("split,image,audio", ["train,1,2"], "is a header without label: split,image,audio; expected"),
     ("train,a,1,2", ["test,b,3,4"], "without split and label: train,a,1,2; expected a first line"),
-    ("", [], "is a header without split and label"),
+    ("", [], "line 1 is empty; expected a first line like split,label,image,audio"),
     ("split,label,image,audio", ["train,a,1,2", "test,b,3,4"], "no file 1 and 2 in "),
 ]
 

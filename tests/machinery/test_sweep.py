@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import tiny
+from conftest import sentence, tiny
 from scipy import stats
 from test_samples import vectors
 
@@ -71,6 +71,22 @@ def test_all_is_table_1_the_release_and_heads():
         variants = {method, f"{method} --heads", f"{method} --matching classes"}
         assert variants <= {*rows} and variants <= {*sweep.rows_of([], "losses")}
     assert {"constant:0", "heads"} <= {*sweep.rows_of([], "losses")}
+
+
+def test_the_row_to_compare_with_is_added_with_a_word(capsys):
+    """Not where it was given."""
+    assert list(sweep.rows_of(["heads", "constant:0"], None)) == ["constant:0", "heads"]
+    assert not capsys.readouterr().err
+    assert list(sweep.rows_of(["heuristic"], None, "heads")) == ["heads", "heuristic"]
+    said = "heads is added, which all rows are compared with; --against ROW names another\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_flag_of_train_belongs_behind_the_two_dashes(capsys):
+    """The sentence says where; --dataset is the sweep's, too."""
+    assert sweep.main(["--dataset", "keypad", "--methods", "heuristic", "--epochs=2"]) == 2
+    hint = "write it at the end after --, as in: -- --epochs VALUE"
+    assert sentence(capsys, "sweep") == f"--epochs is a flag of train.py; {hint}"
 
 
 def test_greedy_gets_the_fusion_that_it_needs():
