@@ -269,6 +269,43 @@ def test_the_lines_of_the_released_formula_run(monkeypatch):
     assert value == pytest.approx(expected) and report["terms"] == 1
 
 
+def columns(table):
+    """[(first cell, [cells])] of a table in Markdown, without its head."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    return [(first, cells) for first, *cells in rows[2:]]
+
+
+def short(row):
+    """`mla:1 †` -> `mla`: a chosen number differs between the sets."""
+    return re.split("[: ,]", row)[0]
+
+
+def in_full(heading):
+    """[(row, `ACC`, `difference *`)] of the table below a heading of TABLES.md; *: p < 0.05."""
+    part = PAGES[ROOT / "docs/TABLES.md"].split(f"## {heading}\n\n")[1].split("\n\n")[0]
+    found = []
+    for row, (_, acc, *_, difference, p) in columns(part):
+        star = " *" if p and float(p) < 0.05 else ""
+        found += [(short(row), acc, difference + star)] if acc else []
+    return found
+
+
+CONDENSED = {"The losses": "The losses: {}", "Few": "{}", "Table 1": "Table 1: {}"}
+
+
+@pytest.mark.parametrize("part", CONDENSED)
+def test_the_tables_of_results_are_those_of_all_tables(part):
+    """Each row's ACC, difference and star, for each data set, in the same order."""
+    text = PAGES[ROOT / "docs/RESULTS.md"]
+    table = re.search(r"^\| \|.*?(?=\n\n)", text[text.index(f"## {part}") :], re.M | re.S)[0]
+    heads = [cell.strip() for cell in table.splitlines()[0].split("|")[2:-1:2]]
+    assert len(heads) > 1
+    for j, head in enumerate(heads):
+        head = head.replace("1000", "1,000").replace(" images", " different images")
+        shown = [(short(row), *cells[2 * j : 2 * j + 2]) for row, cells in columns(table)]
+        assert shown == in_full(CONDENSED[part].format(head))
+
+
 def innermost(tree, n):
     """The name of the innermost function or class around line n, as in `Run.save`."""
     names, body = [], tree.body
