@@ -27,6 +27,7 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from losses import SCHEDULES, make_schedule
 from utils import cli, distributed
 from utils.annotations import LISTS
 from utils.atomic import UnwritableFile, atomic, remove
@@ -39,10 +40,6 @@ PARTS = {"t", "alpha", "settings", "random", "log", "model", "optimizer", "plate
 WIDTH = 100  # columns of an epoch's line
 LONG = 120  # s; if the epochs after the first take longer, a line says so
 LEAST_OF_A_CLASS, LEAST_TO_TEST = 10, 30  # with fewer samples there is a warning
-# The methods whose epochs do not depend on T, so that a run of them can have more epochs on resume.
-FREE_OF_T = {"learning-based", "constant", "heuristic", "unimodal", "heads", "mses", "ogm"}
-FREE_OF_T |= {"greedy", "domfn", "mslr", "pmr", "agm", "mla", "reconboost", "mmpareto", "etmc"}
-FREE_OF_T |= {"g-blend", "released"}
 UNRECORDED = ("out", "overwrite", "resume", "eval", "split", "keep")  # not in a run's settings
 
 
@@ -237,9 +234,14 @@ def command_of(settings, settings_class, defaults, folder):
 def can_be_longer(settings, epochs):
     """Whether a run of these settings is, with more epochs, the run that had them from the start.
 
-    Not one of a single epoch: resuming it takes the checkpoint before its last epoch.
+    Not one whose schedule depends on T; all other methods learn alpha, or keep it, without T. Nor
+    one of a single epoch: resuming it takes the checkpoint before its last epoch.
     """
-    return settings["method"].split(":")[0] in FREE_OF_T and epochs > settings["epochs"] > 1
+    T, method = settings["epochs"], settings["method"]
+    if method.split(":")[0] in SCHEDULES:
+        omega = make_schedule(method)
+        return epochs > T > 1 and all(omega(t, T) == omega(t, epochs) for t in range(1, T + 1))
+    return epochs > T > 1
 
 
 def resumed_settings(folder, given, settings_class, datasets, defaults):
