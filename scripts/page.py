@@ -203,7 +203,7 @@ class Page:
         """Math, a symbol's name with its meaning, a link to a listing, or plain code."""
         text = tokens[i].content
         latex = text.removeprefix("math:")
-        kind = "short" if len(text) < 30 else "long"  # a short name or option is not broken
+        kind = "short" if len(text) < 24 else "long"  # a short name or option is not broken
         code = f'<code class="{kind}">{html.escape(text)}</code>'
         code = code if latex == text else mathml(latex, "inline")
         symbol = {s.latex: s for s in symbols()}.get(latex) or symbols_at("worked").get(text)
