@@ -310,6 +310,13 @@ def test_every_colour_can_be_read():
                 assert (pair[1] + 0.05) / (pair[0] + 0.05) >= 4.5, (name, ground)
 
 
+def test_a_symbol_in_a_comment_has_its_colour():
+    """Of two rules that are equally specific the later one counts: the comments' rule is first."""
+    css = page.STYLE.read_text(encoding="utf-8")
+    symbols = [css.index(f'[class$="-{key}"]') for key in ("Alpha", "Theta", "V", "C", "H")]
+    assert css.index(".c1, .sd {") < min(symbols)
+
+
 @pytest.mark.parametrize("sight", SIGHTS)
 def test_the_symbols_colours_differ_for_everybody(sight):
     """By a distance of 15 or more in L*a*b*, from each other and from the text."""
