@@ -23,7 +23,13 @@ from torch.nn.functional import cross_entropy, softplus
 
 from bilevel import grad, make_hvp
 from data import Batches
-from losses import SCHEDULES, classification_loss, modality_matching_loss, total_loss
+from losses import (
+    SCHEDULES,
+    classification_loss,
+    make_schedule,
+    modality_matching_loss,
+    total_loss,
+)
 from model import MultimodalModel
 from utils import cli, distributed, rebalance
 from utils.cli import SettingsError
@@ -586,6 +592,17 @@ def class_of(method):
 def requirements(method):
     """The class whose attributes say what a --method requires; Baseline requires nothing."""
     return class_of(method) or Baseline
+
+
+def same_alpha(method, T, longer):
+    """Whether T epochs have the same alpha in a run of T epochs and in a longer one.
+
+    So it is with all methods but some schedules: the others learn alpha, or keep it, without T.
+    """
+    if method.split(":")[0] not in SCHEDULES:
+        return True
+    omega = make_schedule(method)
+    return all(omega(t, T) == omega(t, longer) for t in range(1, T + 1))
 
 
 def methods():

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from baselines import Baseline, class_of, methods, requirements
+from baselines import Baseline, class_of, methods, requirements, same_alpha
 from bilevel import SOLVERS, hypergradient
 from data import DATASETS, Batches, defaults, load_data
 from losses import SCHEDULES, classification_loss, make_schedule, modality_matching_loss, total_loss
@@ -248,7 +248,7 @@ def parse(argv=None):
     given = cli.parse(Settings, argv, __doc__)
     check_together(given)
     if folder := given.get("resume") or given.get("eval"):
-        return Settings(**resumed_settings(folder, given, Settings, DATASETS, defaults))
+        return Settings(**resumed_settings(folder, given, Settings, DATASETS, defaults, same_alpha))
     return Settings(**defaults(given.get("dataset"), given.get("device", "auto")) | given)
 
 

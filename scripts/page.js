@@ -90,8 +90,8 @@ function parabolas() {
   $("alpha-is").value = alpha.toFixed(2);
   $("terms-is").value = terms;
   const way = Math.abs(now.series) < 0.0005 ? "stays" : now.series > 0 ? "falls" : "rises";
-  const [exact, series] = [signed(now.exact), signed(now.series)];
-  $("says").value = `Eq. 3 is ${exact}; by ${terms} terms ${series}: α ${way}.`;
+  const by = `by ${terms} terms ${signed(now.series)}`;
+  $("says").value = `Eq. 3 is ${signed(now.exact)}; ${by}: α ${way}.`;
   return now.series;
 }
 
@@ -157,6 +157,15 @@ function start() {
   for (const kind of ["pointerdown", "pointermove"]) $("schedules").addEventListener(kind, draw);
 }
 
+// MathML has no titles: the element around a formula has the meaning of what you point at.
+let around;
+function point({ target }) {
+  around?.removeAttribute("title");
+  const symbol = target.closest("math:not([title] > math) [class]");
+  around = symbol?.closest("math").parentElement;
+  if (around) around.title = document.querySelector(`.${symbol.className}[title]`).title;
+}
+
 // A box that scrolls is a tab stop; a left column ends in sight.
 function fit() {
   for (const box of document.querySelectorAll(".box, .scroll")) {
@@ -175,6 +184,7 @@ if (typeof document !== "undefined") {
   document.addEventListener("toggle", fit, true); // a test's code that opens
   for (const { className, title } of document.querySelectorAll("span[title]"))
     document.querySelectorAll(`.source [class$="-${className}"]`).forEach((x) => (x.title = title));
+  document.addEventListener("mouseover", point);
   const list = document.querySelector("nav details");
   list.addEventListener("click", ({ target }) => target.closest("a") && (list.open = false));
 }

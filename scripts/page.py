@@ -13,7 +13,7 @@ code       file.py:name                 its source with line numbers, and its ro
            release WORDS                the row about the released code that begins with the words
 python     a program                    the program and what it prints; later blocks see its names
 svg ID W H a program                    the SVG that it prints; the words after H say what it shows
-include    docs/FILE.md                 the text of the file, its headings one level lower
+include    docs/FILE.md                 the text of each file, its headings one level lower
 symbols    see Symbol                   the table of the symbols
 
 ![text](FILE.png) becomes the picture of docs/, smaller. Code and python fill the right column.
@@ -53,6 +53,7 @@ MARKS = {"Paper silent": "Here", "Departs from paper": "Why", "The release diffe
 STYLED = {Keyword, Keyword.Namespace, Keyword.Constant, Operator.Word, Name.Function, Name.Class}
 WIDTH, COLOURS = 1100, 128  # of a picture in the page
 PLACE = r"[\w/]+\.py:[\w.]+"
+MARKED = r"(<span [^>]*>)?<math (?:(?!</math>).)*</math>(</span>)?[.,:;)]+"  # on one line
 
 
 class Symbol(NamedTuple):
@@ -202,7 +203,9 @@ class Page:
         """Math, a symbol's name with its meaning, a link to a listing, or plain code."""
         text = tokens[i].content
         latex = text.removeprefix("math:")
-        code = f"<code>{html.escape(text)}</code>" if latex == text else mathml(latex, "inline")
+        kind = "short" if len(text) < 24 else "long"  # a short name or option is not broken
+        code = f'<code class="{kind}">{html.escape(text)}</code>'
+        code = code if latex == text else mathml(latex, "inline")
         symbol = {s.latex: s for s in symbols()}.get(latex) or symbols_at("worked").get(text)
         if symbol:
             return f'<span class="{symbol.key}" title="{symbol.meaning}">{code}</span>'
@@ -249,12 +252,13 @@ class Page:
         return f'<svg id="{name}" {size} role="img" aria-label="{words}">{self.run(program)}</svg>'
 
     def listings(self, content):
-        """The functions, then the tests, of a block `code`."""
+        """The functions of a block `code`; its tests come after the worked example."""
         places = [line for line in content.splitlines() if " " not in line]
-        tests = "".join(self.test(place) for place in places if place.startswith("tests/"))
-        shown = "".join(self.code(place) for place in places if not place.startswith("tests/"))
-        head = "<p>Tests that check it:</p>" if tests else ""
-        return f'{shown}{head}<ul class="tests">{tests}</ul>'
+        return "".join(self.code(place) for place in places if not place.startswith("tests/"))
+
+    def tests(self, lines):
+        shown = "".join(self.test(line) for line in lines if line.startswith("tests/"))
+        return f'<p>Tests that check it:</p><ul class="tests">{shown}</ul>' if shown else ""
 
     def code(self, place):
         _, first, source = find(place)
@@ -295,8 +299,9 @@ class Page:
         right.sort(key=lambda token: token.info)  # code, then python
         try:
             text = self.md.renderer.render(left, self.md.options, {})
+            text = re.sub(MARKED, r'<span class="short">\g<0></span>', text)
             text += "".join(map(self.notes, lines))
-            proof = self.md.renderer.render(right, self.md.options, {})
+            proof = self.md.renderer.render(right, self.md.options, {}) + self.tests(lines)
         except cli.SettingsError as error:
             title = chunk.splitlines()[0].strip("# ")
             raise cli.SettingsError(f"{error}; see {title!r} in the page's text") from error
@@ -309,10 +314,10 @@ def included(text):
     """The text with the files that it includes; links to a heading that is in it stay in it."""
 
     def insert(match):
-        own = (ROOT / match[1]).read_text(encoding="utf-8")
+        own = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in match[1].split())
         return re.sub(r"^#", "##", own.replace("```python", "```py"), flags=re.M)  # is not run
 
-    text = re.sub(r"^```include\n(.*)\n```$", insert, text, flags=re.M)
+    text = re.sub(r"^```include\n(.*?)\n```$", insert, text, flags=re.M | re.S)
     here = set(map(anchor, re.findall(r"^#+ (.*)", text, re.M)))
     return linked(text, here)
 

@@ -27,7 +27,6 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from losses import SCHEDULES, make_schedule
 from utils import cli, distributed
 from utils.annotations import LISTS
 from utils.atomic import UnwritableFile, atomic, remove
@@ -231,23 +230,12 @@ def command_of(settings, settings_class, defaults, folder):
     return " ".join(["python train.py", *cli.as_flags(apart | {"out": folder})])
 
 
-def can_be_longer(settings, epochs):
-    """Whether a run of these settings is, with more epochs, the run that had them from the start.
-
-    Not one whose schedule depends on T; all other methods learn alpha, or keep it, without T. Nor
-    one of a single epoch: resuming it takes the checkpoint before its last epoch.
-    """
-    T, method = settings["epochs"], settings["method"]
-    if method.split(":")[0] in SCHEDULES:
-        omega = make_schedule(method)
-        return epochs > T > 1 and all(omega(t, T) == omega(t, epochs) for t in range(1, T + 1))
-    return epochs > T > 1
-
-
-def resumed_settings(folder, given, settings_class, datasets, defaults):
+def resumed_settings(folder, given, settings_class, datasets, defaults, same_alpha):
     """A run's settings, {name: value}, to resume or evaluate it with the flags `given`.
 
-    datasets: the names of all data sets but your own folders; defaults: data.defaults.
+    datasets: the names of all data sets but your own folders; defaults: data.defaults; same_alpha:
+    baselines.same_alpha, by which a run may become longer. Not a run of a single epoch: resuming an
+    ended run takes the checkpoint before its last epoch.
     SettingsError for a flag that would make it another run; RunError if the folder's checkpoint and
     log do not belong together or come from another version.
     """
@@ -275,7 +263,8 @@ def resumed_settings(folder, given, settings_class, datasets, defaults):
             continue
         what = f"{cli.flag(name)} {value} would make {folder} another run"
         if name == "epochs":
-            if "resume" in given and can_be_longer(settings, value):
+            T = settings["epochs"]
+            if "resume" in given and value > T > 1 and same_alpha(settings["method"], T, value):
                 continue
             why = f"it has {settings[name]}, and a run cannot become shorter"
             if value > settings[name]:

@@ -176,6 +176,21 @@ def test_a_test_is_shown_by_its_name_and_first_sentence(made):
     assert text_of(item) == f"{name}: {first}." and rest
 
 
+def test_the_tests_come_after_the_example(made):
+    """In each row that has both, so that they do not part the text from its example."""
+    rows = re.findall(r'<section class="row">.*?</section>', made, re.S)
+    both = [row for row in rows if "Worked example" in row and "Tests that check it" in row]
+    assert len(both) > 10
+    assert all(row.index("Worked example") < row.index("Tests that check it") for row in both)
+
+
+def test_no_line_begins_with_a_mark(made):
+    """A browser may break a line between a formula and the comma after it, unless one element that
+    is not broken has both."""
+    after = re.findall(r"<math (?:(?!</math>).)*</math>(?:</span>)?[.,:;)]+(.{7})", made)
+    assert len(after) > 50 and set(after) == {"</span>"}
+
+
 def test_every_choice_stands_on_the_page(made):
     """Each row of docs/CHOICES.md once: the silences, the departures, the release's differences."""
     rows = [row for row in page.choices() if row[1] not in ("what", "the paper, and this code")]
@@ -200,6 +215,7 @@ def test_the_worked_numbers_are_right(made):
     "code, place, keys",
     [
         ("alpha = f(alpha=decay)\n", "losses.py:f", [("alpha", "n n-Alpha")]),
+        ("self.alpha = alpha\n", "baselines.py:OGM", []),
         ("c = v\n", "losses.py:f", []),
         ("c = v\n", "bilevel.py:f", [("c", "n n-C"), ("v", "n n-V")]),
         ("x  # L_MM, not L_MMM\n", "losses.py:f", [("L_MM", "c1 c1-Mm"), (", not L_MMM", "c1")]),
@@ -207,7 +223,8 @@ def test_the_worked_numbers_are_right(made):
     ],
 )
 def test_names_have_the_colours_of_their_symbols(code, place, keys):
-    """Not the keyword of a call, not a part of a word, v, c and H only where they are Eq. 3's."""
+    """Not the keyword of a call, not a part of a word, not OGM's own alpha; v, c and H only where
+    they are Eq. 3's."""
     spans = re.findall(r'<span class="([^"]*)">([^<]*)</span>', page.highlighted(code, place))
     found = [(name, kind) for kind, name in spans if name.strip(", ")]
     assert [pair for pair in found if pair in keys] == keys and (keys or not found), found
@@ -293,6 +310,13 @@ def test_every_colour_can_be_read():
                 assert (pair[1] + 0.05) / (pair[0] + 0.05) >= 4.5, (name, ground)
 
 
+def test_a_symbol_in_a_comment_has_its_colour():
+    """Of two rules that are equally specific the later one counts: the comments' rule is first."""
+    css = page.STYLE.read_text(encoding="utf-8")
+    symbols = [css.index(f'[class$="-{key}"]') for key in ("Alpha", "Theta", "V", "C", "H")]
+    assert css.index(".c1, .sd {") < min(symbols)
+
+
 @pytest.mark.parametrize("sight", SIGHTS)
 def test_the_symbols_colours_differ_for_everybody(sight):
     """By a distance of 15 or more in L*a*b*, from each other and from the text."""
@@ -374,6 +398,20 @@ def test_the_series_to_play_with_is_neumann():
     for (h, terms, step), found in zip(cases, javascript(f"[{', '.join(calls)}]")):
         value, _ = neumann(lambda u: [h * u[0]], one, one, terms, step, 0)
         assert found == pytest.approx(float(value))
+
+
+def test_a_formula_says_the_meaning_of_its_symbol():
+    """As the title of the element around it, as long as the pointer is on the symbol."""
+    program = """() => {
+        const around = { removeAttribute(name) { delete this[name]; } };
+        const symbol = { className: "C", closest: () => ({ parentElement: around }) };
+        globalThis.document = { querySelector: (place) => ({ title: place }) };
+        point({ target: { closest: () => symbol } });
+        const shown = around.title;
+        point({ target: { closest: () => null } });
+        return [shown, "title" in around];
+    }"""
+    assert javascript(f"({program})()") == [".C[title]", False]
 
 
 def test_the_script_begins_where_the_page_is(made):
