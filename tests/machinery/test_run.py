@@ -245,7 +245,10 @@ def test_a_run_that_has_ended_can_be_longer(tiny_data, monkeypatch, capsys, meth
     said = "the run had 3 epochs, now it has 5; it begins at epoch 3, trained again\n"
     assert said in printed.out
     assert "resume with: python train.py --resume run --epochs 5\n" in printed.err
+    left = 5 - runs.checkpoint_epochs("run")[-1]
     assert train.main(["--resume", "run", "--epochs", "5"]) == 0
+    epochs = "epoch" if left == 1 else "epochs"
+    assert f"trained {left} {epochs} in " in capsys.readouterr().out
     first, *rest = map(json.loads, Path("run/log.jsonl").read_text().splitlines())
     expected, *others = map(json.loads, Path("whole/log.jsonl").read_text().splitlines())
     assert first.pop("before") == [{"epochs": 3, "test": test}]

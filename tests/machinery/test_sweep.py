@@ -83,10 +83,12 @@ def test_the_row_to_compare_with_is_added_with_a_word(capsys):
 
 
 def test_a_flag_of_train_belongs_behind_the_two_dashes(capsys):
-    """The sentence says where; --dataset is the sweep's, too."""
+    """The sentence says where; --dataset is the sweep's, too, and --seed is meant for --seeds."""
     assert sweep.main(["--dataset", "keypad", "--methods", "heuristic", "--epochs=2"]) == 2
     hint = "write it at the end after --, as in: -- --epochs VALUE"
     assert sentence(capsys, "sweep") == f"--epochs is a flag of train.py; {hint}"
+    assert sweep.main(["--methods", "heuristic", "--seed", "2"]) == 2
+    assert "'--seed' (did you mean --seeds?)" in sentence(capsys, "sweep")
 
 
 def test_greedy_gets_the_fusion_that_it_needs():
