@@ -42,8 +42,7 @@ def hear(key):
 def check(mine, epochs):
     """Make the function the method `mine` and print its alphas, or say in a sentence why not."""
     train.SCHEDULES.pop("mine", None)
-    with cli.one_sentence("mine") as program:
-        program.hints[FloatingPointError] = "(without a return line the value is None)"
+    with cli.one_sentence("mine"):
         if len(inspect.signature(mine).parameters) != 2:
             raise cli.SettingsError("it needs exactly two parameters: def mine(t, T):")
         values = [cli.number_of(f"t = {t}", mine, t, epochs) for t in range(1, epochs + 1)]

@@ -235,7 +235,10 @@ def line_of(function, error):
 def number_of(what, function, *arguments, **numbers):
     """A user's function's value, as a float; FloatingPointError with `what` if it returns none."""
     try:
-        value = float(function(*arguments, **numbers))
+        value = function(*arguments, **numbers)
+        if value is None:
+            raise TypeError("None: a return line is missing")
+        value = float(value)
         if math.isnan(value):
             raise ValueError("nan")
     except Exception as error:
