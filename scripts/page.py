@@ -204,8 +204,8 @@ class Page:
         text = tokens[i].content
         latex = text.removeprefix("math:")
         kind = "short" if len(text) < 24 else "long"  # a short name or option is not broken
-        code = f'<code class="{kind}">{html.escape(text)}</code>'
-        code = code if latex == text else mathml(latex, "inline")
+        plain = f'<code class="{kind}">{html.escape(text)}</code>'
+        code = plain if latex == text else mathml(latex, "inline")
         symbol = {s.latex: s for s in symbols()}.get(latex) or symbols_at("worked").get(text)
         if symbol:
             return f'<span class="{symbol.key}" title="{symbol.meaning}">{code}</span>'

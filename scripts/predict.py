@@ -39,7 +39,7 @@ from utils.atomic import atomic
 from utils.cli import SettingsError
 from utils.folders import by_name
 from utils.loader import collate, eval_loader
-from utils.modalities import MODALITIES, make_readers
+from utils.modalities import MODALITIES, in_memory, make_readers
 from utils.modules import eval_mode
 from utils.prepare import prepare_sample
 from utils.run import load_best, load_checkpoint
@@ -95,7 +95,7 @@ class Predictor:
 
     def check_files(self):
         """SettingsError where the run's data set makes its samples in memory, as keypad does."""
-        if "tensor" in self.kinds.values():
+        if in_memory(self.kinds):
             what = f"{self.args.dataset} makes its samples itself, so this run can read no files"
             own = "to predict files, train on your own data (docs/DATA.md#your-own-data)"
             raise SettingsError(f"{what}; without them its test split is shown; {own}")

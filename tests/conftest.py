@@ -1,5 +1,7 @@
 """What several test files share: a data set that trains in a blink."""
 
+import dataclasses
+import functools
 import json
 import os
 import signal
@@ -38,6 +40,17 @@ def tiny(root="", n=48):
     kinds = {"image": "tensor", "sound": "tensor"}
     splits = {"train": pairs(n), "test": pairs(15)}
     return data.Data(kinds, ["0", "1", "2"], splits, np.arange(n) // 2)
+
+
+real_keypad = functools.cache(data.keypad)
+
+
+def small_keypad(root=""):
+    """keypad, made once and with a part of its pairs, to be quick."""
+    full = real_keypad()
+    steps = {"train": 12, "test": 4}
+    splits = {s: full.splits[s].subset(slice(None, None, n)) for s, n in steps.items()}
+    return dataclasses.replace(full, splits=splits, groups=full.groups[::12])
 
 
 @pytest.fixture

@@ -43,6 +43,7 @@ ADVICE = {
     "NUMBA_CACHE_DIR to a folder that you may write to",
 }
 ROOT = Path(__file__).parents[1]
+SHOWN = 20  # names in a message
 LARGEST = 2**32 - 1  # of every whole number: torch's seeds and Python's len() allow no larger ones
 
 
@@ -109,6 +110,11 @@ def amount(n, noun):
     if n == 1:
         return f"1 {noun}"
     return f"{n} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
+def first_of(names):
+    """The first names of a list, with commas; `, ...` for the others."""
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
 @functools.cache

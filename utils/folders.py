@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from utils.atomic import atomic
-from utils.cli import SettingsError, amount, no_folder
+from utils.cli import SettingsError, amount, first_of, no_folder
 from utils.files import KINDS
 from utils.origins import PREPARED
 from utils.samples import SPLITS
@@ -129,8 +129,8 @@ def write_samples(root, separator=None):
         print("   ", ",".join(line))
     for split, n in sorted(Counter(row[0] for row in rows).items()):
         classes = Counter(row[1] for row in rows if row[0] == split)
-        listed = ", ".join(f"{label} {count}" for label, count in sorted(classes.items())[:20])
-        print(f"{split}: {n} samples ({listed}{', ...' if len(classes) > 20 else ''})")
+        listed = first_of([f"{label} {count}" for label, count in sorted(classes.items())])
+        print(f"{split}: {n} samples ({listed})")
     incomplete = [row for row in rows if len(row[3]) < len(kinds)]
     if incomplete:
         lack = f"{amount(len(incomplete), 'sample')} without a file of each kind"

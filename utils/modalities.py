@@ -34,6 +34,11 @@ class Modality(NamedTuple):
 MODALITIES = {}  # by kind; data.py has ours
 
 
+def in_memory(kinds):
+    """Whether a data set makes its samples itself, as keypad does; kinds: {modality: kind}."""
+    return "tensor" in kinds.values()
+
+
 def make_readers(kinds, encoders):
     """The reader of each modality; a text is cut into the tokens of its encoder, `bert:SOURCE`."""
     built_in = {name for kind in MODALITIES.values() for name in kind.encoders}

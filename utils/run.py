@@ -32,8 +32,9 @@ from utils.annotations import LISTS
 from utils.atomic import UnwritableFile, atomic, remove
 from utils.cli import RunError, SettingsError
 from utils.media import UnreadableFile
+from utils.modalities import in_memory
 from utils.prepare import prepare_command
-from utils.trained import FACTS, SHOWN, at, describe, find_data
+from utils.trained import FACTS, at, describe, find_data
 
 PARTS = {"t", "alpha", "settings", "random", "log", "model", "optimizer", "plateau"}
 WIDTH = 100  # columns of an epoch's line
@@ -100,8 +101,7 @@ def no_run(folder):
     if not Path(folder).is_dir():
         return SettingsError(f"{folder} is not a folder; {give}")
     runs = sorted(quoted(path.parent) for path in Path(folder).glob("*/log.jsonl"))
-    named = ", ".join(runs[:SHOWN]) + (", ..." if len(runs) > SHOWN else "")
-    hint = f"it holds the runs {named}; give one of them" if runs else give
+    hint = f"it holds the runs {cli.first_of(runs)}; give one of them" if runs else give
     return SettingsError(f"{folder} is not the folder of a run (it has no log.jsonl); {hint}")
 
 
@@ -298,11 +298,9 @@ def few_samples(classes, splits, absent):
     limits = [("train on", LEAST_OF_A_CLASS, classes), ("evaluate on", LEAST_TO_TEST, splits)]
     for purpose, least, counts in limits:
         if names := [f"{name} ({n})" for name, n in counts.items() if n < least]:
-            more = ", ..." if len(names) > SHOWN else ""
-            parts.append(f"fewer than {least} to {purpose} in {', '.join(names[:SHOWN])}{more}")
+            parts.append(f"fewer than {least} to {purpose} in {cli.first_of(names)}")
     if absent:
-        more = ", ..." if len(absent) > SHOWN else ""
-        parts.append(f"none to evaluate on of {', '.join(absent[:SHOWN])}{more}")
+        parts.append(f"none to evaluate on of {cli.first_of(absent)}")
     return f"warning: few samples, the scores are unreliable: {'; '.join(parts)}" if parts else ""
 
 
@@ -317,8 +315,8 @@ def near_chance(result, modalities, counts):
     n = sum(counts)
     chance = max(counts) / n
     limit, lines = chance + 0.1 * (1 - chance), []
-    for name, who in {"fused": "the fused model", **{m: f"{m} alone" for m in modalities}}.items():
-        acc = result[name]["acc"]
+    for name in ["fused", *modalities]:
+        who, acc = "the fused model" if name == "fused" else f"{name} alone", result[name]["acc"]
         if binom.cdf(round(acc * n / 100), n, limit) < 0.01:
             one = f"one class for all samples gives {100 * chance:.1f}"
             lines.append(f"{who} is near chance: its ACC is {acc:.1f}, {one}")
@@ -576,7 +574,7 @@ class Run:
         for line in near_chance(result, modalities, counts):
             print(line + hint)
         print(f"to see it: python -m scripts.figures curves {quoted(self.folder)}")
-        if "tensor" not in self.records[0]["data"]["kinds"].values():
+        if not in_memory(self.records[0]["data"]["kinds"]):
             print(f"to use it: python -m scripts.predict {quoted(self.folder)} FOLDER")
 
 

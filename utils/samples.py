@@ -25,7 +25,7 @@ import torch
 
 from utils.annotations import read_table
 from utils.atomic import atomic
-from utils.cli import SettingsError, amount
+from utils.cli import SettingsError, amount, first_of
 from utils.media import UnreadableFile, map_array, reading
 from utils.modalities import MODALITIES
 from utils.origins import FORMAT, IN_THE_WAY, PREPARED, digest, in_the_way, stamp
@@ -366,8 +366,7 @@ def class_index(labels, n_classes=None):
     if n_classes:
         return {str(k): k for k in range(max(n_classes, 1 + max(map(int, labels))))}
     classes = sorted(labels)
-    more = ", ..." if len(classes) > 20 else ""
-    print(f"{amount(len(classes), 'class')}: {', '.join(classes[:20])}{more}")
+    print(f"{amount(len(classes), 'class')}: {first_of(classes)}")
     for group in alike(classes):
         print(f"these classes look alike: {', '.join(map(ascii, group))}; correct a slip")
     return {label: k for k, label in enumerate(classes)}

@@ -7,9 +7,7 @@ import os
 
 import torch
 
-from utils.cli import SettingsError
-
-SHOWN = 20  # names in a message
+from utils.cli import SettingsError, first_of
 
 
 def describe(data):
@@ -68,7 +66,7 @@ def at(place, own):
 
 def listed(names):
     """The first names, separated by commas."""
-    return ", ".join(map(repr, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
+    return first_of([repr(name) for name in names])
 
 
 def as_trained(data, trained):

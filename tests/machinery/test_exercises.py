@@ -1,8 +1,6 @@
 """docs/EXERCISES.md and docs/ANSWERS.md: each exercise is whole and has its answer; the numbers by
-hand are those of losses.py; the first commands run."""
+hand are those of losses.py; every command runs."""
 
-import dataclasses
-import functools
 import importlib.util
 import math
 import re
@@ -11,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import small_keypad
 
 import train
 from bilevel import SOLVERS
-from data import DATASETS, keypad
+from data import DATASETS
 from losses import SCHEDULES, modality_matching_loss
 from model import FUSIONS
 from scripts import figures
@@ -97,19 +96,11 @@ def test_the_sentence_about_t_from_0_is_the_programs(tmp_path):
     assert line.sub("", f"`train.py: {caught.value}`") in line.sub("", answer(5))
 
 
-@functools.cache
-def small_keypad():
-    """A tenth of keypad's pairs."""
-    full = keypad()
-    splits = {s: part.subset(slice(None, None, 10)) for s, part in full.splits.items()}
-    return dataclasses.replace(full, splits=splits, groups=full.groups[::10])
-
-
 @pytest.mark.slow
 def test_every_command_of_the_exercises_runs(tmp_path, monkeypatch, capsys):
     """With three short epochs, and entries of the edits' names: every picture is drawn."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(DATASETS, "keypad", lambda root: small_keypad())
+    monkeypatch.setitem(DATASETS, "keypad", small_keypad)
     for name in ("linear", "fitted"):
         monkeypatch.setitem(SCHEDULES, name, lambda t, T: 1 - t / T)
     for name in ("product", "maximum"):

@@ -4,8 +4,6 @@ student's odd omega(t) is one sentence; finished runs are found again.
 Jupyter is not needed: the cells' sources are executed here, with a stand-in for IPython.
 """
 
-import dataclasses
-import functools
 import json
 import linecache
 import re
@@ -15,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import small_keypad
 
 import data
 import train
@@ -31,17 +30,6 @@ TEXT = "\n".join("".join(cell["source"]) for cell in CELLS if cell["cell_type"] 
 def cell(words):
     """The number of the first code cell with these words."""
     return next(k for k, source in enumerate(CODE) if words in source)
-
-
-real_keypad = functools.cache(data.keypad)
-
-
-def keypad(root=""):
-    """keypad, made once and with a part of its pairs, to be quick."""
-    full = real_keypad()
-    steps = {"train": 12, "test": 4}
-    splits = {s: full.splits[s].subset(slice(None, None, n)) for s, n in steps.items()}
-    return dataclasses.replace(full, splits=splits, groups=full.groups[::12])
 
 
 MINE, LEARN, FIRST_RUN = cell("def mine(t, T)"), cell('learn("mine")'), cell('learn("constant:0")')
@@ -107,8 +95,8 @@ def notebook(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "IPython.display", fake)
     monkeypatch.delitem(sys.modules, "scripts.classroom", raising=False)
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    monkeypatch.setattr(data, "keypad", keypad)
-    monkeypatch.setitem(data.DATASETS, "keypad", keypad)
+    monkeypatch.setattr(data, "keypad", small_keypad)
+    monkeypatch.setitem(data.DATASETS, "keypad", small_keypad)
     monkeypatch.chdir(NOTEBOOK.parent)
     monkeypatch.setattr(train, "Run", train.Run)  # a cell replaces it
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
