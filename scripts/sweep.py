@@ -13,9 +13,9 @@ hold out a tenth of the training split (unless the set has a validation part), s
 the same samples. At the end come a table and a picture, OUT.md and OUT.png, of the runs that have
 the same data; a run on other data is named and left out.
 
---tune first chooses a number for every row, unless the row gives it, by the mean ACC on held-out
-samples of seeds 0 and 1 (scripts/tuning.py). OUT-tune.md has all values that were tried with their
-ACC. The test split chooses nothing.
+--tune first chooses a number for every row, by the mean ACC on held-out samples of seeds 0 and 1:
+the method's own, or the learning rate (scripts/tuning.py). OUT-tune.md has all values that were
+tried with their ACC. The test split chooses nothing.
 
 --print starts nothing: it prints the commands of the incomplete runs, a line each, for a job array
 or `xargs`, and makes the table of the finished ones. With --tune the trials come first: run them

@@ -1,9 +1,9 @@
 """Which values `sweep --tune` tries, and which one it chooses.
 
-Every method has one number to choose: one of its own, tau for heuristic, eta_alpha for
-learning-based, and the learning rate for the methods without one. The values are a geometric grid
-around the default. Four are tried first; then one more wherever the best value has no neighbour on
-a side, until it has both or there is no further value.
+Every row has one number to choose: its method's own, as tau of heuristic and eta_alpha of
+learning-based; the learning rate if the method has none, or if the row gives it. The values are a
+geometric grid around the default. Four are tried first; then one more wherever the best value has
+no neighbour on a side, until it has both or there is no further value.
 """
 
 import dataclasses
@@ -61,7 +61,7 @@ GRIDS = {  # all other methods: Grid(), the learning rate
 class Search(NamedTuple):
     """The values that may be tried for a row.
 
-    number: the name of the number, "" if the row gives one and there is nothing to choose;
+    number: the name of the number, "" if the row gives all and there is nothing to choose;
     trials: {value: the row with it}, ascending; first: the values that are tried first.
     """
 
@@ -102,17 +102,20 @@ def in_full(settings):
 
 
 def number_of(row, settings):
-    """(grid, name, default) of the number to choose for a row; the name is "" if the row has it."""
-    method, *own = row.split()
+    """(grid, name, default) of the number to choose: the first one that the row does not give.
+
+    They are its method's own and the learning rate; the name is "" if the row gives both.
+    """
+    method, *flags = row.split()
     name, *numbers = method.split(":")
-    grid = GRIDS.get(name, Grid())
-    if grid.flag:
-        given = [word for word in own if word.split("=")[0] == grid.flag]
-        default = getattr(settings, grid.flag.strip("-").replace("-", "_"))
-        return grid, "" if given else grid.flag, default
-    parameter = [*inspect.signature(requirements(name).begin).parameters.values()][1]  # after self
-    default = 1.0 if name == "mslr" else parameter.default
-    return grid, "" if numbers else parameter.name, default
+    own, rate, given = GRIDS.get(name, Grid()), Grid(), {word.split("=")[0] for word in flags}
+    if not own.flag and not numbers:
+        _, parameter, *_ = inspect.signature(requirements(name).begin).parameters.values()
+        return own, parameter.name, 1.0 if name == "mslr" else parameter.default
+    for grid in (own, rate):
+        if grid.flag and grid.flag not in given:
+            return grid, grid.flag, getattr(settings, grid.flag.strip("-").replace("-", "_"))
+    return rate, "", None
 
 
 def with_number(row, grid, value, m):

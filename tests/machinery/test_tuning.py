@@ -78,8 +78,13 @@ def test_the_default_is_the_data_sets_or_the_flags():
 
 
 def test_a_number_that_the_row_gives_is_kept():
-    """There is one trial, the row itself."""
-    for row in ("ogm:0.3", "heuristic --tau=0.3", "constant:0 --lr 0.1", "mslr:1:0.5"):
+    """The learning rate is then tried; if the row gives this one, too, there is one trial."""
+    for row in ("ogm:0.3", "heuristic --tau=0.3", "mslr:1:0.5"):
+        one = search(row)
+        assert one.number == "--lr" and one.first == [0.005, 0.01, 0.02, 0.04]
+        assert one.trials[0.02] == row and one.trials[0.04] == f"{row} --lr 0.04"
+    assert search("heuristic --lr 0.04").number == "--tau"
+    for row in ("constant:0 --lr 0.1", "ogm:0.3 --lr=0.04", "heuristic --lr 0.04 --tau 0.3"):
         one = search(row)
         assert one.number == "" and [*one.trials.values()] == [row]
         assert tuning.untried(one, {row: [1.0, 1.0]}) == []
@@ -137,13 +142,14 @@ def test_the_default_is_chosen_of_equals_and_what_failed_is_not():
 
 
 def test_the_report_has_all_values():
-    """A line for each row: what was tried and chosen, or that the row gives its number."""
-    searches = [search("mla"), search("ogm:0.3")]
-    accs = {trial: [50.0, 60.0] for trial in searches[0].trials.values()} | {"ogm:0.3": [1.0, 3.0]}
+    """A line for each row: what was tried and chosen, or that the row gives its numbers."""
+    given = "ogm:0.3 --lr 0.1"
+    searches = [search("mla"), search(given)]
+    accs = {trial: [50.0, 60.0] for trial in searches[0].trials.values()} | {given: [1.0, 3.0]}
     lines = tuning.report(searches, accs).splitlines()
     assert lines[2].startswith("| `mla` | ridge | 1e-05: 55.0 ± 7.1, ")
     assert lines[2].endswith(" | `mla` | inside |") and "**0.1: 55.0 ± 7.1**" in lines[2]
-    assert lines[3] == "| `ogm:0.3` | given | **2.0 ± 1.4** |  |  |"
+    assert lines[3] == f"| `{given}` | given | **2.0 ± 1.4** |  |  |"
     assert train.Settings().tau == 0.1 and "seeds 0 and 1" in lines[-1]
 
 
