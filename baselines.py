@@ -38,7 +38,7 @@ from utils.modules import eval_mode
 
 
 class Baseline(MultimodalModel):
-    """Trained by CE of the fused logits, as with --method constant:0, where nothing is replaced."""
+    """Trained by CE of the fused logits, where nothing is replaced: with concat, constant:0."""
 
     fusions = None  # the values of --fusion that fit; None: all
     own_heads = False  # whether a single modality is scored by a classifier of its own
@@ -182,24 +182,16 @@ def train_and_held_out(model):
     return torch.stack([held_out(model, batches)[0] for batches in parts])
 
 
-class Unimodal(Baseline):
-    """Each encoder with a classifier of its own; the fused logits are the sum of the modalities'.
+class Heads(Baseline):
+    """A classifier per modality besides the fused one: CE(fused) + sum_j CE(o_j)."""
 
-    No parameter is shared, so fitting the sum of the losses trains each modality alone.
-    """
-
-    fusions = ["concat"]
     own_heads = True
-    one_process = False
 
     def build_head(self, fusion, heads):
-        self.classifiers = nn.ModuleList(nn.Linear(self.d, self.n_classes) for _ in self.phi)
-
-    def logits(self, z):
-        return sum(self.own_logits(z))
+        super().build_head(fusion, heads=True)
 
     def loss(self, z, o, y, ce):
-        return sum(ce(o_j) for o_j in o[1:])
+        return sum(ce(o_k) for o_k in o)
 
     def by_modality(self, lr):
         """Groups of phi^(j) and its own classifier, for each j; then one of the rest, if any."""
@@ -210,18 +202,23 @@ class Unimodal(Baseline):
         return [{"params": params, "lr": lr} for params in [*own, rest] if params]
 
 
-class Heads(Unimodal):
-    """A classifier per modality besides the fused one: CE(fused) + sum_j CE(o_j)."""
+class Unimodal(Heads):
+    """Each encoder with a classifier of its own; the fused logits are the sum of the modalities'.
 
-    fusions = None
-    one_process = True
-    logits = MultimodalModel.logits
+    No parameter is shared, so fitting the sum of the losses trains each modality alone.
+    """
+
+    fusions = ["concat"]
+    one_process = False
 
     def build_head(self, fusion, heads):
-        MultimodalModel.build_head(self, fusion, heads=True)
+        self.classifiers = nn.ModuleList(nn.Linear(self.d, self.n_classes) for _ in self.phi)
+
+    def logits(self, z):
+        return sum(self.own_logits(z))
 
     def loss(self, z, o, y, ce):
-        return sum(ce(o_k) for o_k in o)
+        return sum(ce(o_j) for o_j in o[1:])
 
 
 class MSES(Heads):
@@ -594,15 +591,9 @@ def requirements(method):
     return class_of(method) or Baseline
 
 
-def same_alpha(method, T, longer):
-    """Whether T epochs have the same alpha in a run of T epochs and in a longer one.
-
-    So it is with all methods but some schedules: the others learn alpha, or keep it, without T.
-    """
-    if method.split(":")[0] not in SCHEDULES:
-        return True
-    omega = make_schedule(method)
-    return all(omega(t, T) == omega(t, longer) for t in range(1, T + 1))
+def schedule_of(method):
+    """omega(t, T) of a method that is a schedule; None for one that learns alpha, or keeps it."""
+    return make_schedule(method) if method.split(":")[0] in SCHEDULES else None
 
 
 def methods():

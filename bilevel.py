@@ -8,7 +8,7 @@ paper                         here
 d L_CLS / d theta             v, from batches of the outer level
 d2 L_Total / d alpha d theta  c = grad L_MM - grad L_CLS, because L_Total is linear in alpha
 d2 L_Total / d theta2         H, never formed: only products H u (hvp)
-[16], Ghadimi and Wang        SOLVERS: c^T H^-1 v; the default: the mean of [16]'s, 5 terms of it
+[16], Ghadimi and Wang        SOLVERS: c^T H^-1 v; default: lanczos, the value of neumann
 Eq. 3                         hypergradient: - c^T H^-1 v
 
 Three batches. Eq. 3 multiplies three means over the data. If one batch gives all three, its noise e
@@ -119,9 +119,7 @@ def make_hvp(l_cls, l_mm, alpha, params, decay=0):
     def hvp(u):
         u_used = [u[i] for i in used]
         h = grad([g[i] for i in used], params, grad_outputs=u_used, retain_graph=True)
-        # Written into u's memory layout: convolutions leave h in another one, which is slower.
-        layout = [torch.empty_like(u_i) for u_i in u]
-        return [torch.add(h_i, u_i, alpha=decay, out=to) for h_i, u_i, to in zip(h, u, layout)]
+        return [h_i.add(u_i, alpha=decay) for h_i, u_i in zip(h, u)]
 
     return hvp
 
@@ -156,7 +154,7 @@ def hypergradient(
     c = mean_gradient(d_alpha, params, draws)
     hvp = fresh_hvp()
     damping, curvature = 0.0, [math.nan, math.nan]
-    if step is None and solver not in NEED_NO_STEP:
+    if step is None and solver not in NEED_NO_STEP:  # from as many products as the series takes
         step, damping, curvature = step_and_damping(hvp, v, max(1, terms - 1))
     value, own = SOLVERS[solver](hvp, v, c, terms, step, damping, fresh_hvp=fresh_hvp, rng=rng)
     report = {"terms": terms, "step": step, "damping": damping, "curvature": curvature, **own}

@@ -46,7 +46,7 @@ def defaults(name, device="auto"):
     """The settings of train.py that a data set replaces on a device (Sec. 4.1); a flag wins."""
     if name not in SETS:
         if name == "isl":
-            return by_size(520)
+            return by_size(n=520)  # its training samples
         if name in (None, *DATASETS):
             return {}
         if not os.path.isdir(name):
@@ -287,7 +287,7 @@ def load_data(args, encoders, needs_val=False, trained=None):
         samples.readers = samples.readers or readers
         samples.sources = [x.to(device) if torch.is_tensor(x) else x for x in samples.sources]
     *x, _ = splits["train"][0]
-    channels = [0 if is_text(x_j) else x_j.shape[-3:][0] for x_j in x]
+    channels = [0 if is_text(x_j) else x_j.shape[-3:][0] for x_j in x]  # C of (F, C, H, W) or (C,)
     if trained:
         check_channels(data.kinds, channels, trained)
     return dataclasses.replace(data, splits=splits, channels=channels)

@@ -47,7 +47,7 @@ def modality_matching_loss(z, tau, y=None):
     """
     if len(z) < 2:
         raise SettingsError(f"L_MM pairs modalities: got {len(z)}, expected at least 2")
-    match = torch.arange(len(z[0]), device=z[0].device)  # sample i matches sample i
+    match = torch.arange(len(z[0]), device=z[0].device)  # (B,): sample i matches sample i
     if y is not None:
         # Departs from paper: --matching classes pulls together all samples of one class.
         same = (y[:, None] == y).to(z[0])
@@ -110,7 +110,7 @@ def make_schedule(text):
     raises FloatingPointError where the schedule does not return a number.
     """
     omega, numbers = call_of("schedule", text, SCHEDULES, "t, T")
-    if not 0 <= numbers.get("p", 0) <= 1:
+    if omega in (constant, stepwise) and not 0 <= numbers["p"] <= 1:
         raise SettingsError(f"schedule {text!r} has p = {numbers['p']:g}, expected 0 to 1")
 
     def clipped(t, T):

@@ -38,6 +38,7 @@ class OverFrames(nn.Module):
         return self.net(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
 
 
+# All encoders have the same three parameters, of which each uses its own, and return (module, d).
 def cnn(channels, pretrained=False, source=""):
     """Three strided convolutions and a linear map for small inputs: (B, [F,] C, H, W) -> (B, 64).
 
@@ -90,7 +91,7 @@ def bert(channels, pretrained=False, source=""):
     """BERT (Sec. 4.1) by name or local folder: (B, 2, L) -> pooled first token (B, 768)."""
     from transformers import BertModel
 
-    net = load_model(BertModel, source or SOURCES["bert"], channels == 0)
+    net = load_model(BertModel, source or SOURCES["bert"], fits=channels == 0)
     return Pretrained(net, "pooler_output"), net.config.hidden_size
 
 
@@ -99,7 +100,7 @@ def clip(channels, pretrained=False, source=""):
     from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
     kind = CLIPVisionModelWithProjection if channels else CLIPTextModelWithProjection
-    net = load_model(kind, source or SOURCES["clip"], channels in (0, 3))
+    net = load_model(kind, source or SOURCES["clip"], fits=channels in (0, 3))
     output = "image_embeds" if channels else "text_embeds"
     return Pretrained(net, output), net.config.projection_dim
 
@@ -110,7 +111,6 @@ def mlp(channels, pretrained=False, source=""):
     return nn.Sequential(*layers), 64
 
 
-# All encoders have one signature, ignore what they do not use, and return (module, d).
 ENCODERS = {"cnn": cnn, "resnet18": resnet18, "resnet50": resnet50, "mlp": mlp}
 ENCODERS |= {"bert": bert, "clip": clip}
 
@@ -209,7 +209,7 @@ class MultimodalModel(nn.Module):
     def forward(self, x):
         """x: list of m inputs -> (z, o): features, m of (B, d), and all logits that L_CLS fits.
 
-        o is [W f(z) + b] or, with heads or Weight, [W f(z) + b, o_1, ..., o_m], each (B, c).
+        o is the paper's [W f(z) + b]; with heads or Weight [W f(z) + b, o_1, ..., o_m]; (B, c) all.
         """
         z = [phi(x_j) for phi, x_j in zip(self.phi, x)]
         return z, [self.logits(z), *self.own_logits(z)]

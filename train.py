@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from baselines import Baseline, class_of, methods, requirements, same_alpha
+from baselines import Baseline, class_of, methods, requirements, schedule_of
 from bilevel import SOLVERS, hypergradient
 from data import DATASETS, Batches, defaults, load_data
 from losses import SCHEDULES, classification_loss, make_schedule, modality_matching_loss, total_loss
@@ -27,7 +27,7 @@ def losses(z, o, y, args):
     """(L_CLS, L_MM) of one batch, from what the model returns (Sec. 3.1, 3.2)."""
     # Departs from paper: with --heads or --fusion weight L_CLS has each modality's own loss, too.
     l_cls = sum(classification_loss(o_k.float(), y, args.smoothing) for o_k in o)
-    classes = y if args.matching == "classes" else None
+    classes = distributed.labels_of(z[0], y) if args.matching == "classes" else None
     return l_cls, modality_matching_loss([z_j.float() for z_j in z], args.tau, classes)
 
 
@@ -96,10 +96,10 @@ def train(args, data, model, run):
                 move = max(-args.alpha_limit, min(args.alpha_limit, args.eta_alpha * gradient))
                 alpha = max(0.0, min(1.0, alpha - move))
             report = {"hypergradient": gradient, **details}
-        else:
+        elif t < T:
             # Departs from paper: Alg. 1 sets omega(t) after epoch t. Here: omega(t + 1), so that
             # each epoch t, the first too, trains with alpha_t = omega(t) of Sec. 3.3.
-            alpha = method.omega(min(t + 1, T), T)
+            alpha = method.omega(t + 1, T)
 
         # not in Algorithm 1: lower the learning rate, evaluate, log, save
         plateau.step(record["l_cls"])
@@ -248,7 +248,8 @@ def parse(argv=None):
     given = cli.parse(Settings, argv, __doc__)
     check_together(given)
     if folder := given.get("resume") or given.get("eval"):
-        return Settings(**resumed_settings(folder, given, Settings, DATASETS, defaults, same_alpha))
+        found = resumed_settings(folder, given, Settings, DATASETS, defaults, schedule_of)
+        return Settings(**found)
     return Settings(**defaults(given.get("dataset"), given.get("device", "auto")) | given)
 
 
@@ -290,7 +291,7 @@ def main(argv=None):
         run = Run(args, program)
         needs_val = requirements(args.method).needs_val
         data = load_data(args, lambda m: encoder_names(args.encoders, m), needs_val, run.trained)
-        distributed.check_batch(min(len(data.splits["train"]), args.batch_size))
+        distributed.check_batch(args.batch_size, data.splits)
         model = make_model(args, data)
         with run.started(data, model):
             if not args.eval:

@@ -37,7 +37,10 @@ def rows_of(logs):
         settings = log.first["settings"]
         apart = {k: own[k] for k in sorted(own.keys() - shared)}
         row = " ".join([settings["method"], *cli.as_flags(apart)])
-        rows.setdefault(row, {})[settings["seed"]] = log.test
+        if settings["seed"] in rows.setdefault(row, {}):
+            twice = f"{row} with seed {settings['seed']} of {settings['dataset']}"
+            raise SettingsError(f"two runs are {twice}; give folders without the one")
+        rows[row][settings["seed"]] = log.test
     return rows
 
 

@@ -348,13 +348,16 @@ def export(predictor, rows, path):
         if status != USABLE or None in sources:
             raise SettingsError(problem or "--export needs a sample that has all modalities")
         x = [collate([(x_j,)] * 2)[0].to(predictor.device) for x_j in predictor.read(sources)]
-    free = {0: torch.export.Dim("batch")}
-    text = free | {2: torch.export.Dim("tokens")}
-    shapes = tuple(text if kind == "text" else free for kind in predictor.kinds.values())
+    batch = torch.export.Dim("batch")
+    shapes = [{0: batch} for _ in x]
+    for j, kind in enumerate(predictor.kinds.values()):
+        if kind == "text":  # each text has a length of its own
+            most = predictor.readers[j].keywords["tokenizer"].model_max_length
+            shapes[j] |= {2: torch.export.Dim(f"tokens_{j}", max=most)}
     model = Exported(predictor.model).eval()
     expected = model(*x)
     try:
-        program = torch.export.export(model, tuple(x), dynamic_shapes=(shapes,))
+        program = torch.export.export(model, tuple(x), dynamic_shapes=(tuple(shapes),))
         torch.testing.assert_close(program.module()(*x), expected)
     except Exception as error:
         why = str(error).strip().splitlines()[0]

@@ -178,10 +178,14 @@ def jobs_of(dataset, rows, seeds, runs, extra, hold_out=False):
     given = [word.split("=")[0] for word in [*extra, *" ".join(rows).split()]]
     if taken := TAKEN & {*given}:
         raise SettingsError(f"{min(taken)} is set by the sweep itself; leave it out")
-    hold_out = hold_out or any(kind_of(row).needs_val for row in rows)
-    if hold_out and "--val-fraction" not in given[: len(extra)] and not tuning.has_val(dataset):
-        extra = [*extra, "--val-fraction", "0.1"]
     common, distinct = train.parse(["--dataset", dataset, *extra]), {}
+    needs = any(kind_of(row).needs_val or "held-out" in row for row in rows)  # or --outer held-out
+    if (hold_out or needs) and not common.val_fraction and not tuning.has_val(dataset):
+        if "--val-fraction" in given[: len(extra)]:
+            hint = "leave it out, or give a tenth, 0.1"
+            raise SettingsError(f"--val-fraction is 0, but held-out samples are needed; {hint}")
+        extra = [*extra, "--val-fraction", "0.1"]
+        common = dataclasses.replace(common, val_fraction=0.1)
     for row in rows:
         settings = tuning.with_row(common, row)
         distinct.setdefault(tuning.in_full(settings), (row, settings))
@@ -200,7 +204,7 @@ def jobs_of(dataset, rows, seeds, runs, extra, hold_out=False):
 def fitting(dataset, names, extra):
     """The rows that train.py accepts with these flags; says why the others are skipped.
 
-    SettingsError if it refuses all.
+    SettingsError if it refuses the first, with which all are compared.
     """
     fit, refused = {}, {}
     for row, name in names.items():
@@ -209,8 +213,8 @@ def fitting(dataset, names, extra):
             fit[row] = name
         except SettingsError as error:
             refused[row] = error
-    if not fit:
-        raise next(iter(refused.values()))
+    if (first := next(iter(names))) in refused:
+        raise refused[first]
     for row, error in refused.items():
         print(f"{row} is left out: {error}", file=sys.stderr)
     return fit
@@ -363,7 +367,11 @@ def notes_of(firsts, others):
         acc = 100 * counts[k] / sum(counts)
         name = first["data"]["classes"][k]
         notes.append(f"Always saying the most frequent class, {name}, would have ACC {acc:.1f}.")
-    if part := first["settings"]["val_fraction"]:
+    parts = {first["settings"]["val_fraction"] for first in firsts}
+    if len(parts) > 1:
+        said = " or ".join(f"{part:.0%}" for part in sorted(parts))
+        notes.append(f"The runs hold out {said} of the training split: they are not alike.")
+    elif part := max(parts):
         notes.append(f"All runs hold out {part:.0%} of the training split.")
     if len({first["settings"]["bf16"] for first in firsts}) > 1:
         notes.append("Some runs trained in bfloat16 (--bf16), others in float32.")
@@ -418,8 +426,8 @@ def report(args, jobs, names):
         run = job.settings
         own = kind_of(job.row).own_heads or run.heads or run.fusion == "weight"
         daggers[job.row] = " †" if own else ""
-    parts = [table(dataset, modalities, rows, names, args.preset, args.metric, daggers)]
-    text = "\n\n".join(parts + notes_of(firsts, others))
+    scores = table(dataset, modalities, rows, names, args.preset, args.metric, daggers)
+    text = "\n\n".join([scores, *notes_of(firsts, others)])
     with contextlib.redirect_stdout(sys.stderr if args.print else sys.stdout):
         plot(dataset, modalities, rows, next(iter(names)), daggers, f"{args.out}.png")
     write(args, text, f"{args.out}.md")
@@ -450,6 +458,7 @@ def parse(arguments):
             hint = f"write it at the end after --, as in: -- {name} VALUE"
             raise SettingsError(f"{name} is a flag of train.py; {hint}")
     args = parser.parse_args(arguments[:split])
+    args.dataset = os.path.normpath(args.dataset)  # mine/ is mine
     args.extra = arguments[split + 1 :]
     args.methods = rows_in(args.methods)
     args.seeds = seeds_of(",".join(args.seeds).split(","))
@@ -509,8 +518,13 @@ def tune(args, names):
                 scores.append(validation_acc(job.folder))
         rows = [row for search in searches for row in tuning.untried(search, accs)]
     write(args, tuning.report(searches, accs), f"{args.out}-tune.md")
-    best = [search.trials[tuning.best_of(search, accs)] for search in searches]
-    return dict(zip(best, names.values())), failed
+    chosen = {}
+    for search, name in zip(searches, names.values()):
+        row = search.trials[tuning.best_of(search, accs)]
+        if row in chosen:
+            print(f"{search.row} is left out: {row} was also chosen before it", file=sys.stderr)
+        chosen.setdefault(row, name)
+    return chosen, failed
 
 
 def main(arguments=None):

@@ -86,8 +86,13 @@ def has_val(dataset):
 
 
 def validation_acc(folder):
-    """The fused ACC of a run on the validation part, of the epoch that is tested."""
+    """The fused ACC of a run on the validation part, of the epoch that is tested.
+
+    SettingsError for a run without one: the test split chooses nothing.
+    """
     epochs = read_log(folder).epochs
+    if epochs[-1]["split"] != "val":
+        raise SettingsError(f"{folder} has no held-out samples, which --tune needs")
     return epochs[best_epoch(epochs) - 1]["fused"]["acc"]
 
 

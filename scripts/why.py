@@ -83,16 +83,17 @@ def table(folder):
     parts = [data.splits["train"], data.splits["test"]]
     size = min(args.batch_size, *map(len, parts))
     batches = [Batches(part, size, [args.seed], device) for part in parts]
-    losses = ["CE", "L_MM", "own CE"][: 3 if args.heads else 2]
     head = ["t", "same class, %", "weight, %", "L_MM train", "L_MM test", "masked"]
-    lines = [[*head, *(f"|g| {loss} {name}" for loss in losses for name in data.modalities)]]
+    lines = []
     for t in checkpoint_epochs(folder):
         load_state(load_checkpoint(folder, t), model=model)
         values, sizes = measure(model, *batches, args.tau)
         percent = [f"{value:.0f}" for value in values[:2]]
         l_mm = [f"{value:.2f}" for value in values[2:]]
         lines.append([t, *percent, *l_mm, *(f"{size:.3f}" for size in sizes.flatten())])
-    return one_table(lines)
+    losses = ["CE", "L_MM", "own CE"][: len(sizes)]
+    head += [f"|g| {loss} {name}" for loss in losses for name in data.modalities]
+    return one_table([head, *lines])
 
 
 def main(arguments=None):

@@ -68,9 +68,16 @@ def world_size():
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def check_batch(batch):
-    """SettingsError for a training batch that the ranks cannot share."""
-    n = world_size()
+def check_batch(batch_size, splits):
+    """SettingsError for a training batch or a split that the ranks cannot share.
+
+    splits: Samples by name; a batch has at most all training samples.
+    """
+    n, batch = world_size(), min(batch_size, len(splits["train"]))
+    for name, samples in splits.items():
+        if len(samples) < n:
+            problem = f"the split {name} has {len(samples)} samples, fewer than {n} processes"
+            raise SettingsError(f"{problem}; start fewer")
     if n > 1 and (batch % n or batch < 2 * n):
         raise SettingsError(
             f"a batch of {batch} training samples cannot be shared by {n} processes; choose a "
@@ -106,6 +113,15 @@ def all_gather_object(item):
     items = [None] * world_size()
     dist.all_gather_object(items, item)
     return items
+
+
+def labels_of(z_j, y):
+    """The labels of the features z_j (B, d): y itself, or those of all ranks where z_j is."""
+    if len(z_j) == len(y):
+        return y
+    parts = [torch.empty_like(y) for _ in range(world_size())]
+    dist.all_gather(parts, y.contiguous())
+    return torch.cat(parts)
 
 
 class AllGather(torch.autograd.Function):

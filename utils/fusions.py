@@ -91,10 +91,10 @@ class Channel(nn.Module):
         joint = self.squeeze(torch.cat(z, dim=1)).relu()
         return [excite(joint).sigmoid() for excite in self.excite]
 
-    def forward(self, z, gates=None):
+    def forward(self, z):
         # Departs from paper: MMTM gates the maps between the stages of CNNs. Here: the features,
         # so that any encoder will do.
-        return torch.cat([g * z_j for g, z_j in zip(gates or self.gates(z), z)], dim=1)
+        return torch.cat([g * z_j for g, z_j in zip(self.gates(z), z)], dim=1)
 
 
 class LSTM(nn.Module):

@@ -29,7 +29,8 @@ def tridiagonal(hvp, v, c, n):
     before, q = v, [v_i / (size or 1.0) for v_i in v]
     a[0] = dot(c, q) * size
     for k in range(n):
-        h = hvp(q)
+        # In q's memory layout: convolutions leave H q in another one, in which all below is slower.
+        h = [torch.empty_like(q_i).copy_(h_i) for q_i, h_i in zip(q, hvp(q))]
         T[k, k] = dot(h, q)
         for h_i, q_i, b_i in zip(h, q, before):
             h_i.sub_(q_i, alpha=T[k, k].item()).sub_(b_i, alpha=beta)

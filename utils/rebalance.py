@@ -58,7 +58,7 @@ class Patience(nn.Module):
 class Rates(nn.Module):
     """MSLR: an epoch's ACC (m,) -> the factor on each rate, ACC_j / (mean ACC_j of the 5 before).
 
-    rates: of --method mslr:1:0.5, one for each modality; without numbers all are 1. In the first 5
+    rates: of --method mslr:1:0.5, one for each modality; without numbers all are 1. In the first 6
     epochs the factors are 1.
     """
 
@@ -182,7 +182,7 @@ def without_conflict(g, u):
     a = 1/2 if g^T u > 0, else the a in [0, 1] of the shortest h: then a small step along -h raises
     neither loss. Opposite gradients give 0.
     """
-    a = 0.5 if g @ u > 0 else ((u - g) @ u / (g - u).square().sum()).clamp(0, 1)
+    a = 0.5 if g @ u > 0 else ((u - g) @ u / (g - u).square().sum().clamp(min=1e-12)).clamp(0, 1)
     h = 2 * (a * g + (1 - a) * u)
     return h * ((g + u).norm() / h.norm().clamp(min=1e-12)).clamp(min=1)
 

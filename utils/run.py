@@ -230,12 +230,27 @@ def command_of(settings, settings_class, defaults, folder):
     return " ".join(["python train.py", *cli.as_flags(apart | {"out": folder})])
 
 
-def resumed_settings(folder, given, settings_class, datasets, defaults, same_alpha):
+def same_alpha(omega, T, longer):
+    """Whether T epochs have the same alpha in a longer run; omega: the schedule, None: without."""
+    return omega is None or all(omega(t, T) == omega(t, longer) for t in range(1, T + 1))
+
+
+def check_schedule(folder, omega, epochs, T):
+    """RunError if a schedule is not the one that a run of T epochs had; epochs: its records."""
+    for record in epochs:
+        t, then = record["t"], record["alpha"]
+        now = omega(t, T)
+        if not math.isclose(then, now, rel_tol=1e-6):  # a computed one differs in rounding
+            problem = f"{folder} has alpha {then:.4g} in epoch {t}, now it would be {now:.4g}"
+            raise RunError(f"{problem}; the schedule has changed, use another --out")
+
+
+def resumed_settings(folder, given, settings_class, datasets, defaults, schedule_of):
     """A run's settings, {name: value}, to resume or evaluate it with the flags `given`.
 
-    datasets: the names of all data sets but your own folders; defaults: data.defaults; same_alpha:
-    baselines.same_alpha, by which a run may become longer. Not a run of a single epoch: resuming an
-    ended run takes the checkpoint before its last epoch.
+    datasets: the names of all data sets but your own folders; defaults: data.defaults; schedule_of:
+    baselines.schedule_of, by which a run may become longer. Not a run of a single epoch: resuming
+    an ended run takes the checkpoint before its last epoch.
     SettingsError for a flag that would make it another run; RunError if the folder's checkpoint and
     log do not belong together or come from another version.
     """
@@ -253,6 +268,9 @@ def resumed_settings(folder, given, settings_class, datasets, defaults, same_alp
         problem = f"{folder} comes from another version of train.py"
         names = ", ".join(sorted(other))
         raise RunError(f"{problem}, which differs in {names}; use that version")
+    omega = schedule_of(settings["method"])
+    if omega and "resume" in given:
+        check_schedule(folder, omega, parse_log(state["log"]).epochs, settings["epochs"])
     own = settings["dataset"] not in datasets
     place = given.get("root") or (given.get("dataset") if own else None)
     may_change = cli.changeable(settings_class)
@@ -264,7 +282,7 @@ def resumed_settings(folder, given, settings_class, datasets, defaults, same_alp
         what = f"{cli.flag(name)} {value} would make {folder} another run"
         if name == "epochs":
             T = settings["epochs"]
-            if "resume" in given and value > T > 1 and same_alpha(settings["method"], T, value):
+            if "resume" in given and value > T > 1 and same_alpha(omega, T, value):
                 continue
             why = f"it has {settings[name]}, and a run cannot become shorter"
             if value > settings[name]:
@@ -334,7 +352,7 @@ def load_best(folder, model):
 def epoch_line(record, modalities, T):
     """One epoch's record as text: a line of at most WIDTH columns, or several, the next indented.
 
-    L_Total is left out: it is (1 - alpha) L_CLS + alpha L_MM. The log has it.
+    L_Total is left out: the log has it.
     """
     t = f"{record['t']:{len(str(T))}d}/{T}"
     losses = f"L_CLS {record['l_cls']:.3f} L_MM {record['l_mm']:.3f}"
@@ -368,7 +386,7 @@ class Run:
         self.args, self.folder, self.program = args, folder_of(args), program
         state = load_checkpoint(self.folder) if args.resume or args.eval else {}
         if state and state["t"] == state["settings"]["epochs"] < args.epochs:
-            # Epoch T is trained again: the checkpoint after it has no alpha of epoch T + 1.
+            # Epoch T is trained again: of a schedule its checkpoint has no alpha of epoch T + 1.
             state = load_checkpoint(self.folder, state["t"] - 1)
         self.state = state if args.resume else {}
         self.trained = state.get("data")  # load_data brings today's data into its order
@@ -388,6 +406,8 @@ class Run:
         self.data, self.device = data, next(model.parameters()).device
         self.records = [self.first_record()]
         self.warn(data)
+        if self.args.split == "val":
+            self.check_validation()
         writes = self.writes and not self.args.eval
         if writes:
             self.make_folder()
@@ -474,7 +494,8 @@ class Run:
             self.write_log()
             return self.first, alpha
         log = parse_log(state["log"])
-        self.check_same(log, alpha)
+        self.check_same(log)
+        self.check_validation()
         self.lengthen(log, state, plateau)
         load_state(state, model=model, optimizer=optimizer, plateau=plateau)
         torch.set_rng_state(state["random"]["cpu"])
@@ -498,8 +519,8 @@ class Run:
         began = f"it begins at epoch {self.first}{again}"
         print(f"the run had {before} epochs, now it has {now}; {began}")
 
-    def check_same(self, log, alpha):
-        """RunError if the resumed run has other samples or another alpha in epoch 1."""
+    def check_same(self, log):
+        """RunError if the resumed run has other samples."""
         began, now = self.trained, self.records[0]
         if log.first["samples"] != now["samples"]:
             then = counted(log.first["samples"])
@@ -508,10 +529,16 @@ class Run:
         if any(began[fact] != now["data"][fact] for fact in ("class_counts", "samples")):
             problem = f"{self.folder} began with other labels or files"
             raise RunError(f"{problem}; resume it with the same data")
-        first = log.epochs[0]["alpha"]
-        if not math.isclose(first, alpha, rel_tol=1e-6):  # a computed one differs in rounding
-            problem = f"{self.folder} has alpha {first:.4g} in epoch 1, now it would be {alpha:.4g}"
-            raise RunError(f"{problem}; the schedule has changed, use another --out")
+
+    def check_validation(self):
+        """RunError if the validation part has other samples of the same data than the run's had."""
+        then, now = self.trained or {}, self.records[0]["data"]
+        held_out = then.get("validation", now["validation"])  # an earlier version has none
+        if then.get("samples") == now["samples"] and held_out != now["validation"]:
+            problem = f"the validation part of {self.folder} had other samples of these data"
+            raise RunError(
+                f"{problem}; give the rows of samples.csv the splits and the order of then"
+            )
 
     def progress(self, batches, t):
         """The batches of epoch t, with a progress bar on a terminal; once, the time left."""
@@ -540,7 +567,10 @@ class Run:
             "plateau": plateau.state_dict(),
         }
         if self.writes:
-            kept = {best_epoch(self.records[1:]), *range(max(1, t - self.args.keep), t)}
+            epochs = self.records[1:]
+            kept = {best_epoch(epochs), *range(max(1, t - self.args.keep), t)}
+            if 1 < t == self.args.epochs and record["split"] == "val":
+                kept.add(best_epoch(epochs[:-1]))  # a longer run trains epoch T again
             # Before the log: a log with an epoch and no checkpoint could not be resumed.
             save_checkpoint(self.folder, state, kept)
         self.write_log()

@@ -22,17 +22,19 @@ def describe(data):
         "kinds": data.kinds,
         "channels": data.channels,
         "class_counts": counts,
-        "samples": fingerprint(data),
+        "samples": fingerprint(data, data.splits),
+        "validation": fingerprint(data, {"val"} & data.splits.keys()),
     }
 
 
 FACTS = {"folder", "classes", "kinds", "channels", "class_counts", "samples"}  # of describe
 
 
-def fingerprint(data):
-    """A digest of the labels, texts and files of a data set, in any order of the samples."""
+def fingerprint(data, splits):
+    """A digest of the labels, texts and files of some splits, in any order of the samples."""
     prefix, rows = os.path.join(os.fspath(data.folder), ""), []
-    for split, samples in data.splits.items():
+    for split in splits:
+        samples = data.splits[split]
         part = "test" if split == "test" else "train"  # the held-out samples depend on the seed
         sources = [source for source in samples.sources if not torch.is_tensor(source)]
         for i, k in enumerate(torch.as_tensor(samples.y).tolist()):

@@ -78,7 +78,7 @@ def alike(folder, other):
         assert torch.allclose(value, states[1][name], atol=1e-4), name
 
 
-FLAGS_OF = ["--outer held-out --val-fraction 0.33", "--solver randomised"]
+FLAGS_OF = ["--outer held-out --val-fraction 0.33", "--solver randomised --matching classes"]
 
 
 @pytest.mark.slow
@@ -123,6 +123,15 @@ def test_a_batch_that_cannot_be_shared_is_refused(tiny_data, monkeypatch, capsys
     said = f"a batch of {batch} training samples cannot be shared by 3 processes"
     assert said in capsys.readouterr().err
     assert not Path("run").exists()
+
+
+def test_a_split_with_fewer_samples_than_processes_is_refused(tiny_data, monkeypatch, capsys):
+    """One of them would have nothing to evaluate."""
+    monkeypatch.setattr("utils.distributed.world_size", lambda: 8)
+    flags = ["--batch-size", "24", "--val-fraction", "0.1", "--out", "run"]
+    assert train.main(["--dataset", "tiny", *flags]) == 2
+    said = "the split val has 4 samples, fewer than 8 processes; start fewer"
+    assert said in capsys.readouterr().err and not Path("run").exists()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import pytest
 
 from data import defaults
 from scripts import gain
+from utils.cli import SettingsError
 
 
 def write_run(folder, acc, **settings):
@@ -53,6 +54,13 @@ def test_another_fusion_is_another_row(runs):
     rows = gain.scores_of([runs])["keypad", 0]
     assert {*rows} == {"constant:0", "constant:0 --fusion add", "heads"}
     assert rows["constant:0"][0]["fused"]["acc"] == 50
+
+
+def test_two_runs_of_one_row_and_seed_are_refused(runs):
+    """Neither replaces the other in silence."""
+    write_run(runs / "again", 99)
+    with pytest.raises(SettingsError, match="two runs are constant:0 with seed 0 of keypad"):
+        gain.scores_of([runs])
 
 
 def test_a_default_of_the_data_set_is_no_flag(tmp_path):

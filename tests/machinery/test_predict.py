@@ -297,3 +297,21 @@ print(json.dumps([json.loads(files["classes.json"]), model(*torch.load("inputs.p
     assert facts == {"classes": sorted(LABELS), "modalities": ["image", "vector"]}
     expected = predictor.logits(x)[0].softmax(1)
     assert torch.allclose(torch.tensor(found), expected, atol=1e-6)
+
+
+def test_two_texts_of_an_exported_model_have_their_own_lengths(tmp_path, monkeypatch, tiny_bert):
+    """A question and its answer are seldom equally long."""
+    monkeypatch.chdir(tmp_path)
+    short, long = "fine .", "the cat is fine . a dog is fine"
+    rows = [["split", "label", "text:one", "text:two"]]
+    rows += [["train" if i < 4 else "test", LABELS[i % 2], f"{short} {i}", long] for i in range(6)]
+    Path("mine").mkdir()
+    write_table(Path("mine"), rows)
+    flags = ["--epochs", "1", "--inner-iters", "1", "--batch-size", "4", "--method", "constant:0"]
+    flags += ["--encoders", f"bert:{tiny_bert}", "--out", "run"]
+    assert train.main(["--dataset", "mine", *flags]) == 0
+    assert predict.main(["run", f"one={short}", f"two={long}", "--export", "model.pt2"]) == 0
+    predictor = Predictor("run", "cpu")
+    x = predictor.read(predictor.prepared(tmp_path, "", [long, short])[2])  # the other way round
+    found = torch.export.load("model.pt2").module()(*(x_j[None] for x_j in x))
+    assert torch.allclose(found, predictor.logits([x])[0].softmax(1), atol=1e-6)

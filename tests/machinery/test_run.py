@@ -229,6 +229,26 @@ def test_the_command_of_a_run_has_its_settings(monkeypatch, flags):
     assert dataclasses.asdict(train.parse(words[2:])) == settings | {"out": "my run"}
 
 
+def test_a_longer_run_keeps_its_best_epoch(tiny_data, monkeypatch):
+    """The last epoch was the best, and is worse when it is trained again: then the best of before
+    is tested, whose checkpoint is there."""
+    accs = iter([50.0, 40.0, 30.0, 60.0, 35.0, 34.0])
+    real = train.evaluate
+
+    def evaluate(model, loader, *rest):
+        result = real(model, loader, *rest)
+        if len(loader.dataset) == 12:  # the validation part
+            result["fused"]["acc"] = next(accs)
+        return result
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    start("run", "--val-fraction", "0.25", "--method", "heuristic")
+    assert runs.checkpoint_epochs("run") == [1, 3, 4]
+    assert train.main(["--resume", "run", "--epochs", "5"]) == 0
+    assert [record["fused"]["acc"] for record in runs.read_log("run").epochs[3:]] == [35, 34]
+    assert json.loads(Path("run/log.jsonl").read_text().splitlines()[-1])["t"] == 1
+
+
 LONGER = ["heuristic", "learning-based", "mine", "g-blend", "released", "reconboost"]
 
 
@@ -623,6 +643,16 @@ def test_another_schedule_cannot_resume_a_run(tiny_data, monkeypatch, capsys):
     monkeypatch.setitem(SCHEDULES, "mine", lambda t, T: 0.9)
     said = refused(capsys, "--resume", "run")
     assert said.startswith("run has alpha 0.75 in epoch 1, now it would be 0.9; the schedule has")
+    assert train.main(["--eval", "run"]) == 0  # its weights are what they were
+
+
+def test_a_schedule_that_differs_later_cannot_resume_a_run(tiny_data, monkeypatch, capsys):
+    """1 / t and 1 / t^3 are equal in epoch 1."""
+    monkeypatch.setitem(SCHEDULES, "mine", lambda t, T: 1 / t)
+    start("run", "--method", "mine", "--epochs", "3")
+    monkeypatch.setitem(SCHEDULES, "mine", lambda t, T: 1 / t**3)
+    said = refused(capsys, "--resume", "run")
+    assert said.startswith("run has alpha 0.5 in epoch 2, now it would be 0.125; the schedule has")
 
 
 def test_stopping_an_evaluation_proposes_no_resume(tiny_data, monkeypatch, capsys):

@@ -148,6 +148,11 @@ def test_all_runs_hold_out_samples_where_one_needs_them():
     for flag in (["--val-fraction", "0.2"], ["--val-fraction=0.2"]):
         jobs = sweep.jobs_of("keypad", {"mses": ""}, [0], "runs", flag)
         assert train.parse(jobs[0].flags).val_fraction == 0.2
+    outer = ["constant:0", "learning-based --outer held-out"]
+    for job in sweep.jobs_of("keypad", outer, [0], "runs", []):
+        assert job.settings.val_fraction == train.parse(job.flags).val_fraction == 0.1
+    with pytest.raises(ValueError, match="held-out samples are needed; leave it out"):
+        sweep.jobs_of("keypad", outer, [0], "runs", ["--val-fraction", "0"])
 
 
 def test_your_own_validation_part_is_used(tmp_path):
@@ -169,6 +174,9 @@ def test_rows_that_do_not_fit_the_flags_are_left_out(capsys):
     assert sweep.fitting("sarcasm", names, ["--root", "DIR"]) == names
     with pytest.raises(ValueError, match="--epochs is 0"):
         sweep.fitting("sarcasm", names, ["--epochs", "0"])
+    names = sweep.rows_of(["all"], None, "etmc")  # all are to be compared with it
+    with pytest.raises(ValueError, match="--smoothing changes nothing"):
+        sweep.fitting("keypad", names, ["--smoothing", "0.3"])
 
 
 def test_a_sweep_trains_compares_and_draws(calls, capsys):
@@ -223,6 +231,17 @@ def test_tune_chooses_on_held_out_samples(calls, capsys):
     assert all(f"{value:g}: {mean:.1f} ± " in line for value, mean in means.items())
     assert "| `heads --lr 0.3` | given | " in text and text in capsys.readouterr().out
     assert "All runs hold out 10% of the training split." in table
+
+
+def test_rows_that_choose_the_same_are_said(calls, monkeypatch, capsys):
+    """constant:0 with its best learning rate is the row that gives this rate: one of them stays."""
+    monkeypatch.setattr(
+        tuning, "best_of", lambda search, accs: 0.04 if len(search.trials) > 1 else "given"
+    )
+    flags = [*TINY, "--methods", "constant:0,constant:0 --lr 0.04", "--tune", "--out", "t", *QUICK]
+    assert sweep.main(flags) == 0
+    said = "constant:0 --lr 0.04 is left out: constant:0 --lr 0.04 was also chosen before it"
+    assert said in capsys.readouterr().err
 
 
 THREE = ["--dataset", "mine", "--tune", "--seeds", "1", "--methods"]
@@ -288,7 +307,7 @@ def test_it_says_how_many_runs_there_are_and_how_long_they_take(calls, monkeypat
     assert "about 08:00 ([h:]mm:ss) for the other 8 runs" in out
     names = ["constant:0", "ogm:0.3", "mses"]
     plan = tuning.plan(tuning.searches("keypad", names, []), 9)
-    assert plan.startswith("3 rows: 18 runs to choose, 2 more ")  # 4 + 1 + 4 values, two seeds
+    assert plan.startswith("3 rows: 24 runs to choose, 2 more ")  # 4 values each, two seeds
     assert plan.endswith("; then 9 runs to compare")
 
 
@@ -418,6 +437,11 @@ def test_a_folder_with_other_settings_is_not_mixed_in(calls, capsys):
     assert len(calls) == 4
 
 
+def test_a_folder_with_a_slash_is_the_same_data_set():
+    """A shell that completes a folder's name adds one."""
+    assert sweep.parse(["--dataset", "mine/"]).dataset == "mine"
+
+
 def test_the_log_of_an_earlier_version_has_fewer_settings(calls):
     """The ones that it lacks are the defaults: such a run is complete."""
     flags = [*TINY, "--seeds", "1", "--methods", "constant:0", *QUICK]
@@ -496,6 +520,14 @@ def test_the_most_frequent_class_is_a_baseline_where_classes_are_unequal():
     assert sweep.notes_of([first], {}) == [sentence]
     first["data"]["class_counts"]["test"] = [4, 4]
     assert sweep.notes_of([first], {}) == []
+
+
+def test_a_table_says_what_its_runs_hold_out():
+    """All the same part, or not."""
+    runs = [{"settings": {"val_fraction": part, "bf16": False}} for part in (0.1, 0.2)]
+    assert sweep.notes_of(runs[:1], {}) == ["All runs hold out 10% of the training split."]
+    said = "The runs hold out 10% or 20% of the training split: they are not alike."
+    assert sweep.notes_of(runs, {}) == [said]
 
 
 def test_compared_is_the_paired_test():

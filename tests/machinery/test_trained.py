@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def scores(capsys, *arguments):
     """The table that --eval prints."""
     capsys.readouterr()
     assert train.main(["--eval", "run", *arguments]) == 0
-    return capsys.readouterr().out.split("epoch 4:\n")[1]
+    return re.split(r"epoch \d:\n", capsys.readouterr().out)[1]
 
 
 def said(capsys, *arguments):
@@ -82,7 +83,8 @@ def test_log_and_checkpoint_name_the_data(own):
     }
     first = json.loads(Path("run/log.jsonl").read_text().splitlines()[0])
     assert first["data"] == load_checkpoint("run")["data"]
-    assert len(first["data"].pop("samples")) == 64 and first["data"] == expected
+    assert len(first["data"].pop("samples")) == len(first["data"].pop("validation")) == 64
+    assert first["data"] == expected
     assert [*first["data"]["kinds"]] == first["modalities"] == ["left", "right"]
     assert first["samples"] == {"train": 39, "test": 7}
 
@@ -250,6 +252,27 @@ def test_samples_that_moved_to_the_validation_part_are_refused(tmp_path, monkeyp
         edit("mine", lambda text, old=old, new=new: text.replace(old, new))
     message = "run began with other labels or files; resume it with the same data"
     assert said(capsys, "--resume", "run") == message
+
+
+def test_another_order_holds_out_other_samples(tmp_path, monkeypatch, capsys):
+    """--val-fraction draws rows by their number: the run resumes with none of them, and its own
+    validation part is not scored with samples that it was trained on."""
+    monkeypatch.chdir(tmp_path)
+    write_own("mine")
+    flags = ["--val-fraction", "0.3"]
+    assert train.main(["--dataset", "mine", *FAST, *flags, "--out", "run"]) == 0
+    table = scores(capsys, "--split", "val")
+    text = Path("mine/samples.csv").read_text()
+    header, *rows = text.splitlines()
+    of_class = [[row for row in rows[:39] if f",{k}," in row][::-1] for k in LABELS]
+    rows[:39] = [row for three in zip(*of_class) for row in three]  # the classes stay in their rows
+    edit("mine", lambda _: "\n".join([header, *rows]))
+    for arguments in (["--resume", "run"], ["--eval", "run", "--split", "val"]):
+        message = said(capsys, *arguments)
+        assert message.startswith("the validation part of run had other samples of these data; ")
+    assert train.main(["--eval", "run"]) == 0  # the test split is the same
+    edit("mine", lambda _: text)
+    assert scores(capsys, "--split", "val") == table
 
 
 @pytest.mark.parametrize("flag", ["--root", "--dataset"])

@@ -9,6 +9,7 @@ import pytest
 import train
 from baselines import numbers_of, requirements
 from scripts import sweep, tuning
+from utils.cli import SettingsError
 
 ALL = list(sweep.rows_of(["all"], None))
 
@@ -151,6 +152,14 @@ def test_the_report_has_all_values():
     assert lines[2].endswith(" | `mla` | inside |") and "**0.1: 55.0 ± 7.1**" in lines[2]
     assert lines[3] == f"| `{given}` | given | **2.0 ± 1.4** |  |  |"
     assert train.Settings().tau == 0.1 and "seeds 0 and 1" in lines[-1]
+
+
+def test_the_test_split_chooses_nothing(tiny_data):
+    """A run without held-out samples is refused."""
+    flags = ["--dataset", "tiny", "--method", "heuristic", "--epochs", "1", "--out", "run"]
+    assert train.main(flags) == 0
+    with pytest.raises(SettingsError, match="run has no held-out samples, which --tune needs"):
+        tuning.validation_acc("run")
 
 
 def test_runs_md_has_the_values_that_are_tried_first():

@@ -67,6 +67,17 @@ def test_a_line_for_each_kept_epoch(tiny_data, capsys):
     assert all(15 < part < 45 for part in same)  # of 7 negatives about 7 / 3
 
 
+def test_a_method_with_heads_of_its_own_has_their_column(tiny_data, capsys):
+    """Without --heads."""
+    flags = ["--dataset", "tiny", "--method", "heads", "--batch-size", "8", "--epochs", "1"]
+    assert train.main([*flags, "--out", "run"]) == 0
+    capsys.readouterr()
+    assert why.main(["run"]) == 0
+    _, _, head, _, line = capsys.readouterr().out.strip().splitlines()
+    assert head.endswith("| |g| own CE image | |g| own CE sound |")
+    assert len(line.split(" | ")) == 12
+
+
 def test_a_folder_without_a_run_is_one_sentence(tmp_path, capsys):
     assert why.main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("why: ")

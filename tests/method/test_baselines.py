@@ -381,9 +381,13 @@ def test_shapley_is_the_mean_over_all_orders():
 
 
 def test_without_conflict_by_hand():
-    """Agreement, right angles, a conflict, opposites."""
+    """Agreement, right angles, a conflict, opposites, nothing at all."""
     cases = [((1, 0), (1, 0), (2, 0)), ((2, 0), (0, 1), (1, 2))]
-    cases += [((1, 0), (-1, 1), (0.4472, 0.8944)), ((1, 2), (-1, -2), (0, 0))]
+    cases += [
+        ((1, 0), (-1, 1), (0.4472, 0.8944)),
+        ((1, 2), (-1, -2), (0, 0)),
+        ((0, 0), (0, 0), (0, 0)),
+    ]
     for g, u, expected in cases:
         found = rebalance.without_conflict(tensor(*g), tensor(*u))
         assert found.tolist() == pytest.approx(expected, abs=1e-4)

@@ -150,6 +150,12 @@ def test_unknown_schedule_lists_choices(text, monkeypatch):
         make_schedule(text)
 
 
+def test_a_students_p_may_be_any_number(monkeypatch):
+    """Only the paper's p is an alpha."""
+    monkeypatch.setitem(SCHEDULES, "power", lambda t, T, p: (1 - t / T) ** p)
+    assert make_schedule("power:2")(1, 2) == 0.25
+
+
 BROKEN = [lambda t, T: math.nan, lambda t, T: None, lambda t, T: 1 / (t - 2)]
 BROKEN += [lambda t, T: math.exp(1000 * t), lambda t, T: math.sqrt(1 - t)]
 
