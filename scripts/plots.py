@@ -7,6 +7,7 @@ from pathlib import Path
 import train
 from data import DATASETS, defaults
 from utils import cli
+from utils.atomic import atomic
 from utils.cli import SettingsError
 from utils.run import read_log
 
@@ -42,12 +43,14 @@ def legend(figure, axis, place="lower", **options):
 
 
 def save(figure, out, film=None):
-    """Write the picture, or its film, in the format of its file ending, say so, and close it."""
+    """Write the picture, or its film, in the format of its ending (.png), say so, and close it."""
+    out = Path(out) if Path(out).suffix else Path(f"{out}.png")
     try:
-        if film:
-            film.save(out, "pillow", dpi=80)
-        else:
-            figure.savefig(out, dpi=150)
+        with atomic(out) as part:
+            if film:
+                film.save(part, "pillow", dpi=80)
+            else:
+                figure.savefig(part, dpi=150)
     except ValueError as error:  # a format that matplotlib does not know
         raise SettingsError(f"{out} cannot be drawn: {error}") from error
     pyplot().close(figure)

@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader, default_collate
 
 from utils.cli import SettingsError
+from utils.media import IMAGENET, normalize
 from utils.pretrained import is_text
 
 
@@ -38,6 +39,8 @@ def stack(column):
     first = column[0]
     if not torch.is_tensor(first):
         return default_collate(column)
+    if len({x_j.dtype for x_j in column}) > 1:  # one by one, or pixels would count as numbers
+        column = [normalize(x_j, IMAGENET) for x_j in column]
     order = sorted(range(first.dim()), key=first.stride, reverse=True)
     batch = default_collate([x_j.permute(order) for x_j in column])
     return batch.movedim(tuple(range(1, batch.dim())), tuple(1 + k for k in order))

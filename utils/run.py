@@ -63,7 +63,8 @@ def write_bytes(path, content):
             file.flush()
             os.fsync(file.fileno())
     except UnwritableFile as error:
-        raise UnwritableFile(f"{error}; its old content is intact") from error
+        intact = "; its old content is intact" if path.exists() else ""
+        raise UnwritableFile(f"{error}{intact}") from error
 
 
 def read_bytes(path, advice):
@@ -147,6 +148,11 @@ def save_checkpoint(folder, state, kept):
             checkpoint_path(folder, t).unlink()
 
 
+def is_intact(content):
+    """Whether these bytes end in the SHA-256 of the others, as a checkpoint's do."""
+    return hashlib.sha256(content[:-32]).digest() == content[-32:]
+
+
 def load_checkpoint(folder, t=None):
     """The checkpoint after epoch t, or the last; RunError or FileNotFoundError in one sentence."""
     epochs = checkpoint_epochs(folder)
@@ -162,8 +168,10 @@ def load_checkpoint(folder, t=None):
         raise FileNotFoundError(f"{problem}; train it again{more}")
     path = checkpoint_path(folder, epochs[-1] if t is None else t)
     advice = "remove it to resume from the one before"
+    if len(epochs) == 1:
+        advice = "there is no other; train the run again with --overwrite"
     content = read_bytes(path, advice)
-    if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+    if not is_intact(content):
         raise RunError(f"{path} is damaged (wrong checksum); {advice}")
     try:
         state = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
@@ -618,6 +626,10 @@ def folder_of(args):
         return folder
     if args.overwrite:
         cli.check_own(log_path(folder), '{"settings"')
+        for path in (checkpoint_path(folder, t) for t in checkpoint_epochs(folder)):
+            if not is_intact(read_bytes(path, "move it away")):
+                lost = "is damaged, or a file of yours, and would be lost"
+                raise SettingsError(f"{path} {lost}; move it away, or give another --out")
         return folder
     resumable = bool(checkpoint_epochs(folder))
     if resumable or (log_path(folder).exists() and read_log(folder).epochs):

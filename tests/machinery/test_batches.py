@@ -15,6 +15,7 @@ import data
 import train
 from data import Batches, Samples
 from utils.loader import InMemory, eval_loader, hold_out, stack
+from utils.media import IMAGENET, normalize
 
 
 def read_key(position, seed):
@@ -179,6 +180,14 @@ def test_a_batch_lies_in_memory_as_its_samples_do(order):
     assert torch.equal(stack(mixed), torch.stack(mixed))
     expanded = [torch.randn(1, 4, 3).expand(2, -1, -1) for _ in range(3)]
     assert torch.equal(stack(expanded), torch.stack(expanded))
+
+
+def test_pixels_beside_numbers_are_normalized_on_their_own():
+    """One array of another type in a batch does not change what the others become."""
+    pixels = torch.arange(12, dtype=torch.uint8).reshape(3, 2, 2)
+    numbers = torch.ones(3, 2, 2)
+    batch = stack([pixels, numbers])
+    assert torch.equal(batch[0], normalize(pixels, IMAGENET)) and torch.equal(batch[1], numbers)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

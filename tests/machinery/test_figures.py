@@ -1,6 +1,7 @@
 """scripts/figures.py: the table's numbers, what is drawn, and the folders that are refused."""
 
 import dataclasses
+import errno
 import itertools
 import json
 import os
@@ -517,6 +518,26 @@ def test_a_run_without_mistakes_draws_nothing(runs, monkeypatch, capsys):
     assert figures.main(["mistakes", "lear"]) == 0
     assert capsys.readouterr().out == "wrong: 0 of 1 sample of the test split\n"
     assert not list(Path("lear").glob("*.png"))
+
+
+def test_a_picture_is_written_completely_or_not_at_all(tmp_path, monkeypatch, capsys):
+    """A full disk leaves the old one; without an ending it is a PNG, whose name is said."""
+
+    def full(part, **_):
+        Path(part).write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    old = tmp_path / "a.png"
+    old.write_text("old")
+    figure, _ = figures.panels(1, 1, 1, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(figure, "savefig", full)
+        with pytest.raises(OSError, match="a.png cannot be written .No space left on device"):
+            figures.save(figure, old)
+    assert old.read_text() == "old" and [*tmp_path.iterdir()] == [old]
+    figures.save(figure, tmp_path / "b")
+    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'b.png'}\n"
 
 
 def test_every_kind_of_input_is_drawn(tmp_path):

@@ -531,6 +531,34 @@ def test_a_file_of_yours_is_not_overwritten(tiny_data, capsys):
     assert [start("run", *flags), start("run", *flags)] == [0, 0]
 
 
+def test_a_checkpoint_of_yours_is_not_overwritten(tiny_data, capsys):
+    """A file of that name which train.py did not write, or a damaged one; nothing is deleted."""
+    Path("run").mkdir()
+    Path("run/t0005.pt").write_text("precious")
+    said = refused(capsys, *TINY, "--out", "run", "--overwrite")
+    assert said.startswith("run/t0005.pt is damaged, or a file of yours, and would be lost; move")
+    assert Path("run/t0005.pt").read_text() == "precious"
+
+
+def test_the_only_checkpoint_is_not_to_be_removed(tiny_data, capsys):
+    """With --keep 0 there is none before it."""
+    start("run", "--method", "heuristic", "--keep", "0")
+    content = Path("run/t0004.pt").read_bytes()
+    Path("run/t0004.pt").write_bytes(content[:-1])
+    said = refused(capsys, "--eval", "run")
+    assert said.endswith(
+        "(wrong checksum); there is no other; train the run again with --overwrite"
+    )
+
+
+def test_a_new_file_has_no_old_content(tmp_path):
+    """A full disk says so of a file that was there alone."""
+    (tmp_path / "a").write_text("")  # a file where a folder should be
+    with pytest.raises(OSError) as error:
+        runs.write_bytes(tmp_path / "a/log.jsonl", b"")
+    assert "cannot be written" in str(error.value) and "old content" not in str(error.value)
+
+
 def test_a_log_that_is_lost_is_written_again(tiny_data, monkeypatch):
     """The checkpoint has a copy: --eval needs no log, --resume restores it."""
     start("run", "--method", "heuristic")
