@@ -185,9 +185,11 @@ def rows_of_folder(predictor, folder):
         if kinds.get(name, kind) != kind:
             what = f"{folder}/samples.csv has {name} as {kinds[name]}"
             raise SettingsError(f"{what}; the run was trained on {kind}")
-    if not kinds.keys() & predictor.kinds.keys():
+    unknown = ", ".join(name for name in kinds if name not in predictor.kinds)
+    if unknown and not predictor.kinds.keys() <= kinds.keys():
         what = f"{folder}/samples.csv has the columns {', '.join(kinds)}"
-        raise SettingsError(f"{what}; the run was trained on {', '.join(predictor.kinds)}")
+        trained = f"the run was trained on {', '.join(predictor.kinds)}"
+        raise SettingsError(f"{what}; {trained}; rename or remove {unknown}")
     place = {name: j for j, name in enumerate(kinds)}
     found = []
     for _, row in rows:

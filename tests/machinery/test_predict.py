@@ -181,6 +181,7 @@ def test_one_sample_by_hand(pets, capsys):
         (["pets/0.npy"], "pets/0.npy is a file; expected a folder, or image=FILE vector=FILE"),
         (["."], "one name; write its first line, image,vector, and a line for each sample"),
         (["other"], "other/samples.csv has image as text; the run was trained on image"),
+        (["slip"], "columns image, array; the run was trained on image, vector; rename or remove a"),
         (["--export", "m.pt2"], "--export needs one sample"),
         (["pets", "--split", "val"], "pets has no sample of the split val"),
     ],
@@ -188,6 +189,7 @@ def test_one_sample_by_hand(pets, capsys):
 def test_what_does_not_fit_is_one_sentence(pets, capsys, files, said):
     """Status 2."""
     write_table(Path("other"), [["text:image", "vector"], ["a", "b.npy"]])
+    write_table(Path("slip"), [["image", "array"], ["../pets/a b/4.jpg", "../pets/4.npy"]])
     assert predict.main(["run", *files]) == 2
     assert said in capsys.readouterr().err
     assert predict.main([]) == 2 and "missing: RUN; see --help\n" in capsys.readouterr().err
