@@ -42,7 +42,7 @@ from utils.loader import collate, eval_loader
 from utils.modalities import MODALITIES, in_memory, make_readers
 from utils.modules import eval_mode
 from utils.prepare import prepare_sample
-from utils.run import load_best, load_checkpoint
+from utils.run import check_version, load_best, load_checkpoint
 from utils.samples import USABLE, Sample, own_source, own_table, split_of
 
 SHOWN = 40  # samples in the printed table
@@ -68,6 +68,7 @@ class Predictor:
 
     def __init__(self, run, device="auto"):
         state = load_checkpoint(run)
+        check_version(run, state, train.Settings)
         self.args = train.Settings(**state["settings"] | {"device": device})
         self.classes, self.kinds = state["data"]["classes"], state["data"]["kinds"]
         facts = SimpleNamespace(channels=state["data"]["channels"], classes=self.classes)

@@ -19,6 +19,7 @@ from baselines import BASELINES
 from scripts import figures, predict
 from scripts.predict import Predictor
 from utils.cli import SettingsError
+from utils.run import load_checkpoint
 
 LABELS = ["cat", "dög", "bird"]
 
@@ -195,6 +196,22 @@ def test_what_does_not_fit_is_one_sentence(pets, capsys, files, said):
     assert predict.main([]) == 2 and "missing: RUN; see --help\n" in capsys.readouterr().err
     with pytest.raises(SettingsError, match="the run has no modality bark; it has image, vector"):
         Predictor("run")(bark="x")
+
+
+def test_a_run_of_another_version_is_one_sentence(pets, monkeypatch, capsys):
+    """As --eval says it: with a setting more or less, or without the record of the data."""
+    state = load_checkpoint("run")
+    fewer = {name: value for name, value in state["settings"].items() if name != "draws"}
+    for name, change in {
+        "dropout": {"settings": state["settings"] | {"dropout": 0.5}},
+        "draws": {"settings": fewer},
+        "data": {"data": None},
+    }.items():
+        old = {key: value for key, value in (state | change).items() if value is not None}
+        monkeypatch.setattr(predict, "load_checkpoint", lambda run, old=old: old)
+        assert predict.main(["run", "pets"]) == 2
+        differs = f"run comes from another version of train.py, which differs in {name}; use that"
+        assert sentence(capsys, "predict").startswith(differs)
 
 
 def test_confusions_are_named(capsys):
