@@ -23,7 +23,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -42,6 +42,7 @@ from utils.loader import collate, eval_loader
 from utils.modalities import MODALITIES, in_memory, make_readers
 from utils.modules import eval_mode
 from utils.prepare import prepare_sample
+from utils.pretrained import is_text
 from utils.run import check_version, load_best, load_checkpoint
 from utils.samples import USABLE, Sample, own_source, own_table, split_of
 
@@ -59,6 +60,15 @@ class Prediction(NamedTuple):
     alone: dict
 
 
+def of_one_shape(inputs):
+    """Lists of the positions whose inputs can be stacked, texts of any length; None is left out."""
+    groups = defaultdict(list)
+    for i, x in enumerate(inputs):
+        if x is not None:
+            groups["text" if is_text(x) else x.shape].append(i)
+    return groups.values()
+
+
 class Predictor:
     """The model of a run, at the epoch that was tested: predictor(image="a.jpg", audio="b.wav").
 
@@ -71,7 +81,8 @@ class Predictor:
         check_version(run, state, train.Settings)
         self.args = train.Settings(**state["settings"] | {"device": device})
         self.classes, self.kinds = state["data"]["classes"], state["data"]["kinds"]
-        facts = SimpleNamespace(channels=state["data"]["channels"], classes=self.classes)
+        self.channels = state["data"]["channels"]
+        facts = SimpleNamespace(channels=self.channels, classes=self.classes)
         self.device = distributed.pick_device(device)
         self.model = train.make_model(self.args, facts)
         self.t = load_best(run, self.model)
@@ -116,9 +127,14 @@ class Predictor:
         stems, direct, originals = ([f[k] for f in found] for k in range(3))
         sample = Sample("", "", "", stems, direct, originals, [None] * len(given), "", "")
         modalities = {names[j]: (kinds[j], MODALITIES[kinds[j]]) for j in given}
-        status, problem, made, _ = prepare_sample(modalities, False, Path(folder), set(), sample)
-        for j, source in zip(given, made):
-            sources[j] = source
+        result = prepare_sample(modalities, False, Path(folder), set(), sample)
+        status, problem, made, shapes = result
+        for j, source, shape in zip(given, made, shapes):
+            sources[j], c = source, self.channels[j]
+            if status == USABLE and MODALITIES[kinds[j]].one_shape and shape[-3:][0] != c:
+                trained = f"({c}, H, W)" if len(shape) > 1 else f"({c},)"
+                status, problem = "another shape", f"{source} holds {shape}, expected {trained}"
+                problem += " as the run was trained on; give a file of that shape"
         return status, problem, sources
 
     def read(self, sources):
@@ -134,9 +150,8 @@ class Predictor:
         z = []
         with eval_mode(self.model):
             for phi, column in zip(self.model.phi, zip(*samples)):
-                there = [i for i, x in enumerate(column) if x is not None]
                 z_j = torch.zeros(len(samples), self.model.d, device=self.device)
-                if there:
+                for there in of_one_shape(column):
                     (x_j,) = collate([(column[i],) for i in there])
                     z_j[there] = phi(x_j.to(self.device).contiguous())
                 z.append(z_j)

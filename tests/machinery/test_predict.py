@@ -182,7 +182,7 @@ def test_one_sample_by_hand(pets, capsys):
         (["pets/0.npy"], "pets/0.npy is a file; expected a folder, or image=FILE vector=FILE"),
         (["."], "one name; write its first line, image,vector, and a line for each sample"),
         (["other"], "other/samples.csv has image as text; the run was trained on image"),
-        (["slip"], "columns image, array; the run was trained on image, vector; rename or remove a"),
+        (["slip"], "image, array; the run was trained on image, vector; rename or remove array"),
         (["--export", "m.pt2"], "--export needs one sample"),
         (["pets", "--split", "val"], "pets has no sample of the split val"),
     ],
@@ -286,6 +286,36 @@ def test_a_folder_for_a_file_is_said(pets, capsys):
         assert predict.main(["run", f"{name}=pets"]) == 1
         line = "not predicted: pets is a folder, expected a file; give a file instead\n"
         assert line in capsys.readouterr().out
+
+
+def test_an_array_of_another_shape_leaves_the_others_predicted(tmp_path, monkeypatch, capsys):
+    """Of other channels: it is listed. Of another size, for which the encoder has no rule: it is
+    predicted, as alone."""
+    monkeypatch.chdir(tmp_path)
+    rng, rows = np.random.default_rng(0), [["split", "label", "array:v", "array:g"]]
+    for name, shape in {"7": (7,), "1": (1, 8, 8), "big": (3, 12, 12)}.items():
+        np.save(f"{name}.npy", rng.normal(size=shape))
+    Path("mine").mkdir()
+    for i in range(8):
+        np.save(f"mine/{i}v.npy", rng.normal(size=6))
+        np.save(f"mine/{i}g.npy", rng.normal(size=(3, 8, 8)))
+        rows.append(["train" if i < 6 else "test", LABELS[i % 2], f"{i}v.npy", f"{i}g.npy"])
+    write_table(Path("mine"), rows)
+    flags = ["--epochs", "1", "--inner-iters", "1", "--method", "constant:0", "--out", "run"]
+    assert train.main(["--dataset", "mine", *flags]) == 0
+    cells = [["0v", "0g"], ["../7", "1g"], ["2v", "../1"], ["3v", "../big"], ["4v", "4g"]]
+    rows = [[f"../mine/{cell}.npy" for cell in row] for row in cells]
+    write_table(Path("new"), [["array:v", "array:g"], *rows])
+    predictor = Predictor("run")
+    records = predict.predict(predictor, predict.rows_of(predictor, ["new"]))
+    shape, usable = "another shape", "usable"
+    assert [r["status"] for r in records] == [usable, shape, shape, usable, usable]
+    assert "7.npy holds (7,), expected (6,) as the run was trained on" in records[1]["problem"]
+    assert "1.npy holds (1, 8, 8), expected (3, H, W) as the run" in records[2]["problem"]
+    for i, name in (3, "big.npy"), (4, "mine/4g.npy"):
+        found = predictor(v=f"mine/{i}v.npy", g=name)
+        assert found.probability == pytest.approx(records[i]["prediction"].probability, abs=1e-5)
+    assert predict.main(["run", "v=7.npy"]) == 1 and "holds (7,)" in capsys.readouterr().out
 
 
 @pytest.mark.slow
