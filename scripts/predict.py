@@ -34,10 +34,9 @@ from tqdm import tqdm
 import data as datasets
 import train
 from model import encoder_names
-from utils import cli, distributed
+from utils import cli, distributed, folders
 from utils.atomic import atomic
 from utils.cli import SettingsError
-from utils.folders import by_name
 from utils.loader import collate, eval_loader
 from utils.modalities import MODALITIES, in_memory, make_readers
 from utils.modules import eval_mode
@@ -98,7 +97,7 @@ class Predictor:
         if unknown := files.keys() - self.kinds.keys():
             known = ", ".join(self.kinds)
             raise SettingsError(f"the run has no modality {min(unknown)}; it has {known}")
-        cells = [os.fspath(files.get(name) or "") for name in self.kinds]
+        cells = self.cells(files)
         with tempfile.TemporaryDirectory() as folder:
             status, problem, sources = self.prepared(folder, "", cells)
             if status != USABLE:
@@ -111,6 +110,17 @@ class Predictor:
             what = f"{self.args.dataset} makes its samples itself, so this run can read no files"
             own = "to predict files, train on your own data (docs/DATA.md#your-own-data)"
             raise SettingsError(f"{what}; without them its test split is shown; {own}")
+
+    def cells(self, files):
+        """A cell for each modality of {name: path or text}, "" where it has none.
+
+        For a text that names a .txt file its content.
+        """
+        cells = [os.fspath(files.get(name) or "") for name in self.kinds]
+        for j, kind in enumerate(self.kinds.values()):
+            if kind == "text" and cells[j].endswith(".txt") and os.path.isfile(cells[j]):
+                cells[j] = folders.cell("", kind, Path(cells[j]))
+        return cells
 
     def prepared(self, folder, root, cells):
         """(status, problem, sources) of a sample's cells, "" where one is missing.
@@ -174,7 +184,9 @@ def rows_of(predictor, files):
     """[(root, split, label, cells)] of a folder, or of `name=path` words; a cell per modality."""
     predictor.check_files()
     names = [*predictor.kinds]
-    expected = f"a folder, or {' '.join(f'{name}=FILE' for name in names)}"
+    value = {"text": '"A SENTENCE"'}
+    words = [f"{name}={value.get(kind, 'FILE')}" for name, kind in predictor.kinds.items()]
+    expected = f"a folder, or {' '.join(words)}"
     if len(files) == 1 and "=" not in files[0]:
         if os.path.isdir(files[0]):
             return rows_of_folder(predictor, files[0])
@@ -184,13 +196,16 @@ def rows_of(predictor, files):
     if bad := [word for word, (name, _, _) in zip(files, pairs) if name not in names]:
         raise SettingsError(f"{bad[0]} names no modality of the run; expected {expected}")
     given = {name: path for name, _, path in pairs}
-    return [("", "", "", [given.get(name, "") for name in names])]
+    if len(given) < len(pairs):
+        what = f"give each modality once, not {' '.join(files)}"
+        raise SettingsError(f"{what}; for several samples give a folder, see docs/DATA.md")
+    return [("", "", "", predictor.cells(given))]
 
 
 def rows_of_folder(predictor, folder):
     """[(root, split, label, cells)] of FOLDER/samples.csv, by split; without it, of its files."""
     if not os.path.isfile(os.path.join(folder, "samples.csv")):
-        if rows := by_name(folder, predictor.kinds.values()):
+        if rows := folders.by_name(folder, predictor.kinds.values()):
             print(f"{folder} has no samples.csv: files with one name are one sample")
             return [(folder, "", "", cells) for cells in rows]
         hint = f"write its first line, {','.join(predictor.kinds)}, and a line for each sample"

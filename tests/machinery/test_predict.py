@@ -184,6 +184,7 @@ def test_one_sample_by_hand(pets, capsys):
         (["other"], "other/samples.csv has image as text; the run was trained on image"),
         (["slip"], "image, array; the run was trained on image, vector; rename or remove array"),
         (["--export", "m.pt2"], "--export needs one sample"),
+        (["image=a", "image=b"], "give each modality once, not image=a image=b; for several"),
         (["pets", "--split", "val"], "pets has no sample of the split val"),
     ],
 )
@@ -348,19 +349,36 @@ print(json.dumps([json.loads(files["classes.json"]), model(*torch.load("inputs.p
     assert torch.allclose(torch.tensor(found), expected, atol=1e-6)
 
 
-def test_two_texts_of_an_exported_model_have_their_own_lengths(tmp_path, monkeypatch, tiny_bert):
-    """A question and its answer are seldom equally long."""
+SHORT, LONG = "fine .", "the cat is fine . a dog is fine"
+
+
+@pytest.fixture
+def two_texts(tmp_path, monkeypatch, tiny_bert):
+    """A run of one epoch whose modalities are two texts."""
     monkeypatch.chdir(tmp_path)
-    short, long = "fine .", "the cat is fine . a dog is fine"
     rows = [["split", "label", "text:one", "text:two"]]
-    rows += [["train" if i < 4 else "test", LABELS[i % 2], f"{short} {i}", long] for i in range(6)]
+    rows += [["train" if i < 4 else "test", LABELS[i % 2], f"{SHORT} {i}", LONG] for i in range(6)]
     Path("mine").mkdir()
     write_table(Path("mine"), rows)
     flags = ["--epochs", "1", "--inner-iters", "1", "--batch-size", "4", "--method", "constant:0"]
     flags += ["--encoders", f"bert:{tiny_bert}", "--out", "run"]
     assert train.main(["--dataset", "mine", *flags]) == 0
-    assert predict.main(["run", f"one={short}", f"two={long}", "--export", "model.pt2"]) == 0
+
+
+def test_two_texts_of_an_exported_model_have_their_own_lengths(two_texts, tmp_path):
+    """A question and its answer are seldom equally long."""
+    assert predict.main(["run", f"one={SHORT}", f"two={LONG}", "--export", "model.pt2"]) == 0
     predictor = Predictor("run", "cpu")
-    x = predictor.read(predictor.prepared(tmp_path, "", [long, short])[2])  # the other way round
+    x = predictor.read(predictor.prepared(tmp_path, "", [LONG, SHORT])[2])  # the other way round
     found = torch.export.load("model.pt2").module()(*(x_j[None] for x_j in x))
     assert torch.allclose(found, predictor.logits([x])[0].softmax(1), atol=1e-6)
+
+
+def test_a_text_can_be_a_txt_file(two_texts, capsys):
+    """As in a folder without a samples.csv; other words are the sentence itself."""
+    predictor = Predictor("run", "cpu")
+    Path("one.txt").write_text(f"{SHORT}\n")
+    assert predict.rows_of(predictor, ["one=one.txt"]) == [("", "", "", [SHORT, ""])]
+    assert predictor(one="one.txt") == predictor(one=SHORT) != predictor(one="one.text")
+    assert predict.main(["run", "one.txt"]) == 2
+    assert sentence(capsys, "predict").endswith('or one="A SENTENCE" two="A SENTENCE"')
