@@ -203,7 +203,7 @@ def rows_of(predictor, files):
 
 
 def rows_of_folder(predictor, folder):
-    """[(root, split, label, cells)] of FOLDER/samples.csv, by split; without it, of its files."""
+    """[(root, split, label, cells)] of FOLDER/samples.csv; without it, of its files."""
     if not os.path.isfile(os.path.join(folder, "samples.csv")):
         if rows := folders.by_name(folder, predictor.kinds.values()):
             print(f"{folder} has no samples.csv: files with one name are one sample")
@@ -226,7 +226,7 @@ def rows_of_folder(predictor, folder):
     for _, row in rows:
         cells = [row["cells"][place[name]] if name in place else "" for name in predictor.kinds]
         found.append((folder, split_of(row) or "", row["label"], cells))
-    return sorted(found, key=lambda row: row[1])  # each split in batches of its own
+    return found
 
 
 def predict(predictor, rows):
@@ -234,14 +234,13 @@ def predict(predictor, rows):
 
     The batches of a split are those of train.evaluate: full, without the samples that are unusable.
     """
-    records = []
-    for split in dict.fromkeys(row[1] for row in rows):
-        batch, part = [], [row for row in rows if row[1] == split]
-        for row in tqdm(part, f"predicting {split}".strip(), disable=None):
-            record, inputs = read_row(predictor, *row)
-            records.append(record)
+    records = [None] * len(rows)
+    for split in sorted({row[1] for row in rows}):
+        batch, part = [], [i for i, row in enumerate(rows) if row[1] == split]
+        for i in tqdm(part, f"predicting {split}".strip(), disable=None):
+            records[i], inputs = read_row(predictor, *rows[i])
             if inputs:
-                batch.append((record, inputs))
+                batch.append((records[i], inputs))
             if len(batch) == predictor.args.batch_size:
                 predict_batch(predictor, batch)
                 batch = []

@@ -85,9 +85,11 @@ def test_predictions_are_those_of_the_evaluation(tiny_data, monkeypatch, method)
 
 
 def test_a_folder_is_predicted_as_evaluated(pets, monkeypatch, capsys):
-    """The test split of files, to the bit; a split has batches of its own."""
+    """The test split of files, to the bit; a split has batches of its own, and the records have
+    the order of samples.csv."""
     found, records = predicted(monkeypatch, "run", "pets")
-    assert [r["split"] for r in records] == ["test"] * 9 + ["train"] * 18
+    assert [r["sample"] for r in records] == [row[2] for row in pets[1:]]
+    assert [r["split"] for r in records] == ["train"] * 18 + ["test"] * 9
     assert torch.equal(found[:, :9], evaluated(monkeypatch, "run"))
 
 
@@ -129,7 +131,7 @@ def test_three_modalities_are_predicted_as_evaluated(tmp_path, monkeypatch, tiny
     found, records = predicted(monkeypatch, "run", "mine", predictor=predictor)
     assert torch.equal(found[:, :5], expected)
     last = predictor(image="mine/8.png", text=words[2], vector="mine/8.npy")
-    assert last == records[4]["prediction"]
+    assert last == records[8]["prediction"]
     assert last.probability == expected[0, 4].softmax(0).max().item()
 
 
