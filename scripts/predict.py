@@ -59,15 +59,6 @@ class Prediction(NamedTuple):
     alone: dict
 
 
-def of_one_shape(inputs):
-    """Lists of the positions whose inputs can be stacked, texts of any length; None is left out."""
-    groups = defaultdict(list)
-    for i, x in enumerate(inputs):
-        if x is not None:
-            groups["text" if is_text(x) else x.shape].append(i)
-    return groups.values()
-
-
 class Predictor:
     """The model of a run, at the epoch that was tested: predictor(image="a.jpg", audio="b.wav").
 
@@ -97,9 +88,8 @@ class Predictor:
         if unknown := files.keys() - self.kinds.keys():
             known = ", ".join(self.kinds)
             raise SettingsError(f"the run has no modality {min(unknown)}; it has {known}")
-        cells = self.cells(files)
         with tempfile.TemporaryDirectory() as folder:
-            status, problem, sources = self.prepared(folder, "", cells)
+            status, problem, sources = self.prepared(folder, "", self.cells(files))
             if status != USABLE:
                 raise SettingsError(problem)
             return self.predictions([self.read(sources)])[0]
@@ -112,13 +102,10 @@ class Predictor:
             raise SettingsError(f"{what}; without them its test split is shown; {own}")
 
     def cells(self, files):
-        """A cell for each modality of {name: path or text}, "" where it has none.
-
-        For a text that names a .txt file its content.
-        """
+        """A cell for each modality of {name: path or text}; of a text's .txt file the content."""
         cells = [os.fspath(files.get(name) or "") for name in self.kinds]
         for j, kind in enumerate(self.kinds.values()):
-            if kind == "text" and cells[j].endswith(".txt") and os.path.isfile(cells[j]):
+            if kind == "text" and cells[j].lower().endswith(".txt") and os.path.isfile(cells[j]):
                 cells[j] = folders.cell("", kind, Path(cells[j]))
         return cells
 
@@ -143,8 +130,8 @@ class Predictor:
             sources[j], c = source, self.channels[j]
             if status == USABLE and MODALITIES[kinds[j]].one_shape and shape[-3:][0] != c:
                 trained = f"({c}, H, W)" if len(shape) > 1 else f"({c},)"
-                status, problem = "another shape", f"{source} holds {shape}, expected {trained}"
-                problem += " as the run was trained on; give a file of that shape"
+                what = f"{source} holds {shape}, the run was trained on {trained}"
+                status, problem = "another shape", f"{what}; give a file of that shape"
         return status, problem, sources
 
     def read(self, sources):
@@ -161,7 +148,11 @@ class Predictor:
         with eval_mode(self.model):
             for phi, column in zip(self.model.phi, zip(*samples)):
                 z_j = torch.zeros(len(samples), self.model.d, device=self.device)
-                for there in of_one_shape(column):
+                positions = defaultdict(list)  # of the inputs that can be stacked
+                for i, x in enumerate(column):
+                    if x is not None:
+                        positions["text" if is_text(x) else x.shape].append(i)
+                for there in positions.values():
                     (x_j,) = collate([(column[i],) for i in there])
                     z_j[there] = phi(x_j.to(self.device).contiguous())
                 z.append(z_j)
@@ -183,7 +174,6 @@ class Predictor:
 def rows_of(predictor, files):
     """[(root, split, label, cells)] of a folder, or of `name=path` words; a cell per modality."""
     predictor.check_files()
-    names = [*predictor.kinds]
     value = {"text": '"A SENTENCE"'}
     words = [f"{name}={value.get(kind, 'FILE')}" for name, kind in predictor.kinds.items()]
     expected = f"a folder, or {' '.join(words)}"
@@ -193,7 +183,7 @@ def rows_of(predictor, files):
         what = "is a file" if os.path.exists(files[0]) else "does not exist"
         raise SettingsError(f"{files[0]} {what}; expected {expected}")
     pairs = [word.partition("=") for word in files]
-    if bad := [word for word, (name, _, _) in zip(files, pairs) if name not in names]:
+    if bad := [word for word, (name, _, _) in zip(files, pairs) if name not in predictor.kinds]:
         raise SettingsError(f"{bad[0]} names no modality of the run; expected {expected}")
     given = {name: path for name, _, path in pairs}
     if len(given) < len(pairs):

@@ -360,8 +360,7 @@ class one_sentence:
             if isinstance(error, BrokenPipeError):
                 print()  # fails again if it was the output's, not another process's
             sys.stdout.flush()
-        except BrokenPipeError:
-            # What is left would be written when Python ends, and fail with a message.
+        except BrokenPipeError:  # Python writes the rest when it ends: not into the pipe again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             self.status = 141
             return True

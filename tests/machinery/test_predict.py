@@ -313,8 +313,8 @@ def test_an_array_of_another_shape_leaves_the_others_predicted(tmp_path, monkeyp
     records = predict.predict(predictor, predict.rows_of(predictor, ["new"]))
     shape, usable = "another shape", "usable"
     assert [r["status"] for r in records] == [usable, shape, shape, usable, usable]
-    assert "7.npy holds (7,), expected (6,) as the run was trained on" in records[1]["problem"]
-    assert "1.npy holds (1, 8, 8), expected (3, H, W) as the run" in records[2]["problem"]
+    assert "7.npy holds (7,), the run was trained on (6,); give a file" in records[1]["problem"]
+    assert "1.npy holds (1, 8, 8), the run was trained on (3, H, W)" in records[2]["problem"]
     for i, name in (3, "big.npy"), (4, "mine/4g.npy"):
         found = predictor(v=f"mine/{i}v.npy", g=name)
         assert found.probability == pytest.approx(records[i]["prediction"].probability, abs=1e-5)
