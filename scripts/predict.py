@@ -23,7 +23,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -34,15 +34,15 @@ from tqdm import tqdm
 import data as datasets
 import train
 from model import encoder_names
-from utils import cli, distributed
+from utils import cli, distributed, folders
 from utils.atomic import atomic
 from utils.cli import SettingsError
-from utils.folders import by_name
 from utils.loader import collate, eval_loader
 from utils.modalities import MODALITIES, in_memory, make_readers
 from utils.modules import eval_mode
 from utils.prepare import prepare_sample
-from utils.run import load_best, load_checkpoint
+from utils.pretrained import is_text
+from utils.run import check_version, load_best, load_checkpoint
 from utils.samples import USABLE, Sample, own_source, own_table, split_of
 
 SHOWN = 40  # samples in the printed table
@@ -68,9 +68,11 @@ class Predictor:
 
     def __init__(self, run, device="auto"):
         state = load_checkpoint(run)
+        check_version(run, state, train.Settings)
         self.args = train.Settings(**state["settings"] | {"device": device})
         self.classes, self.kinds = state["data"]["classes"], state["data"]["kinds"]
-        facts = SimpleNamespace(channels=state["data"]["channels"], classes=self.classes)
+        self.channels = state["data"]["channels"]
+        facts = SimpleNamespace(channels=self.channels, classes=self.classes)
         self.device = distributed.pick_device(device)
         self.model = train.make_model(self.args, facts)
         self.t = load_best(run, self.model)
@@ -86,9 +88,8 @@ class Predictor:
         if unknown := files.keys() - self.kinds.keys():
             known = ", ".join(self.kinds)
             raise SettingsError(f"the run has no modality {min(unknown)}; it has {known}")
-        cells = [os.fspath(files.get(name) or "") for name in self.kinds]
         with tempfile.TemporaryDirectory() as folder:
-            status, problem, sources = self.prepared(folder, "", cells)
+            status, problem, sources = self.prepared(folder, "", self.cells(files))
             if status != USABLE:
                 raise SettingsError(problem)
             return self.predictions([self.read(sources)])[0]
@@ -99,6 +100,14 @@ class Predictor:
             what = f"{self.args.dataset} makes its samples itself, so this run can read no files"
             own = "to predict files, train on your own data (docs/DATA.md#your-own-data)"
             raise SettingsError(f"{what}; without them its test split is shown; {own}")
+
+    def cells(self, files):
+        """A cell for each modality of {name: path or text}; of a text's .txt file the content."""
+        cells = [os.fspath(files.get(name) or "") for name in self.kinds]
+        for j, kind in enumerate(self.kinds.values()):
+            if kind == "text" and cells[j].lower().endswith(".txt") and os.path.isfile(cells[j]):
+                cells[j] = folders.cell("", kind, Path(cells[j]))
+        return cells
 
     def prepared(self, folder, root, cells):
         """(status, problem, sources) of a sample's cells, "" where one is missing.
@@ -115,9 +124,14 @@ class Predictor:
         stems, direct, originals = ([f[k] for f in found] for k in range(3))
         sample = Sample("", "", "", stems, direct, originals, [None] * len(given), "", "")
         modalities = {names[j]: (kinds[j], MODALITIES[kinds[j]]) for j in given}
-        status, problem, made, _ = prepare_sample(modalities, False, Path(folder), set(), sample)
-        for j, source in zip(given, made):
-            sources[j] = source
+        result = prepare_sample(modalities, False, Path(folder), set(), sample)
+        status, problem, made, shapes = result
+        for j, source, shape in zip(given, made, shapes):
+            sources[j], c = source, self.channels[j]
+            if status == USABLE and MODALITIES[kinds[j]].one_shape and shape[-3:][0] != c:
+                trained = f"({c}, H, W)" if len(shape) > 1 else f"({c},)"
+                what = f"{source} holds {shape}, the run was trained on {trained}"
+                status, problem = "another shape", f"{what}; give a file of that shape"
         return status, problem, sources
 
     def read(self, sources):
@@ -133,9 +147,12 @@ class Predictor:
         z = []
         with eval_mode(self.model):
             for phi, column in zip(self.model.phi, zip(*samples)):
-                there = [i for i, x in enumerate(column) if x is not None]
                 z_j = torch.zeros(len(samples), self.model.d, device=self.device)
-                if there:
+                positions = defaultdict(list)  # of the inputs that can be stacked
+                for i, x in enumerate(column):
+                    if x is not None:
+                        positions["text" if is_text(x) else x.shape].append(i)
+                for there in positions.values():
                     (x_j,) = collate([(column[i],) for i in there])
                     z_j[there] = phi(x_j.to(self.device).contiguous())
                 z.append(z_j)
@@ -157,24 +174,28 @@ class Predictor:
 def rows_of(predictor, files):
     """[(root, split, label, cells)] of a folder, or of `name=path` words; a cell per modality."""
     predictor.check_files()
-    names = [*predictor.kinds]
-    expected = f"a folder, or {' '.join(f'{name}=FILE' for name in names)}"
+    value = {"text": '"A SENTENCE"'}
+    words = [f"{name}={value.get(kind, 'FILE')}" for name, kind in predictor.kinds.items()]
+    expected = f"a folder, or {' '.join(words)}"
     if len(files) == 1 and "=" not in files[0]:
         if os.path.isdir(files[0]):
             return rows_of_folder(predictor, files[0])
         what = "is a file" if os.path.exists(files[0]) else "does not exist"
         raise SettingsError(f"{files[0]} {what}; expected {expected}")
     pairs = [word.partition("=") for word in files]
-    if bad := [word for word, (name, _, _) in zip(files, pairs) if name not in names]:
+    if bad := [word for word, (name, _, _) in zip(files, pairs) if name not in predictor.kinds]:
         raise SettingsError(f"{bad[0]} names no modality of the run; expected {expected}")
     given = {name: path for name, _, path in pairs}
-    return [("", "", "", [given.get(name, "") for name in names])]
+    if len(given) < len(pairs):
+        what = f"give each modality once, not {' '.join(files)}"
+        raise SettingsError(f"{what}; for several samples give a folder, see docs/DATA.md")
+    return [("", "", "", predictor.cells(given))]
 
 
 def rows_of_folder(predictor, folder):
-    """[(root, split, label, cells)] of FOLDER/samples.csv, by split; without it, of its files."""
+    """[(root, split, label, cells)] of FOLDER/samples.csv; without it, of its files."""
     if not os.path.isfile(os.path.join(folder, "samples.csv")):
-        if rows := by_name(folder, predictor.kinds.values()):
+        if rows := folders.by_name(folder, predictor.kinds.values()):
             print(f"{folder} has no samples.csv: files with one name are one sample")
             return [(folder, "", "", cells) for cells in rows]
         hint = f"write its first line, {','.join(predictor.kinds)}, and a line for each sample"
@@ -185,15 +206,17 @@ def rows_of_folder(predictor, folder):
         if kinds.get(name, kind) != kind:
             what = f"{folder}/samples.csv has {name} as {kinds[name]}"
             raise SettingsError(f"{what}; the run was trained on {kind}")
-    if not kinds.keys() & predictor.kinds.keys():
+    unknown = ", ".join(name for name in kinds if name not in predictor.kinds)
+    if unknown and not predictor.kinds.keys() <= kinds.keys():
         what = f"{folder}/samples.csv has the columns {', '.join(kinds)}"
-        raise SettingsError(f"{what}; the run was trained on {', '.join(predictor.kinds)}")
+        trained = f"the run was trained on {', '.join(predictor.kinds)}"
+        raise SettingsError(f"{what}; {trained}; rename or remove {unknown}")
     place = {name: j for j, name in enumerate(kinds)}
     found = []
     for _, row in rows:
         cells = [row["cells"][place[name]] if name in place else "" for name in predictor.kinds]
         found.append((folder, split_of(row) or "", row["label"], cells))
-    return sorted(found, key=lambda row: row[1])  # each split in batches of its own
+    return found
 
 
 def predict(predictor, rows):
@@ -201,14 +224,13 @@ def predict(predictor, rows):
 
     The batches of a split are those of train.evaluate: full, without the samples that are unusable.
     """
-    records = []
-    for split in dict.fromkeys(row[1] for row in rows):
-        batch, part = [], [row for row in rows if row[1] == split]
-        for row in tqdm(part, f"predicting {split}".strip(), disable=None):
-            record, inputs = read_row(predictor, *row)
-            records.append(record)
+    records = [None] * len(rows)
+    for split in sorted({row[1] for row in rows}):
+        batch, part = [], [i for i, row in enumerate(rows) if row[1] == split]
+        for i in tqdm(part, f"predicting {split}".strip(), disable=None):
+            records[i], inputs = read_row(predictor, *rows[i])
             if inputs:
-                batch.append((record, inputs))
+                batch.append((records[i], inputs))
             if len(batch) == predictor.args.batch_size:
                 predict_batch(predictor, batch)
                 batch = []

@@ -328,7 +328,8 @@ class one_sentence:
     r"""A context in which Ctrl-C, SIGTERM and the errors of users and machines end in one sentence.
 
     program.status is the exit status: 0; 2 for wrong settings or data, 1 once program.started is
-    set, 130 and 143 for the signals. Every other error is our fault and keeps its traceback.
+    set, 130 and 143 for the signals; 141, without a sentence, where nobody reads the output any
+    more, as after `| head`. Every other error is our fault and keeps its traceback.
     program.hints: {class of an error: a hint that is added to its sentence};
     program.stopped: a function that returns the sentence for a signal. Of several processes, rank
     0 alone speaks before the start. A character that the terminal cannot show is written as \u0301.
@@ -355,6 +356,14 @@ class one_sentence:
     def __exit__(self, kind, error, traceback):
         if self.main_thread:
             signal.signal(signal.SIGTERM, self.before)
+        try:
+            if isinstance(error, BrokenPipeError):
+                print()  # fails again if it was the output's, not another process's
+            sys.stdout.flush()
+        except BrokenPipeError:  # Python writes the rest when it ends: not into the pipe again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self.status = 141
+            return True
         if error is None:
             return False
         sentence = self.explain(error)

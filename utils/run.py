@@ -253,6 +253,15 @@ def check_schedule(folder, omega, epochs, T):
             raise RunError(f"{problem}; the schedule has changed, use another --out")
 
 
+def check_version(folder, state, settings_class):
+    """RunError if a checkpoint does not have today's settings, or not the record of its data."""
+    expected = {f.name for f in dataclasses.fields(settings_class)} - {*UNRECORDED}
+    if other := expected ^ {*state["settings"]} or {"data"} - state.keys():
+        problem = f"{folder} comes from another version of train.py"
+        names = ", ".join(sorted(other))
+        raise RunError(f"{problem}, which differs in {names}; use that version")
+
+
 def resumed_settings(folder, given, settings_class, datasets, defaults, schedule_of):
     """A run's settings, {name: value}, to resume or evaluate it with the flags `given`.
 
@@ -271,11 +280,7 @@ def resumed_settings(folder, given, settings_class, datasets, defaults, schedule
     longer = {"epochs": settings["epochs"]}  # the log may not have it yet
     if log.exists() and read_log(folder).first["settings"] | longer != settings:
         raise RunError(f"the checkpoint in {folder} and {log} belong to different runs")
-    expected = {f.name for f in dataclasses.fields(settings_class)} - {*UNRECORDED}
-    if other := expected ^ {*settings} or {"data"} - state.keys():
-        problem = f"{folder} comes from another version of train.py"
-        names = ", ".join(sorted(other))
-        raise RunError(f"{problem}, which differs in {names}; use that version")
+    check_version(folder, state, settings_class)
     omega = schedule_of(settings["method"])
     if omega and "resume" in given:
         check_schedule(folder, omega, parse_log(state["log"]).epochs, settings["epochs"])

@@ -41,6 +41,28 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(encoding):
     assert (done.returncode, done.stdout.strip(), done.stderr) == expected
 
 
+@pytest.mark.skipif(os.name != "posix", reason="a closed pipe is another error there")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("lines", [1, 9999])
+def test_an_output_that_nobody_reads_ends_without_a_word(lines, unbuffered):
+    """As after `| head`: in the middle, or when the last lines are written at the end."""
+    text = f"from utils.cli import one_sentence as o\nwith o('x') as p: print('y\\n' * {lines})\n"
+    ours, its = os.pipe()
+    os.close(ours)
+    command = [sys.executable, "-c", f"{text}import sys; sys.exit(p.status)"]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=its, stderr=subprocess.PIPE)
+    os.close(its)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_broken_pipe_of_another_process_is_said(capsys):
+    """A worker's end is a fault of the machine's, which you have to know."""
+    with one_sentence("x") as program:
+        raise BrokenPipeError(32, "Broken pipe")
+    assert program.status == 2 and "Broken pipe" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("rank, lines", [("0", 1), ("1", 0)])
 def test_rank_0_alone_speaks_before_the_start(monkeypatch, capsys, rank, lines):
     """A wrong flag under torchrun is one sentence, not one for each process."""

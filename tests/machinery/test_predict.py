@@ -19,6 +19,7 @@ from baselines import BASELINES
 from scripts import figures, predict
 from scripts.predict import Predictor
 from utils.cli import SettingsError
+from utils.run import load_checkpoint
 
 LABELS = ["cat", "dög", "bird"]
 
@@ -84,9 +85,11 @@ def test_predictions_are_those_of_the_evaluation(tiny_data, monkeypatch, method)
 
 
 def test_a_folder_is_predicted_as_evaluated(pets, monkeypatch, capsys):
-    """The test split of files, to the bit; a split has batches of its own."""
+    """The test split of files, to the bit; a split has batches of its own, and the records have
+    the order of samples.csv."""
     found, records = predicted(monkeypatch, "run", "pets")
-    assert [r["split"] for r in records] == ["test"] * 9 + ["train"] * 18
+    assert [r["sample"] for r in records] == [row[2] for row in pets[1:]]
+    assert [r["split"] for r in records] == ["train"] * 18 + ["test"] * 9
     assert torch.equal(found[:, :9], evaluated(monkeypatch, "run"))
 
 
@@ -128,7 +131,7 @@ def test_three_modalities_are_predicted_as_evaluated(tmp_path, monkeypatch, tiny
     found, records = predicted(monkeypatch, "run", "mine", predictor=predictor)
     assert torch.equal(found[:, :5], expected)
     last = predictor(image="mine/8.png", text=words[2], vector="mine/8.npy")
-    assert last == records[4]["prediction"]
+    assert last == records[8]["prediction"]
     assert last.probability == expected[0, 4].softmax(0).max().item()
 
 
@@ -181,18 +184,37 @@ def test_one_sample_by_hand(pets, capsys):
         (["pets/0.npy"], "pets/0.npy is a file; expected a folder, or image=FILE vector=FILE"),
         (["."], "one name; write its first line, image,vector, and a line for each sample"),
         (["other"], "other/samples.csv has image as text; the run was trained on image"),
+        (["slip"], "image, array; the run was trained on image, vector; rename or remove array"),
         (["--export", "m.pt2"], "--export needs one sample"),
+        (["image=a", "image=b"], "give each modality once, not image=a image=b; for several"),
         (["pets", "--split", "val"], "pets has no sample of the split val"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(pets, capsys, files, said):
     """Status 2."""
     write_table(Path("other"), [["text:image", "vector"], ["a", "b.npy"]])
+    write_table(Path("slip"), [["image", "array"], ["../pets/a b/4.jpg", "../pets/4.npy"]])
     assert predict.main(["run", *files]) == 2
     assert said in capsys.readouterr().err
     assert predict.main([]) == 2 and "missing: RUN; see --help\n" in capsys.readouterr().err
     with pytest.raises(SettingsError, match="the run has no modality bark; it has image, vector"):
         Predictor("run")(bark="x")
+
+
+def test_a_run_of_another_version_is_one_sentence(pets, monkeypatch, capsys):
+    """As --eval says it: with a setting more or less, or without the record of the data."""
+    state = load_checkpoint("run")
+    fewer = {name: value for name, value in state["settings"].items() if name != "draws"}
+    for name, change in {
+        "dropout": {"settings": state["settings"] | {"dropout": 0.5}},
+        "draws": {"settings": fewer},
+        "data": {"data": None},
+    }.items():
+        old = {key: value for key, value in (state | change).items() if value is not None}
+        monkeypatch.setattr(predict, "load_checkpoint", lambda run, old=old: old)
+        assert predict.main(["run", "pets"]) == 2
+        differs = f"run comes from another version of train.py, which differs in {name}; use that"
+        assert sentence(capsys, "predict").startswith(differs)
 
 
 def test_confusions_are_named(capsys):
@@ -269,6 +291,36 @@ def test_a_folder_for_a_file_is_said(pets, capsys):
         assert line in capsys.readouterr().out
 
 
+def test_an_array_of_another_shape_leaves_the_others_predicted(tmp_path, monkeypatch, capsys):
+    """Of other channels: it is listed. Of another size, for which the encoder has no rule: it is
+    predicted, as alone."""
+    monkeypatch.chdir(tmp_path)
+    rng, rows = np.random.default_rng(0), [["split", "label", "array:v", "array:g"]]
+    for name, shape in {"7": (7,), "1": (1, 8, 8), "big": (3, 12, 12)}.items():
+        np.save(f"{name}.npy", rng.normal(size=shape))
+    Path("mine").mkdir()
+    for i in range(8):
+        np.save(f"mine/{i}v.npy", rng.normal(size=6))
+        np.save(f"mine/{i}g.npy", rng.normal(size=(3, 8, 8)))
+        rows.append(["train" if i < 6 else "test", LABELS[i % 2], f"{i}v.npy", f"{i}g.npy"])
+    write_table(Path("mine"), rows)
+    flags = ["--epochs", "1", "--inner-iters", "1", "--method", "constant:0", "--out", "run"]
+    assert train.main(["--dataset", "mine", *flags]) == 0
+    cells = [["0v", "0g"], ["../7", "1g"], ["2v", "../1"], ["3v", "../big"], ["4v", "4g"]]
+    rows = [[f"../mine/{cell}.npy" for cell in row] for row in cells]
+    write_table(Path("new"), [["array:v", "array:g"], *rows])
+    predictor = Predictor("run")
+    records = predict.predict(predictor, predict.rows_of(predictor, ["new"]))
+    shape, usable = "another shape", "usable"
+    assert [r["status"] for r in records] == [usable, shape, shape, usable, usable]
+    assert "7.npy holds (7,), the run was trained on (6,); give a file" in records[1]["problem"]
+    assert "1.npy holds (1, 8, 8), the run was trained on (3, H, W)" in records[2]["problem"]
+    for i, name in (3, "big.npy"), (4, "mine/4g.npy"):
+        found = predictor(v=f"mine/{i}v.npy", g=name)
+        assert found.probability == pytest.approx(records[i]["prediction"].probability, abs=1e-5)
+    assert predict.main(["run", "v=7.npy"]) == 1 and "holds (7,)" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_an_exported_model_needs_nothing_of_the_project(pets, tmp_path, capsys):
     """It computes the probabilities of batches of any size in a Python that knows torch alone; it
@@ -299,19 +351,36 @@ print(json.dumps([json.loads(files["classes.json"]), model(*torch.load("inputs.p
     assert torch.allclose(torch.tensor(found), expected, atol=1e-6)
 
 
-def test_two_texts_of_an_exported_model_have_their_own_lengths(tmp_path, monkeypatch, tiny_bert):
-    """A question and its answer are seldom equally long."""
+SHORT, LONG = "fine .", "the cat is fine . a dog is fine"
+
+
+@pytest.fixture
+def two_texts(tmp_path, monkeypatch, tiny_bert):
+    """A run of one epoch whose modalities are two texts."""
     monkeypatch.chdir(tmp_path)
-    short, long = "fine .", "the cat is fine . a dog is fine"
     rows = [["split", "label", "text:one", "text:two"]]
-    rows += [["train" if i < 4 else "test", LABELS[i % 2], f"{short} {i}", long] for i in range(6)]
+    rows += [["train" if i < 4 else "test", LABELS[i % 2], f"{SHORT} {i}", LONG] for i in range(6)]
     Path("mine").mkdir()
     write_table(Path("mine"), rows)
     flags = ["--epochs", "1", "--inner-iters", "1", "--batch-size", "4", "--method", "constant:0"]
     flags += ["--encoders", f"bert:{tiny_bert}", "--out", "run"]
     assert train.main(["--dataset", "mine", *flags]) == 0
-    assert predict.main(["run", f"one={short}", f"two={long}", "--export", "model.pt2"]) == 0
+
+
+def test_two_texts_of_an_exported_model_have_their_own_lengths(two_texts, tmp_path):
+    """A question and its answer are seldom equally long."""
+    assert predict.main(["run", f"one={SHORT}", f"two={LONG}", "--export", "model.pt2"]) == 0
     predictor = Predictor("run", "cpu")
-    x = predictor.read(predictor.prepared(tmp_path, "", [long, short])[2])  # the other way round
+    x = predictor.read(predictor.prepared(tmp_path, "", [LONG, SHORT])[2])  # the other way round
     found = torch.export.load("model.pt2").module()(*(x_j[None] for x_j in x))
     assert torch.allclose(found, predictor.logits([x])[0].softmax(1), atol=1e-6)
+
+
+def test_a_text_can_be_a_txt_file(two_texts, capsys):
+    """As in a folder without a samples.csv; other words are the sentence itself."""
+    predictor = Predictor("run", "cpu")
+    Path("one.txt").write_text(f"{SHORT}\n")
+    assert predict.rows_of(predictor, ["one=one.txt"]) == [("", "", "", [SHORT, ""])]
+    assert predictor(one="one.txt") == predictor(one=SHORT) != predictor(one="one.text")
+    assert predict.main(["run", "one.txt"]) == 2
+    assert sentence(capsys, "predict").endswith('or one="A SENTENCE" two="A SENTENCE"')
