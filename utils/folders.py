@@ -126,7 +126,7 @@ def rows_of(root, separator=None):
     whole = {row[0] for row in rows if len(row[3]) == len(kinds)}
     if absent := sorted({"train", "test"} - whole):
         what = f"{root} has no sample with files of all kinds for the split {' and '.join(absent)}"
-        named_hint = f"put some into {root}/{absent[0]}/CLASS, or rename another folder like that"
+        named_hint = f"put some into {root}/{absent[0]}/CLASS, or rename another split's folder"
         few_hint = f"have two {'groups' if separator else 'samples of a class'} or more"
         raise SettingsError(f"{what}; {named_hint if named else few_hint}")
     return kinds, rows

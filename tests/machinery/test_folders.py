@@ -131,7 +131,7 @@ def test_a_table_that_cannot_be_tested_is_not_written(tmp_path, monkeypatch, cap
     for words, said in [
         (["tv"], "tv has no sample with files of all kinds for the split test; put some into"),
         (["one"], "for the split test; have two samples of a class or more"),
-        (["tv", "--group", "_"], "put some into tv/test/CLASS, or rename another folder"),
+        (["tv", "--group", "_"], "put some into tv/test/CLASS, or rename another split's"),
         (["flat"], "flat has no files in folders of classes"),
     ]:
         assert prepare.main(["--table", *words]) == 2
