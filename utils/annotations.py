@@ -53,7 +53,7 @@ def reading_text(path):
         forms = dict.fromkeys([codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE], "is UTF-16 text")
         forms[b"PK"] = "is an Excel workbook"
         form = forms.get(first_bytes(path, 2), usual)
-        way_out = "in a spreadsheet choose Save As and CSV UTF-8, or download the file again"
+        way_out = "save it as UTF-8 (in a spreadsheet: choose Save As and CSV UTF-8)"
         raise SettingsError(f"{path} {form}, expected UTF-8; {way_out}") from error
     except PermissionError as error:
         message = f"{path} cannot be read ({error.strerror}); change its permissions"

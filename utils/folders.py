@@ -1,8 +1,8 @@
 """Write a samples.csv for a folder that has a folder for each class.
 
 FOLDER/cat/01.jpg and FOLDER/cat/01.wav, the same with other endings, are one sample of the class
-cat. Folders named train, val or test, at any depth, give the split; folders named after a kind of
-data, like images or audio, are passed through.
+cat. Folders named train, val or test, above or below the folders of classes, give the split;
+folders named after a kind of data, like images or audio, are passed through.
 """
 
 import csv
@@ -11,9 +11,10 @@ import shlex
 from collections import Counter
 from pathlib import Path
 
+from utils.annotations import reading_text
 from utils.atomic import atomic
 from utils.cli import SettingsError, amount, first_of, no_folder
-from utils.files import KINDS
+from utils.files import KINDS, walk
 from utils.origins import PREPARED
 from utils.samples import SPLITS
 
@@ -26,23 +27,47 @@ TEST_EVERY = 5  # of the samples of a class, or of the groups, where no folder n
 def found_files(root):
     """Yield (key, split, kind, path) of each file of data; key: (folders, stem), a label first.
 
-    At the end it prints which endings of other files it does not know.
+    A folder named like a split is a class if no folder of a class is above or below it.
+    Prints how many files of `prepared` and of unknown endings are left out.
     """
-    unknown = Counter()
-    for path in sorted(Path(root).rglob("*")):
-        parts = path.relative_to(root).parts
-        if parts[0] == PREPARED or any(part[0] == "." for part in parts) or not path.is_file():
-            continue
-        kind = ENDINGS.get(path.suffix.lower())
-        if not kind:
+    found, split_folders, unknown, prepared = [], set(), Counter(), 0
+    for path in sorted(Path(entry.path).relative_to(root) for entry in walk(root, [])):
+        kind, folders = ENDINGS.get(path.suffix.lower()), path.parts[:-1]
+        if folders[:1] == (PREPARED,):
+            prepared += 1
+        elif not kind:
             unknown[path.suffix or "no ending"] += 1
-            continue
-        splits = [SPLITS[p.lower()] for p in parts[:-1] if p.lower() in SPLITS]
-        rest = [p for p in parts[:-1] if p.lower() not in SPLITS and p.lower() not in PASSED]
-        yield (*rest, path.stem), splits[0] if splits else "", kind, path
+        elif Path(root, path).is_file():
+            found.append((path, kind))
+            named = [f for f in path.parents if f.name.lower() in SPLITS]
+            of_class = any(name.lower() not in {*SPLITS, *PASSED} for name in folders)
+            split_folders.update(named if of_class else named[1:])  # else the inner one is a class
+    if prepared:
+        what = f"{amount(prepared, 'file')} in {root}/{PREPARED} passed over: it is for files"
+        print(f"{what} that training makes; if it is a class, give it another name")
     if unknown:
         listed = ", ".join(f"{ending} ({n})" for ending, n in unknown.most_common(5))
         print(f"left out, as no kind of data has their ending: {listed}")
+    for path, kind in found:
+        folders = [*path.parents][-2::-1]  # the outer one first, without the root
+        splits = [SPLITS[f.name.lower()] for f in folders if f in split_folders]
+        rest = [f.name for f in folders if f not in split_folders and f.name.lower() not in PASSED]
+        yield (*rest, path.stem), splits[0] if splits else "", kind, Path(root, path)
+
+
+def in_classes(root, files):
+    """Yield those of found_files that are in the folder of a class; a line names the others."""
+    outside = []
+    for file in files:
+        if len(file[0]) > 1:
+            yield file
+        else:
+            outside.append(file[3].relative_to(root))
+    if outside:
+        what = f"{amount(len(outside), 'file')} passed over, in no folder of a class"
+        taken = sorted({name for path in outside for name in path.parts[:-1]})
+        names = f"; no class, but a split or a kind of data: {', '.join(taken)}" if taken else ""
+        print(f"{what}, like {outside[0]}{names}")
 
 
 def collected(files):
@@ -76,17 +101,16 @@ def rows_of(root, separator=None):
     """(kinds, rows) for samples.csv: a row is (split, label, group, {kind: path}).
 
     separator: samples whose names begin alike, up to it, are one group, "" for no groups.
-    SettingsError for a folder without two kinds of data or two classes.
+    SettingsError for a folder without two kinds of data, two classes, or samples to test.
     """
     if not Path(root).is_dir():
         raise no_folder(root)
-    in_a_class = (file for file in found_files(root) if len(file[0]) > 1)
-    samples = collected(in_a_class)
+    samples = collected(in_classes(root, found_files(root)))
     counts = Counter(kind for files in samples.values() for kind in files)
     kinds = [kind for kind, n in counts.most_common() if n >= 0.1 * len(samples)]
     labels = {key[0] for key, _ in samples}
     layout = f"{root}/CLASS/NAME.jpg and {root}/CLASS/NAME.wav"
-    if not samples:
+    if {label.lower() for label in labels} <= SPLITS.keys():  # or no label
         raise SettingsError(f"{root} has no files in folders of classes; expected {layout}")
     if len(kinds) < 2 or len(labels) < 2:
         what = f"{root} has {len(labels)} classes with files of {len(kinds)} kinds"
@@ -99,15 +123,25 @@ def rows_of(root, separator=None):
             n = units.setdefault(group or key, len(units))
             split = "test" if n % TEST_EVERY == 1 else "train"
         rows.append((split or "train", key[0], group, files))
+    whole = {row[0] for row in rows if len(row[3]) == len(kinds)}
+    if absent := sorted({"train", "test"} - whole):
+        what = f"{root} has no sample with files of all kinds for the split {' and '.join(absent)}"
+        named_hint = f"put some into {root}/{absent[0]}/CLASS, or rename another split's folder"
+        few_hint = f"have two {'groups' if separator else 'samples of a class'} or more"
+        raise SettingsError(f"{what}; {named_hint if named else few_hint}")
     return kinds, rows
 
 
 def cell(root, kind, path):
-    """A cell of samples.csv: a text's content, else the path below the folder, "" for no file."""
+    """A cell of samples.csv: a text's content, else the path below the folder, "" for no file.
+
+    SettingsError for a text that is not UTF-8.
+    """
     if path is None:
         return ""
     if kind == "text":
-        return " ".join(path.read_text(encoding="utf-8", errors="replace").split())
+        with reading_text(path):
+            return " ".join(path.read_text(encoding="utf-8-sig").split())
     return path.relative_to(root).as_posix()
 
 

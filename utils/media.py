@@ -143,8 +143,7 @@ def find_track(path, media, kind):
     cover, default = Disposition.attached_pic, Disposition.default
     tracks = [t for t in getattr(media.streams, kind) if not t.disposition & cover]
     if not tracks:
-        other = ", and there is no wav of its name; add the wav, or" if kind == "audio" else ";"
-        message = f"{path} has no {kind} track{other} download it again"
+        message = f"{path} has no {kind} track; give a file that has one, or leave it out"
         raise UnreadableFile(message, f"no {kind} track")
     track = max(tracks, key=lambda track: bool(track.disposition & default))
     if track.codec_context is None:
@@ -315,7 +314,9 @@ def read_array(path, *shape):
         if not (fits and values.size and values.dtype.kind in "fiu"):
             expected = ", ".join(map(str, shape))
             got = f"{values.dtype} {values.shape}"
-            raise ValueError(f"it holds {got}, expected numbers ({expected})")
+            matrix = values.ndim == 2 and shape == ("C", "H", "W")
+            hint = f"; reshape it to {(1, *values.shape)}" if matrix else ""
+            raise ValueError(f"it holds {got}, expected numbers ({expected}){hint}")
     return values
 
 
@@ -506,7 +507,8 @@ def frame_paths(folder):
     matches = [(pattern.search(entry.name), entry.path) for entry in shown]
     paths = sorted((int(match[1]), path) for match, path in matches if match)
     if not paths:
-        message = f"{folder} holds no numbered pictures; extract the frames of the clip again"
+        expected = "expected names like 1.jpg, 1.jpeg or 1.png"
+        message = f"{folder} holds no numbered pictures, {expected}; convert or extract them again"
         raise UnreadableFile(message, "no frames")
     return [path for _, path in paths]
 

@@ -33,6 +33,10 @@ from utils.origins import FORMAT, IN_THE_WAY, PREPARED, digest, in_the_way, stam
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLITS |= dict.fromkeys(["val", "valid", "validation", "dev"], "val")
 NO_MODALITY = ["split", "label", "group", "status", "problem"]
+# The keys of the records of log.jsonl that are no modalities.
+LOGGED = ["t", "alpha", "lr", "l_total", "l_cls", "l_mm", "split", "fused", "perf_gap", "test"]
+LOGGED += ["hypergradient", "terms", "step", "damping", "curvature", "note"]  # of bilevel.py
+LOGGED += ["stopped", "rates", "weights"]  # of baselines.py
 USABLE = "usable"
 MADE_CELL = re.compile(f"{PREPARED}/.*-[0-9a-f]{{12}}(\\.npy)?")  # of samples.csv, a made file
 
@@ -92,10 +96,12 @@ def modality_columns(place, header):
             continue
         kinds = [*(k for k in MODALITIES if MODALITIES[k].own), "array"]
         if kind not in kinds:
-            expected = f"split, label, group, or a kind: {', '.join(kinds)} (or kind:name)"
-            raise SettingsError(f"{place}: unknown column {column!r}, expected {expected}")
-        if name in [*columns, "fused", "perf_gap"] or not re.fullmatch(r"[\w-]+", name):
-            what = "is a bad or repeated name" if name != kind else "occurs twice"
+            listed = ", ".join(k for k in kinds if k not in ("vector", "grid"))  # arrays
+            expected = f"split, label, group, or a kind: {listed} (or kind:name)"
+            what = f"{place}: unknown column {column!r}, expected {expected}"
+            raise SettingsError(f"{what}; rename it, or delete the column")
+        if name in [*columns, *LOGGED] or not re.fullmatch(r"[\w-]+", name):
+            what = "is a bad, repeated or reserved name" if name != kind else "occurs twice"
             hint = f"give each its own name, like {kind}:left and {kind}:right"
             raise SettingsError(f"{place}: column {column!r} {what}; {hint}")
         columns[name] = kind
@@ -116,6 +122,8 @@ def own_table(root, needed=("split", "label")):
         raise FileNotFoundError(f"{what}; from a folder for each class write it with {command}")
     lines = read_table(path)
     place, header = next(lines, (f"{path}, line 1", []))
+    if header and header[0].lower() == "sep=":  # by Excel; its separator is that of the file
+        place, header = next(lines, (place, []))
     header = [f.strip().lower() if f.strip().lower() in NO_MODALITY else f.strip() for f in header]
     while header and not header[-1]:
         header.pop()  # empty columns behind
@@ -125,8 +133,9 @@ def own_table(root, needed=("split", "label")):
         what = f"{place} {found if header else 'is empty'}"
         raise SettingsError(f"{what}; {expected}")
     kinds = modality_columns(place, header)
-    if len(kinds) < 2:
-        raise SettingsError(f"{place} names {len(kinds)} modality, expected two or more columns")
+    if len(kinds) < (2 if needed else 1):
+        found = f"{place} names {len(kinds) or 'no'} modality"
+        raise SettingsError(f"{found}, expected two or more columns")
     rows = []
     for place, fields in lines:
         if len(fields) < len(header) or any(map(str.strip, fields[len(header) :])):
@@ -174,12 +183,13 @@ def read_own(root):
         if split is None or not row["label"]:
             expected = "expected the split train, val or test, and a label"
             raise SettingsError(f"{place} has {row['split']!r} and {row['label']!r}; {expected}")
-        first, before = seen.setdefault(tuple(cells), (split, place))
+        found = [own_source(root, kind, cell) for kind, cell in zip(columns.values(), cells)]
+        names, sources, originals = ([f[k] for f in found] for k in range(3))
+        same = tuple(os.path.abspath(p) if p else cell for p, cell in zip(originals, cells))
+        first, before = seen.setdefault(same, (split, place))
         if first != split:
             what = f"{place} repeats a sample of the split {first} ({before})"
             raise SettingsError(f"{what}; a sample can be in one split only")
-        found = [own_source(root, kind, cell) for kind, cell in zip(columns.values(), cells)]
-        names, sources, originals = ([f[k] for f in found] for k in range(3))
         status, problem, group = "", "", row["group"] or f"sample {n}"
         if blank := [name for name, cell in zip(columns, cells) if not cell]:
             status, problem = "blank cell", f"{place}: {' and '.join(blank)} is blank"

@@ -93,3 +93,73 @@ def test_what_cannot_be_a_table_is_one_sentence(tmp_path, monkeypatch, capsys):
     assert prepare.main(["--table", "pets"]) == 2 and "exists" in capsys.readouterr().err
     assert Path("pets/samples.csv").read_text() == "mine"
     assert prepare.main([]) == 2 and "nothing to prepare" in capsys.readouterr().err
+
+
+def pairs(*folders, n=6):
+    """n pictures and sounds in each folder."""
+    for folder in folders:
+        touch(*(f"{folder}/{i}.{ending}" for i in range(n) for ending in ("jpg", "wav")))
+
+
+def test_a_class_can_be_named_like_a_split(tmp_path, monkeypatch, capsys):
+    """`valid` beside `invalid`, and in folders of splits; files in no class are said."""
+    monkeypatch.chdir(tmp_path)
+    pairs("pets/valid", "pets/invalid", "pets/prepared", "pets/text")
+    touch("pets/top.jpg")
+    assert prepare.main(["--table", "pets"]) == 0
+    said = capsys.readouterr().out
+    assert "train: 10 samples (invalid 5, valid 5)" in said
+    assert "13 files passed over, in no folder of a class, like text/0.jpg; no class, but" in said
+    assert "but a split or a kind of data: text\n" in said
+    assert "12 files in pets/prepared passed over: it is for files that training makes" in said
+    pairs("deep/train/valid", "deep/train/invalid", "deep/images/test/valid", "deep/invalid/test")
+    touch("deep/train/stray.jpg")
+    assert prepare.main(["--table", "deep"]) == 0
+    assert {tuple(row[:2]) for row in table("deep")[1:]} == {
+        (split, label) for split in ("train", "test") for label in ("valid", "invalid")
+    }
+    said = capsys.readouterr().out
+    assert "1 file passed over, in no folder of a class, like train/stray.jpg; no class" in said
+
+
+def test_a_table_that_cannot_be_tested_is_not_written(tmp_path, monkeypatch, capsys):
+    """Only train and val, one sample a class, one group, splits without classes."""
+    monkeypatch.chdir(tmp_path)
+    pairs("tv/train/cat", "tv/train/dog", "tv/val/cat", "tv/val/dog")
+    pairs("one/cat", "one/dog", n=1)
+    pairs("flat/train", "flat/test")
+    for words, said in [
+        (["tv"], "tv has no sample with files of all kinds for the split test; put some into"),
+        (["one"], "for the split test; have two samples of a class or more"),
+        (["tv", "--group", "_"], "put some into tv/test/CLASS, or rename another split's"),
+        (["flat"], "flat has no files in folders of classes"),
+    ]:
+        assert prepare.main(["--table", *words]) == 2
+        assert said in capsys.readouterr().err and not Path(words[0], "samples.csv").exists()
+
+
+def test_links_to_folders_are_followed(tmp_path, monkeypatch):
+    """A class folder that lies elsewhere; a link upwards is no loop."""
+    monkeypatch.chdir(tmp_path)
+    pairs("pets/cat", "elsewhere")
+    Path("pets/dog").symlink_to(tmp_path / "elsewhere")
+    Path("pets/cat/up").symlink_to(tmp_path / "pets")
+    assert prepare.main(["--table", "pets"]) == 0
+    assert len(table()) == 13 and ["test", "dog", "dog/1.jpg", "dog/1.wav"] in table()
+
+
+def test_a_text_is_read_as_utf_8(tmp_path, monkeypatch, capsys):
+    """A byte order mark goes; another encoding is one sentence, and no table is written."""
+    monkeypatch.chdir(tmp_path)
+    pairs("pets/cat", "pets/dog")
+    for label in ("cat", "dog"):
+        for i in range(6):
+            Path(f"pets/{label}/{i}.txt").write_text("caf\xe9", encoding="utf-8-sig")
+    for encoding, said in [("utf-16", "is UTF-16 text"), ("cp1252", "is not UTF-8 text")]:
+        Path("pets/cat/3.txt").write_text("caf\xe9 noir", encoding=encoding)
+        assert prepare.main(["--table", "pets"]) == 2
+        told = capsys.readouterr().err
+        assert f"pets/cat/3.txt {said}" in told and "save it as UTF-8" in told
+    Path("pets/cat/3.txt").unlink()
+    assert prepare.main(["--table", "pets"]) == 0
+    assert {row[4] for row in table()[1:]} == {"caf\xe9", ""}

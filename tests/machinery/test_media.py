@@ -245,7 +245,7 @@ NO_MEDIA = [  # a reader, a function that makes the file, the sentence, the reas
     (data.flow, saver(np.zeros((9, 9, 2, 0))), SHAPE, BAD),
     (data.flow, saver(np.full(FLOW, np.nan)), "not finite", "not finite"),
     (data.clip, nothing, "is missing; put it back, or run", "missing"),
-    (data.clip, os.mkdir, "holds no numbered pictures", "no frames"),
+    (data.clip, os.mkdir, "numbered pictures, expected names like 1.jpg, 1.jpeg", "no frames"),
     (data.clip, mixed, "has frames of several sizes", "mixed frames"),
 ]
 
@@ -603,6 +603,9 @@ def test_any_numbers_are_read_as_float32(values, expected, tmp_path):
     vector, grid = media.vector(tmp_path / "vector.npy"), media.grid(tmp_path / "grid.npy")
     assert vector.dtype == grid.dtype == torch.float32 and vector.tolist() == expected
     assert grid.shape == (2, 3, len(values)) and (grid == vector).all()
+    np.save(tmp_path / "matrix.npy", np.zeros((50, 6)))
+    with pytest.raises(UnreadableFile, match=r"\(C, H, W\); reshape it to \(1, 50, 6\)"):
+        media.grid(tmp_path / "matrix.npy")
 
 
 @pytest.mark.parametrize("channels", [2, 3])

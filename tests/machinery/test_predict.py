@@ -260,6 +260,15 @@ def test_files_with_one_name_need_no_samples_csv(capsys, pets):
     assert [Path(row[0]).name for row in found] == ["18.jpg", "19.jpg", "20.npy"]
 
 
+def test_a_table_can_have_one_of_the_modalities(pets, capsys):
+    """Predicted as with blank cells of the other; without any, one sentence."""
+    write_table(Path("new"), [["image"], ["../pets/a b/4.jpg"]])
+    assert predict.main(["run", "new"]) == 0
+    write_table(Path("new"), [["label"], ["cat"]])
+    assert predict.main(["run", "new"]) == 2
+    assert "line 1 names no modality, expected" in sentence(capsys, "predict")
+
+
 def test_a_csv_of_yours_is_not_written_over(pets, capsys):
     """samples.csv, notes; its own csv is written anew."""
     Path("notes.csv").write_text("mine")

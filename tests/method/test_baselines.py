@@ -16,10 +16,12 @@ from torch import nn
 import data
 import train
 from baselines import BASELINES, Unimodal, held_out
+from bilevel import SOLVERS
 from losses import classification_loss, modality_matching_loss
 from model import ENCODERS, FUSIONS, MultimodalModel
 from utils import distributed, rebalance
 from utils.run import load_checkpoint, read_log
+from utils.samples import LOGGED
 
 TINY = ["--dataset", "tiny", "--batch-size", "16"]
 FLAGS = {name: ["--val-fraction", "0.2"] * kind.needs_val for name, kind in BASELINES.items()}
@@ -101,6 +103,19 @@ def test_every_method_trains_three_modalities(tiny_data, monkeypatch, name):
     flags = ["--epochs", "3", "--method", name, *FLAGS[name], "--bf16", "--out", "run"]
     assert train.main([*TINY, *flags]) == 0
     check_epochs(name, "run")
+
+
+def test_no_modality_can_be_named_like_a_key_of_the_log(tiny_data):
+    """LOGGED has the keys of every method's records, and no others."""
+    runs = [["heuristic"], *(["learning-based", "--solver", solver] for solver in SOLVERS)]
+    runs += [[name, *FLAGS[name]] for name in BASELINES]
+    keys = {"test"}
+    for method in runs:
+        flags = ["--epochs", "3", "--inner-iters", "1", "--method", *method, "--out", "run"]
+        assert train.main([*TINY, *flags, "--overwrite"]) == 0
+        _, *records = map(json.loads, Path("run/log.jsonl").read_text().splitlines())
+        keys = keys.union(*records) - {"image", "sound"}
+    assert keys == {*LOGGED}
 
 
 @pytest.mark.parametrize("name", BASELINES)
