@@ -183,7 +183,7 @@ def test_a_further_column_is_passed_over(own, capsys):
 
     def add(text):
         head, *rows = text.splitlines()
-        return "\n".join([f"{head},text:note", *(f"{row},a note" for row in rows)])
+        return "\n".join([f"{head},text:remark", *(f"{row},a note" for row in rows)])
 
     edit("mine", add)
     assert scores(capsys) == table
