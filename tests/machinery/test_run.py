@@ -158,18 +158,22 @@ def test_no_room_leaves_the_checkpoint_before(tiny_data, monkeypatch, capsys):
     assert Path("cut/log.jsonl").read_bytes() == Path("whole/log.jsonl").read_bytes()
 
 
-def test_what_is_kept(tiny_data, monkeypatch):
-    """The last, the best on validation, and as many before the last as asked for."""
-    accs = iter([10.0, 60.0, 20.0, 60.0])
-    real = train.evaluate
+def validation_accs(monkeypatch, accs):
+    """Make these the fused ACC on the validation part of 12 samples, one for each epoch."""
+    left, real = iter(accs), train.evaluate
 
     def evaluate(model, loader, *rest):
         result = real(model, loader, *rest)
-        if len(loader.dataset) == 12:  # the validation part
-            result["fused"]["acc"] = next(accs)
+        if len(loader.dataset) == 12:
+            result["fused"]["acc"] = next(left)
         return result
 
     monkeypatch.setattr(train, "evaluate", evaluate)
+
+
+def test_what_is_kept(tiny_data, monkeypatch):
+    """The last, the best on validation, and as many before the last as asked for."""
+    validation_accs(monkeypatch, [10.0, 60.0, 20.0, 60.0])
     start("best", "--val-fraction", "0.25", "--keep", "0", "--method", "heuristic")
     assert runs.checkpoint_epochs("best") == [2, 4]
     start("last", "--keep", "0", "--method", "heuristic")
@@ -232,16 +236,7 @@ def test_the_command_of_a_run_has_its_settings(monkeypatch, flags):
 def test_a_longer_run_keeps_its_best_epoch(tiny_data, monkeypatch):
     """The last epoch was the best, and is worse when it is trained again: then the best of before
     is tested, whose checkpoint is there."""
-    accs = iter([50.0, 40.0, 30.0, 60.0, 35.0, 34.0])
-    real = train.evaluate
-
-    def evaluate(model, loader, *rest):
-        result = real(model, loader, *rest)
-        if len(loader.dataset) == 12:  # the validation part
-            result["fused"]["acc"] = next(accs)
-        return result
-
-    monkeypatch.setattr(train, "evaluate", evaluate)
+    validation_accs(monkeypatch, [50.0, 40.0, 30.0, 60.0, 35.0, 34.0])
     start("run", "--val-fraction", "0.25", "--method", "heuristic")
     assert runs.checkpoint_epochs("run") == [1, 3, 4]
     assert train.main(["--resume", "run", "--epochs", "5"]) == 0
