@@ -56,7 +56,7 @@ def found_files(root):
 
 
 def in_classes(root, files):
-    """Yield those of found_files that are in the folder of a class; a line names the others."""
+    """Yield each of found_files that is in the folder of a class; a line names the others."""
     outside = []
     for file in files:
         if len(file[0]) > 1:
@@ -133,10 +133,7 @@ def rows_of(root, separator=None):
 
 
 def cell(root, kind, path):
-    """A cell of samples.csv: a text's content, else the path below the folder, "" for no file.
-
-    SettingsError for a text that is not UTF-8.
-    """
+    """A cell of samples.csv: a text (SettingsError if it is not UTF-8), a path below root, or ""."""
     if path is None:
         return ""
     if kind == "text":

@@ -133,9 +133,9 @@ def own_table(root, needed=("split", "label")):
         what = f"{place} {found if header else 'is empty'}"
         raise SettingsError(f"{what}; {expected}")
     kinds = modality_columns(place, header)
-    if len(kinds) < (2 if needed else 1):
-        found = f"{place} names {len(kinds) or 'no'} modality"
-        raise SettingsError(f"{found}, expected two or more columns")
+    n = len(kinds)
+    if n < (2 if needed else 1):
+        raise SettingsError(f"{place} names {n or 'no'} modality, expected two or more columns")
     rows = []
     for place, fields in lines:
         if len(fields) < len(header) or any(map(str.strip, fields[len(header) :])):
