@@ -133,7 +133,7 @@ def rows_of(root, separator=None):
 
 
 def cell(root, kind, path):
-    """A cell of samples.csv: a text (SettingsError if it is not UTF-8), a path below root, or ""."""
+    """A cell of samples.csv: a text (SettingsError if not UTF-8), a path below the root, or ""."""
     if path is None:
         return ""
     if kind == "text":
