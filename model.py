@@ -209,7 +209,7 @@ class MultimodalModel(nn.Module):
     def forward(self, x):
         """x: list of m inputs -> (z, o): features, m of (B, d), and all logits that L_CLS fits.
 
-        o is the paper's [W f(z) + b]; with heads or Weight [W f(z) + b, o_1, ..., o_m]; (B, c) all.
+        o: in the paper [W f(z) + b]; with heads or Weight [W f(z) + b, o_1, ..., o_m]; each (B, c).
         """
         z = [phi(x_j) for phi, x_j in zip(self.phi, x)]
         return z, [self.logits(z), *self.own_logits(z)]

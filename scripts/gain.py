@@ -39,7 +39,7 @@ def rows_of(logs):
         row = " ".join([settings["method"], *cli.as_flags(apart)])
         if settings["seed"] in rows.setdefault(row, {}):
             twice = f"{row} with seed {settings['seed']} of {settings['dataset']}"
-            raise SettingsError(f"two runs are {twice}; give folders without the one")
+            raise SettingsError(f"two runs are {twice}; leave the folder of one of them out")
         rows[row][settings["seed"]] = log.test
     return rows
 
