@@ -8,6 +8,7 @@
     python -m scripts.figures gradcam RUN RUN --modality sound     with --keep 9,          Fig. 4
     python -m scripts.figures animate RUN                          with --keep 9; a GIF
     python -m scripts.figures table runs/keypad-* --metric map     Tables 1, 3, 4; Fig. 1
+    python -m scripts.figures probe runs/keypad-*                  the table, by linear probes
     python -m scripts.figures confusion RUN                        which class is taken for which
     python -m scripts.figures mistakes RUN --split val             the samples surely called wrong
     python -m scripts.figures landscape                            Eq. 2, 3; needs no run
@@ -17,6 +18,7 @@ picture of one run is written into the run's folder, of several runs into the cu
 names another file.
 """
 
+import contextlib
 import inspect
 import itertools
 import os
@@ -24,11 +26,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 import train
 from losses import make_schedule
 from scripts.errors import confusion, mistakes
-from scripts.inside import animate, gap, gradcam
+from scripts.inside import animate, gap, gradcam, probed
 from scripts.landscape import draw
 from scripts.plots import (
     BLACK,
@@ -101,12 +104,8 @@ def score_lines(names, rows, metric):
     return lines
 
 
-def table(runs, metric="acc"):
-    """Test scores in percent, mean and std over seeds: a Markdown row per setting.
-
-    metric: acc (Table 4), map or f1 (Table 3), for the single modalities and perf_gap, too.
-    """
-    cli.check_choice("metric", metric, METRICS)
+def tables(runs, metric, scores_of):
+    """A Markdown table for each data set, a row per setting; scores_of(folder, its test scores)."""
     groups = {}
     for folder in runs:
         first, _, test = read_log(folder)
@@ -116,9 +115,27 @@ def table(runs, metric="acc"):
         rows = groups.setdefault((first["settings"]["dataset"], *first["modalities"]), {})
         if seed in rows.setdefault(name, {}):
             raise SettingsError(f"{folder} repeats seed {seed} of {name!r}; give each seed once")
-        rows[name][seed] = test
-    tables = [score_lines(names, rows, metric) for names, rows in groups.items()]
-    return "\n\n".join(map(one_table, tables))
+        rows[name][seed] = scores_of(folder, test)
+    parts = [score_lines(names, rows, metric) for names, rows in groups.items()]
+    return "\n\n".join(map(one_table, parts))
+
+
+def table(runs, metric="acc"):
+    """Test scores in percent, mean and std over seeds: a Markdown row per setting.
+
+    metric: acc (Table 4), map or f1 (Table 3), for the single modalities and perf_gap, too.
+    """
+    cli.check_choice("metric", metric, METRICS)
+    return tables(runs, metric, lambda folder, test: test)
+
+
+def probe(runs):
+    """The table, with the ACC of each modality by a linear classifier on its frozen features.
+
+    This scores the encoder; the scores of `table` also depend on what the run's classifier uses.
+    """
+    with contextlib.redirect_stdout(sys.stderr):  # what each run's data say of themselves
+        return tables(tqdm(runs, "probes", disable=None), "acc", probed)
 
 
 def plot(axis, lines):
@@ -285,7 +302,8 @@ def landscape(out="landscape.png", seed=0):
     save(figure, out)
 
 
-COMMANDS = [curves, alpha, scatter, gap, gradcam, animate, table, confusion, mistakes, landscape]
+COMMANDS = [curves, alpha, scatter, gap, gradcam, animate, table, probe, confusion, mistakes]
+COMMANDS += [landscape]
 COMMANDS = {command.__name__: command for command in COMMANDS}
 FOLDERS = {"RUN": "folder of a run", "FOLDER": "folder with the folders of runs"}
 OPTIONS = {

@@ -1,4 +1,4 @@
-"""The pictures `gap`, `gradcam` and `animate` of scripts/figures.py: what a trained model sees."""
+"""`gap`, `gradcam`, `animate` and `probe` of scripts/figures.py: what a trained model sees."""
 
 import itertools
 
@@ -38,15 +38,40 @@ def needed(folder, command, least):
 
 
 @torch.no_grad()
-def features(data, model):
-    """(z, y) of the test split, z normalized as in s(., .): m arrays (n, d), and labels (n,)."""
+def features(data, model, split="test"):
+    """(z, y) of a split: the features, m arrays (n, d), and the labels (n,)."""
     device, z, labels = next(model.parameters()).device, [], []
     with eval_mode(model):
-        for *x, y in eval_loader(data.splits["test"], 64, device):
+        for *x, y in eval_loader(data.splits[split], 64, device):
             z.append(model(x)[0])
             labels.append(y)
-    z = [nn.functional.normalize(torch.cat(z_j), dim=1).cpu().numpy() for z_j in zip(*z)]
-    return z, torch.cat(labels).cpu().numpy()
+    return [torch.cat(z_j).cpu().numpy() for z_j in zip(*z)], torch.cat(labels).cpu().numpy()
+
+
+def directions(z):
+    """The features normalized as in s(., .): m arrays (n, d) -> m arrays (n, d)."""
+    return [nn.functional.normalize(torch.tensor(z_j), dim=1).numpy() for z_j in z]
+
+
+def probed(folder, test):
+    """A run's test scores, each modality's ACC by a linear probe.
+
+    The probe is a logistic regression (C = 1), fitted on the features z^(j) of the training split,
+    standardized; the encoder stays as it is.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    data, model, _ = load_run(folder)
+    load_best(folder, model)
+    (z, y), (z_test, y_test) = (features(data, model, split) for split in ("train", "test"))
+    scores = {}
+    for name, z_j, z_j_test in zip(data.modalities, z, z_test):
+        linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+        linear.fit(z_j.astype(np.float64), y)
+        scores[name] = {"acc": 100 * linear.score(z_j_test.astype(np.float64), y_test)}
+    return test | scores
 
 
 def modality_gap(z):
@@ -98,7 +123,8 @@ def gap(runs, out="gap.png"):
     for folder in runs:
         data, model, name = load_run(folder)
         title = f"{name}, epoch {load_best(folder, model)}"
-        drawn.append((title, data, *features(data, model)))
+        z, y = features(data, model)
+        drawn.append((title, data, directions(z), y))
     figure, axes = panels(1, len(runs), 3.6 * len(runs) + 0.6, 5, sharex=True, sharey=True)
     for axis, (title, data, z, y) in zip(axes[0], drawn):
         draw_gap(axis, gap_plane(z), y, data.modalities, len(data.classes))
@@ -216,6 +242,7 @@ def animate(run, out="animation.gif"):
     for t in kept:
         load_state(load_checkpoint(run, t), model=model)
         z, y = features(data, model)
+        z = directions(z)
         points = gap_plane(z, points)
         shots.append((t, points, y, modality_gap(z)))
     figure, (axes,) = panels(1, 2, 9, 4.6)

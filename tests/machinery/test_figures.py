@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,15 +19,18 @@ from PIL import Image
 from torch import nn
 
 import train
+from data import Samples
 from model import MultimodalModel
 from scripts import errors, figures, inside, landscape, plots, predict
 from scripts.predict import Predictor
+from utils.loader import identity
 from utils.run import checkpoint_path, load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 READING = [
     name for name in figures.COMMANDS if name not in ("landscape", "scatter")
 ]  # the commands that read runs
+PRINTED = ["table", "probe"]  # those that draw nothing
 OF_ONE = ["confusion", "mistakes", "animate"]  # those of one run
 
 
@@ -120,8 +124,9 @@ def runs(tiny_data):
 def test_figures_read_real_runs(runs, tmp_path, capsys):
     """Every command reads the files that train.py writes."""
     assert "| learning-based --epochs 3 --inner-iters 2 | 1 |" in table(capsys, *runs)[2]
+    assert figures.main(["probe", *runs]) == 0
     for name in READING:
-        if name not in ["table", *OF_ONE]:
+        if name not in [*PRINTED, *OF_ONE]:
             assert figures.main([name, *runs]) == 0
             assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     flags = ["--modality", "sound", "--sample", "14", "--out", "a.pdf"]
@@ -259,15 +264,41 @@ def test_the_plane_shows_the_gap_to_scale():
 
 
 def test_features_are_those_that_the_similarity_sees(tiny_data):
-    """z of the test split in evaluation mode, on the unit sphere, in order."""
+    """z of the test split in evaluation mode, in order; `directions` are on the unit sphere."""
     data = tiny_data()
     torch.manual_seed(0)
     model = MultimodalModel([1, 2], 3).eval()
     z, y = inside.features(data, model.train())
     assert (y == data.splits["test"].y.numpy()).all()
     expected, _ = model.eval()([x.float() for x in data.splits["test"].sources])
-    for z_j, e in zip(z, expected):
-        assert z_j == pytest.approx(nn.functional.normalize(e, dim=1).detach().numpy(), abs=1e-5)
+    for z_j, unit, e in zip(z, inside.directions(z), expected):
+        assert z_j == pytest.approx(e.detach().numpy(), abs=1e-5)
+        assert unit == pytest.approx(nn.functional.normalize(e, dim=1).detach().numpy(), abs=1e-5)
+
+
+def test_probe_is_a_classifier_of_the_training_features(tmp_path, capsys, monkeypatch):
+    """One modality tells the class in both splits: 100; the other says the opposite on the test
+    split: 0, whatever the run's own classifier makes of them."""
+    y = torch.arange(40) % 2
+    sign = (2.0 * y - 1)[:, None]
+    parts = {"train": [sign, sign], "test": [1e3 * sign, -sign]}  # a probe of the test has 100
+    splits = {name: Samples(x, y, [identity] * 2) for name, x in parts.items()}
+    model = MultimodalModel([1, 1], 2, "mlp")
+    model.phi = nn.ModuleList([nn.Identity(), nn.Identity()])
+    model.classifier = nn.Linear(2, 2)
+    data = SimpleNamespace(splits=splits, modalities=["image", "sound"])
+
+    def load_run(folder):
+        print("of its data")  # as load_data may; only the table is printed to stdout
+        return data, model, ""
+
+    monkeypatch.setattr(inside, "load_run", load_run)
+    monkeypatch.setattr(inside, "load_best", lambda folder, model: 1)
+    run = write(tmp_path / "run", acc=57.0)
+    assert figures.main(["probe", run]) == 0
+    _, _, line = capsys.readouterr().out.splitlines()
+    cells = line.split("|")
+    assert [float(cell) for cell in cells[3:4] + cells[6:9]] == [57.0, 100.0, 0.0, 100.0]
 
 
 def test_grad_cam_of_a_linear_encoder():
@@ -445,7 +476,7 @@ def test_table_takes_finished_runs_and_each_seed_once(tmp_path, capsys):
     assert "repeats seed 0 of 'heuristic'" in refused(capsys, "table", *twice)
 
 
-@pytest.mark.parametrize("command", [name for name in READING if name != "table"])
+@pytest.mark.parametrize("command", [name for name in READING if name not in PRINTED])
 def test_the_picture_of_one_run_is_in_its_folder(runs, tmp_path, capsys, command):
     """--out wins; nothing is written into the current folder."""
     before, kept = {*tmp_path.iterdir()}, {*Path("lear").iterdir()}
