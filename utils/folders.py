@@ -108,6 +108,12 @@ def rows_of(root, separator=None):
     samples = collected(in_classes(root, found_files(root)))
     counts = Counter(kind for files in samples.values() for kind in files)
     kinds = [kind for kind, n in counts.most_common() if n >= 0.1 * len(samples)]
+    for kind in sorted(counts.keys() - set(kinds)):
+        what = f"{amount(counts[kind], 'file')} of the kind {kind} passed over"
+        print(f"{what}: fewer than a tenth of the samples have one")
+        for files in samples.values():
+            files.pop(kind, None)
+    samples = {key: files for key, files in samples.items() if files}
     labels = {key[0] for key, _ in samples}
     layout = f"{root}/CLASS/NAME.jpg and {root}/CLASS/NAME.wav"
     if {label.lower() for label in labels} <= SPLITS.keys():  # or no label

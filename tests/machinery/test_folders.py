@@ -122,6 +122,18 @@ def test_a_class_can_be_named_like_a_split(tmp_path, monkeypatch, capsys):
     assert "1 file passed over, in no folder of a class, like train/stray.jpg; no class" in said
 
 
+def test_a_kind_that_few_samples_have_is_passed_over(tmp_path, monkeypatch, capsys):
+    """A line says so; its samples are split as without it, and a sample of it alone is none."""
+    monkeypatch.chdir(tmp_path)
+    pairs("pets/cat", "pets/dog", n=12)
+    touch("pets/cat/1.txt", "pets/notes/readme.txt")
+    assert prepare.main(["--table", "pets"]) == 0
+    assert "2 files of the kind text passed over: fewer than a tenth" in capsys.readouterr().out
+    rows = table()
+    assert rows[0] == ["split", "label", "image", "audio"] and len(rows) == 25
+    assert ["test", "cat", "cat/1.jpg", "cat/1.wav"] in rows
+
+
 def test_a_table_that_cannot_be_tested_is_not_written(tmp_path, monkeypatch, capsys):
     """Only train and val, one sample a class, one group, splits without classes."""
     monkeypatch.chdir(tmp_path)
