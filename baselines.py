@@ -241,7 +241,7 @@ class MSES(Heads):
 
 
 class MSLR(Unimodal):
-    """MSLR [47]: CE(sum_j o_j), each modality at a rate of its own, lr rebalance.Rates(ACC)."""
+    """MSLR [47]: CE(sum_j o_j), the rate of modality j is lr rebalance.Rates(ACC)_j."""
 
     needs_val = True
     one_process = True
@@ -295,7 +295,7 @@ class GBlend(Heads):
 class OGM(Baseline):
     """OGM-GE [31]: slow the encoders that are ahead, by k = rebalance.slowed(certainty).
 
-    epochs: in the first of them; afterwards it is joint training.
+    Only in the first `epochs` epochs; then it is joint training.
     """
 
     only_scales = True
@@ -375,9 +375,9 @@ class MLA(Baseline):
     def steps(self, optimizer, z, o, y, ce):
         losses = []
         for z_j in z:
-            losses.append(ce(self.classifier(z_j)))  # with the classifier of the step before
+            losses.append(ce(self.classifier(z_j)))  # with the classifier as just updated
             self.descend(optimizer, losses[-1])
-            # G P of all later steps has nothing in the direction of these mean features.
+            # G P of all later steps has little in the direction of these mean features.
             self.P = rebalance.without_direction(self.P, z_j.detach().mean(0), self.ridge)
         return sum(losses).detach()
 
@@ -416,7 +416,8 @@ class ReconBoost(Unimodal):
 class ETMC(Heads):
     """ETMC [17]: evidence e_v = softplus(logits) of each modality and of all, then dempster.
 
-    Loss: rebalance.evidential_loss of every e_v and of the fused one, KL's weight min(1, t/anneal).
+    Loss: rebalance.evidential_loss of every e_v and of the fused one; in epoch t, from 1, KL has
+    the weight min(1, (t - 1)/anneal).
     """
 
     own_loss = True

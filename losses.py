@@ -42,8 +42,8 @@ def modality_matching_loss(z, tau, y=None):
     L_MM = -1/(2 n_b) sum_i [ log( exp(s(x_i^j, x_i^l)/tau) / sum_k exp(s(x_i^j, x_k^l)/tau) )
                             + log( exp(s(x_i^j, x_i^l)/tau) / sum_k exp(s(x_k^j, x_i^l)/tau) ) ]
 
-    z: list of m >= 2 tensors (B, d). y: None, or labels (B,); then every sample of i's class
-    matches i, and the log is their mean. Returns a scalar, in nats.
+    z: list of m >= 2 tensors (B, d). y: None, or labels (B,); then all samples of i's class match
+    i, and their logs are averaged. Returns a scalar, in nats.
     """
     if len(z) < 2:
         raise SettingsError(f"L_MM pairs modalities: got {len(z)}, expected at least 2")

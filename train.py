@@ -32,7 +32,7 @@ def losses(z, o, y, args):
 
 
 def inner_step(model, optimizer, x, y, alpha, args):
-    """One step of theta along the gradient of L_Total; returns the three losses, (3,), to log."""
+    """One step of theta against the gradient of L_Total; returns the three losses, (3,), to log."""
     with torch.autocast(y.device.type, torch.bfloat16, enabled=args.bf16):
         z, o = model(x)
     l_cls, l_mm = losses(z, o, y, args)
