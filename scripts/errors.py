@@ -32,7 +32,8 @@ def confusion(run, split="test", root="", out="confusion.png"):
 
     cli.check_choice("split", split, train.SPLITS)
     predictor = Predictor(run)
-    records, classes = predict.own_records(predictor, run, split, root), predictor.classes
+    _, records = predict.own_records(predictor, run, split, root)
+    classes = predictor.classes
     pairs, names = answers(records, predictor.kinds), [*map(plain, classes)]
     few, size = len(classes) <= 15, min(8, 2.5 + 0.3 * len(classes))
     figure, axes = panels(1, len(pairs), size * len(pairs), size)
@@ -75,8 +76,7 @@ def mistakes(run, split="test", root="", out="mistakes.png"):
     """
     cli.check_choice("split", split, train.SPLITS)
     predictor = Predictor(run)
-    samples = predict.own_samples(run, split, root)
-    records = predict.sample_records(predictor, samples, split)
+    samples, records = predict.own_records(predictor, run, split, root)
     wrong = [i for i, r in enumerate(records) if r["label"] != r["prediction"].label]
     said = f"wrong: {len(wrong)} of {cli.amount(len(records), 'sample')} of the {split} split"
     if not wrong:

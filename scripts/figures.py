@@ -19,6 +19,7 @@ names another file.
 """
 
 import contextlib
+import functools
 import inspect
 import itertools
 import os
@@ -129,13 +130,14 @@ def table(runs, metric="acc"):
     return tables(runs, metric, lambda folder, test: test)
 
 
-def probe(runs):
+def probe(runs, root=""):
     """The table, with the ACC of each modality by a linear classifier on its frozen features.
 
     This scores the encoder; the scores of `table` also depend on what the run's classifier uses.
     """
+    scores_of = functools.partial(probed, root=root)
     with contextlib.redirect_stdout(sys.stderr):  # what each run's data say of themselves
-        return tables(tqdm(runs, "probes", disable=None), "acc", probed)
+        return tables(tqdm(runs, "probes", disable=None), "acc", scores_of)
 
 
 def plot(axis, lines):
@@ -296,6 +298,8 @@ def scatter_row(row, groups):
 
 def landscape(out="landscape.png", seed=0):
     """The outer loss L_CLS(theta*(alpha)) of a small problem, with Eq. 3 as tangents (Eq. 2, 3)."""
+    if seed < 0:
+        raise SettingsError(f"--seed is {seed}, expected 0 or more")
     figure, axes = panels(2, 2, 10, 8, sharex="row", height_ratios=[3, 2])
     draw(axes, seed, [SKY, ORANGE, BLACK])
     legend(figure, axes[0, 0], ncols=4)

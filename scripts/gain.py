@@ -79,10 +79,20 @@ def points_of(found, at, row):
 
 
 def draw(found, x, methods, out):
-    """Points with intervals for each method; x: perf_gap or groups."""
-    figure, ((axis,),) = panels(1, 1, 7.5, 4.5)
-    found = {place: rows for place, rows in found.items() if JOINT in rows}
+    """Points with intervals for each method; x: perf_gap or groups.
+
+    A line names the methods without a point. SettingsError if no method has one, or too many.
+    """
     by_gap = x == "perf_gap"
+    found = {at: rows for at, rows in found.items() if JOINT in rows and (by_gap or at[1])}
+    absent = [row for row in methods if not any(gain(rows, row) for rows in found.values())]
+    methods = [row for row in methods if row not in absent]
+    if absent:
+        print(f"not drawn, without two seeds that {JOINT} has, too: {', '.join(absent)}")
+    if not 0 < len(methods) <= len(COLOURS):
+        expected = f"expected 1 to {len(COLOURS)}, run with the data and seeds of {JOINT}"
+        raise SettingsError(f"{len(methods)} methods to draw, {expected}")
+    figure, ((axis,),) = panels(1, 1, 7.5, 4.5)
     at = {place: place[1] for place in found}
     if by_gap:  # by rank, and the methods beside each other: else the points hide each other
         gaps = {place: perf_gap(rows) for place, rows in found.items()}

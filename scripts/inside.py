@@ -21,10 +21,13 @@ SECONDS = 0.8  # that `animate` shows an epoch
 WORD = {"ha": "center", "va": "center", "color": "#ff9955", "fontsize": 9}
 
 
-def load_run(folder):
-    """(data, model without its weights, title) of a run; SettingsError without a checkpoint."""
+def load_run(folder, root=""):
+    """(data, model without its weights, title) of a run; SettingsError without a checkpoint.
+
+    root: the folder of its own data, if it has moved.
+    """
     first, _ = read_epochs(folder)
-    args, data = own_data(folder)
+    args, data = own_data(folder, root=root)
     return data, train.make_model(args, data), titled(folder, first["settings"])
 
 
@@ -53,7 +56,7 @@ def directions(z):
     return [nn.functional.normalize(torch.tensor(z_j), dim=1).numpy() for z_j in z]
 
 
-def probed(folder, test):
+def probed(folder, test, root=""):
     """A run's test scores, each modality's ACC by a linear probe.
 
     The probe is a logistic regression (C = 1), fitted on the features z^(j) of the training split,
@@ -63,7 +66,7 @@ def probed(folder, test):
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    data, model, _ = load_run(folder)
+    data, model, _ = load_run(folder, root)
     load_best(folder, model)
     (z, y), (z_test, y_test) = (features(data, model, split) for split in ("train", "test"))
     scores = {}
@@ -117,11 +120,11 @@ def draw_gap(axis, points, y, modalities, classes):
     axis.set(aspect="equal", xlabel="along the difference of the means")
 
 
-def gap(runs, out="gap.png"):
+def gap(runs, root="", out="gap.png"):
     """The modalities' features and the modality gap (Fig. 2) on the test split, a panel per run."""
     drawn = []  # only after all runs are read: a run that cannot be read leaves no picture
     for folder in runs:
-        data, model, name = load_run(folder)
+        data, model, name = load_run(folder, root)
         title = f"{name}, epoch {load_best(folder, model)}"
         z, y = features(data, model)
         drawn.append((title, data, directions(z), y))
@@ -170,7 +173,7 @@ def chosen(samples, n):
     """The numbers of "3,14", of the n samples of a test split, else four from all of it;
     SettingsError for any other text."""
     numbers = [] if samples else sorted({n * k // 4 for k in range(4)})
-    for text in filter(None, samples.split(",")):
+    for text in samples.split(",") if samples else []:
         if not text.strip().isdecimal() or not int(text) < n:
             limits = f"numbers from 0 to {n - 1}, those of the test split, with commas"
             raise SettingsError(f"--sample has {text!r}, expected {limits}")
@@ -178,12 +181,12 @@ def chosen(samples, n):
     return numbers
 
 
-def grad_cams(folder, modality, samples):
+def grad_cams(folder, modality, samples, root):
     """A run's part of gradcam: (title, modality, [(number, input, class, [(t, Grad-CAM), ..]), ..])
 
     of each sample, with the Grad-CAM of three checkpoints.
     """
-    data, model, name = load_run(folder)
+    data, model, name = load_run(folder, root)
     modality = cli.check_choice("modality", modality or data.modalities[0], data.modalities)
     j, test = data.modalities.index(modality), data.splits["test"]
     epochs = needed(folder, "gradcam", 3)
@@ -199,13 +202,13 @@ def grad_cams(folder, modality, samples):
     return name, modality, [(i, shown(x[j]), data.classes[k], maps) for i, x, k, maps in rows]
 
 
-def gradcam(runs, out="gradcam.png", modality="", sample=""):
+def gradcam(runs, root="", out="gradcam.png", modality="", sample=""):
     """Where an encoder looks after the first, a middle and the last epoch (Fig. 4).
 
     A row per sample; four panels for each run, the sample first. A run has three checkpoints or
     more. modality: the first one without a name.
     """
-    parts = [grad_cams(folder, modality, sample) for folder in runs]
+    parts = [grad_cams(folder, modality, sample, root) for folder in runs]
     _, modality, rows = parts[0]
     height, width = rows[0][1].shape[:2]
     flip = modality in ("audio", "sound")
@@ -229,7 +232,7 @@ def gradcam(runs, out="gradcam.png", modality="", sample=""):
     save(figure, out)
 
 
-def animate(run, out="animation.gif"):
+def animate(run, root="", out="animation.gif"):
     """The features (gap), alpha and the scores, epoch by epoch, as a GIF: a frame per checkpoint.
 
     Each frame has its own gap_plane; its second axis points as in the frame before.
@@ -237,7 +240,7 @@ def animate(run, out="animation.gif"):
     from matplotlib.animation import FuncAnimation
 
     kept, (_, epochs) = needed(run, "animate", 2), read_epochs(run)
-    data, model, name = load_run(run)
+    data, model, name = load_run(run, root)
     shots, points = [], None
     for t in kept:
         load_state(load_checkpoint(run, t), model=model)

@@ -38,7 +38,7 @@ from utils import cli, distributed, folders
 from utils.atomic import atomic
 from utils.cli import SettingsError
 from utils.loader import collate, eval_loader
-from utils.modalities import MODALITIES, in_memory, make_readers
+from utils.modalities import MODALITIES, all_files, make_readers
 from utils.modules import eval_mode
 from utils.prepare import prepare_sample
 from utils.pretrained import is_text
@@ -95,9 +95,9 @@ class Predictor:
             return self.predictions([self.read(sources)])[0]
 
     def check_files(self):
-        """SettingsError where the run's data set makes its samples in memory, as keypad does."""
-        if in_memory(self.kinds):
-            what = f"{self.args.dataset} makes its samples itself, so this run can read no files"
+        """SettingsError where a sample of the run's data set is no file, as of keypad."""
+        if not all_files(self.kinds):
+            what = f"the samples of {self.args.dataset} are not single files: this run reads none"
             own = "to predict files, train on your own data (docs/DATA.md#your-own-data)"
             raise SettingsError(f"{what}; without them its test split is shown; {own}")
 
@@ -105,8 +105,12 @@ class Predictor:
         """A cell for each modality of {name: path or text}; of a text's .txt file the content."""
         cells = [os.fspath(files.get(name) or "") for name in self.kinds]
         for j, kind in enumerate(self.kinds.values()):
-            if kind == "text" and cells[j].lower().endswith(".txt") and os.path.isfile(cells[j]):
-                cells[j] = folders.cell("", kind, Path(cells[j]))
+            if kind == "text" and cells[j].lower().endswith(".txt"):
+                if os.path.isfile(cells[j]):
+                    cells[j] = folders.cell("", kind, Path(cells[j]))
+                elif " " not in cells[j]:
+                    what = f"there is no file {cells[j]}"
+                    raise SettingsError(f"{what}; give a text file, or the sentence itself")
         return cells
 
     def prepared(self, folder, root, cells):
@@ -177,9 +181,9 @@ def rows_of(predictor, files):
     value = {"text": '"A SENTENCE"'}
     words = [f"{name}={value.get(kind, 'FILE')}" for name, kind in predictor.kinds.items()]
     expected = f"a folder, or {' '.join(words)}"
+    if len(files) == 1 and os.path.isdir(files[0]):
+        return rows_of_folder(predictor, files[0])
     if len(files) == 1 and "=" not in files[0]:
-        if os.path.isdir(files[0]):
-            return rows_of_folder(predictor, files[0])
         what = "is a file" if os.path.exists(files[0]) else "does not exist"
         raise SettingsError(f"{files[0]} {what}; expected {expected}")
     pairs = [word.partition("=") for word in files]
@@ -203,8 +207,9 @@ def rows_of_folder(predictor, folder):
         raise SettingsError(f"{folder} has no samples.csv, {names}; {hint}, see docs/DATA.md")
     kinds, rows = own_table(folder, needed=[])
     for name, kind in predictor.kinds.items():
-        if kinds.get(name, kind) != kind:
-            what = f"{folder}/samples.csv has {name} as {kinds[name]}"
+        now = kinds.get(name, kind)
+        if now != kind and {now, kind} != {"vector", "grid"}:  # an array is checked on its own
+            what = f"{folder}/samples.csv has {name} as {now}"
             raise SettingsError(f"{what}; the run was trained on {kind}")
     unknown = ", ".join(name for name in kinds if name not in predictor.kinds)
     if unknown and not predictor.kinds.keys() <= kinds.keys():
@@ -312,27 +317,25 @@ def write_csv(path, records, modalities):
     print(f"wrote {path}")
 
 
-def own_data(run, split="test", root=None):
+def own_data(run, split="test", root="", device="auto"):
     """(settings, Data) of a run, as train.py --eval reads them.
 
-    root: the folder of the data, if it has moved.
+    root: the folder of the data, if it has moved; device: any, not that of the training.
     """
     moved = ["--root", root] if root else []
-    args = train.parse(["--eval", os.fspath(run), "--split", split, *moved])
+    flags = ["--eval", os.fspath(run), "--split", split, "--device", device, *moved]
+    args = train.parse(flags)
     trained = load_checkpoint(run)["data"]
     encoders = functools.partial(encoder_names, args.encoders)
     needs_val = train.requirements(args.method).needs_val
     return args, datasets.load_data(args, encoders, needs_val, trained)
 
 
-def own_samples(run, split, root=None):
-    """The Samples of a split of the run's own data."""
-    return own_data(run, split, root)[1].splits[split]
-
-
-def own_records(predictor, run, split, root=None):
-    """The records of a split of the run's own data."""
-    return sample_records(predictor, own_samples(run, split, root), split)
+def own_records(predictor, run, split, root=""):
+    """(samples, records) of a split of the run's own data, in their order."""
+    _, data = own_data(run, split, root, predictor.args.device)
+    samples = data.splits[split]
+    return samples, sample_records(predictor, samples, split)
 
 
 def sample_records(predictor, samples, split):
@@ -403,7 +406,7 @@ def main(arguments=None):
         parser.add_argument("files", metavar="FILES", nargs="*", default=[], help=files)
         parser.add_argument("--split", choices=train.SPLITS, help="of these samples alone")
         root = "folder of the run's own data, if it has moved"
-        parser.add_argument("--root", metavar="DIR", help=root)
+        parser.add_argument("--root", metavar="DIR", default="", help=root)
         parser.add_argument("--csv", metavar="OUT", help="write all predictions, a line each")
         parser.add_argument("--export", metavar="OUT", help="write the model for torch.export.load")
         parser.add_argument("--device", default="auto", help="cpu, cuda, mps, auto")
@@ -413,6 +416,8 @@ def main(arguments=None):
         if args.export and os.path.exists(args.export):
             raise SettingsError(f"{args.export} exists; give another name, or remove it")
         predictor = Predictor(args.run, "cpu" if args.export else args.device)
+        if args.files and args.root:
+            raise SettingsError("--root is where the run's own data are; with FILES leave it out")
         if args.files:
             rows = rows_of(predictor, args.files)
             rows = [row for row in rows if args.split in (None, row[1])]
@@ -425,7 +430,7 @@ def main(arguments=None):
         elif args.export:
             raise SettingsError("--export needs one sample: a folder, or MODALITY=FILE ...")
         else:
-            records = own_records(predictor, args.run, args.split or "test", args.root)
+            _, records = own_records(predictor, args.run, args.split or "test", args.root)
         report(records, predictor.kinds)
         if args.csv:
             write_csv(Path(args.csv), records, predictor.kinds)

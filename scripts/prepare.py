@@ -36,6 +36,8 @@ def main(arguments=None):
         program.stopped = lambda: (
             "stopped; finished samples are kept, run the same command again to continue"
         )
+        if args.table and args.name or args.group and not args.table:
+            raise cli.SettingsError("give either NAME, or --table FOLDER and --group TEXT with it")
         if args.table:
             write_samples(args.table, args.group)
             return program.status

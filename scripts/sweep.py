@@ -22,7 +22,6 @@ or `xargs`, and makes the table of the finished ones. With --tune the trials com
 and print again, until nothing is printed.
 """
 
-import argparse
 import concurrent.futures
 import contextlib
 import csv
@@ -436,9 +435,7 @@ def report(args, jobs, names):
 
 def parse(arguments):
     """The flags of the sweep; those after -- are `extra`, for train.py."""
-    parser = cli.Parser(
-        "sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.Parser("sweep", description=__doc__)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--methods", nargs="+", default=["all"], help="constant:0 ogm:0.3, or all")
     which.add_argument("--preset", choices=PRESETS, help="the rows of a table or figure")

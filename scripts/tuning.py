@@ -16,7 +16,7 @@ import numpy as np
 
 import train
 from baselines import requirements
-from data import SETS
+from data import DATASETS, SETS
 from scripts.figures import cell, one_table
 from utils import cli
 from utils.cli import SettingsError
@@ -73,14 +73,14 @@ class Search(NamedTuple):
 
 def modalities_of(dataset):
     """The number of modalities of a data set, or of a folder of your own data."""
-    if os.path.isdir(dataset):
-        return len(own_table(dataset)[0])
-    return len(SETS[dataset]["kinds"]) if dataset in SETS else 2
+    if dataset in SETS:
+        return len(SETS[dataset]["kinds"])
+    return len(own_table(dataset)[0]) if os.path.isdir(dataset) and dataset not in DATASETS else 2
 
 
 def has_val(dataset):
     """Whether a data set, or a folder of your own data, has a validation part of its own."""
-    if not os.path.isdir(dataset):
+    if dataset in DATASETS or not os.path.isdir(dataset):
         return dataset in OWN_VAL
     return any(split_of(row) == "val" for _, row in own_table(dataset)[1])
 

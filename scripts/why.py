@@ -75,9 +75,9 @@ def measure(model, train, test, tau):
     return np.mean(values, axis=0), np.mean(sizes, axis=0)
 
 
-def table(folder):
-    """The table of a run's folder."""
-    args, data = own_data(folder)
+def table(folder, root=""):
+    """The table of a run's folder; root: the folder of its own data, if it has moved."""
+    args, data = own_data(folder, root=root)
     model = make_model(args, data)
     device = next(model.parameters()).device
     parts = [data.splits["train"], data.splits["test"]]
@@ -101,8 +101,10 @@ def main(arguments=None):
     with cli.one_sentence("why") as program:
         parser = cli.Parser("why", description=__doc__)
         parser.add_argument("runs", nargs="+", help="folders of runs")
-        for folder in parser.parse_args(arguments).runs:
-            print(f"{folder}\n\n{table(folder)}\n")
+        parser.add_argument("--root", default="", help="folder of own data, if they have moved")
+        args = parser.parse_args(arguments)
+        for folder in args.runs:
+            print(f"{folder}\n\n{table(folder, args.root)}\n")
     return program.status
 
 

@@ -174,8 +174,7 @@ class Parser(argparse.ArgumentParser):
     """argparse with --version, and with a SettingsError of one sentence for a wrong flag."""
 
     def __init__(self, *names, **options):
-        options.setdefault("formatter_class", Help)
-        super().__init__(*names, allow_abbrev=False, **options)
+        super().__init__(*names, allow_abbrev=False, formatter_class=Help, **options)
         project = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
         parts = [f"{name} {version}" for name, version in versions().items() if version]
         text = ", ".join([f"lfm {project}", *parts])

@@ -24,6 +24,14 @@ PASSED = {*ENDINGS.values(), "images", "pictures", "photos", "sounds", "videos",
 TEST_EVERY = 5  # of the samples of a class, or of the groups, where no folder names a split
 
 
+def check_name(path):
+    """SettingsError for a name that is not UTF-8: a samples.csv cannot hold it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise SettingsError(f"the name of {str(path)!r} is not UTF-8; rename it") from error
+
+
 def found_files(root):
     """Yield (key, split, kind, path) of each file of data; key: (folders, stem), a label first.
 
@@ -38,6 +46,7 @@ def found_files(root):
         elif not kind:
             unknown[path.suffix or "no ending"] += 1
         elif Path(root, path).is_file():
+            check_name(path)
             found.append((path, kind))
             named = [f for f in path.parents if f.name.lower() in SPLITS]
             of_class = any(name.lower() not in {*SPLITS, *PASSED} for name in folders)

@@ -34,9 +34,9 @@ class Modality(NamedTuple):
 MODALITIES = {}  # by kind; data.py has ours
 
 
-def in_memory(kinds):
-    """Whether a data set makes its samples itself, as keypad does; kinds: {modality: kind}."""
-    return "tensor" in kinds.values()
+def all_files(kinds):
+    """Whether a sample is files or texts, not as of keypad; kinds: {modality: kind}."""
+    return all(MODALITIES[kind].own for kind in kinds.values())
 
 
 def make_readers(kinds, encoders):

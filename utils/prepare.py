@@ -17,6 +17,7 @@ import functools
 import multiprocessing
 import os
 import pickle
+import shlex
 import signal
 import threading
 import traceback
@@ -289,7 +290,8 @@ def prepare_all(name, samples, work, workers):
 def prepare_command(name, root):
     """The command that prepares a data set."""
     elsewhere = root and name in LISTS and os.fspath(root) != f"data/{name}"
-    return f"python -m scripts.prepare {name}" + (f" --root {root}" if elsewhere else "")
+    at = f" --root {shlex.quote(os.fspath(root))}" if elsewhere else ""
+    return f"python -m scripts.prepare {shlex.quote(name)}{at}"
 
 
 def read_or_prepare(name, root, kinds):

@@ -32,7 +32,7 @@ from utils.annotations import LISTS
 from utils.atomic import UnwritableFile, atomic, remove
 from utils.cli import RunError, SettingsError
 from utils.media import UnreadableFile
-from utils.modalities import in_memory
+from utils.modalities import all_files
 from utils.prepare import prepare_command
 from utils.trained import FACTS, at, describe, find_data
 
@@ -617,7 +617,7 @@ class Run:
         for line in near_chance(result, modalities, counts):
             print(line + hint)
         print(f"to see it: python -m scripts.figures curves {quoted(self.folder)}")
-        if not in_memory(self.records[0]["data"]["kinds"]):
+        if all_files(self.records[0]["data"]["kinds"]):
             print(f"to use it: python -m scripts.predict {quoted(self.folder)} FOLDER")
 
 

@@ -132,6 +132,8 @@ def own_table(root, needed=("split", "label")):
         found = f"is a header without {' and '.join(absent)}: {','.join(header[:4])}"
         what = f"{place} {found if header else 'is empty'}"
         raise SettingsError(f"{what}; {expected}")
+    if twice := [column for column in NO_MODALITY if header.count(column) > 1]:
+        raise SettingsError(f"{place} has the column {twice[0]} twice; remove one of them")
     kinds = modality_columns(place, header)
     n = len(kinds)
     if n < (2 if needed else 1):

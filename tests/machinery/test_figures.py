@@ -288,7 +288,7 @@ def test_probe_is_a_classifier_of_the_training_features(tmp_path, capsys, monkey
     model.classifier = nn.Linear(2, 2)
     data = SimpleNamespace(splits=splits, modalities=["image", "sound"])
 
-    def load_run(folder):
+    def load_run(folder, root):
         print("of its data")  # as load_data may; only the table is printed to stdout
         return data, model, ""
 
@@ -421,6 +421,8 @@ def test_a_wrong_word_is_one_sentence(runs, capsys):
         ("gradcam lear --modality smell", "unknown modality 'smell'; choose from image, sound"),
         ("gradcam lear --sample 2,15", "--sample has '15', expected numbers from 0 to 14"),
         ("gradcam lear --sample one", "--sample has 'one'"),
+        ("gradcam lear --sample ,", "--sample has ''"),
+        ("landscape --seed -1", "--seed is -1, expected 0 or more"),
         ("animate lear --out a.xyz", "a.xyz cannot be drawn"),
         (
             "table lear --metric auc",
@@ -494,7 +496,7 @@ def test_the_picture_of_one_run_is_in_its_folder(runs, tmp_path, capsys, command
 def test_confusion_counts_the_answers(runs, pictures, capsys):
     """Each panel has the counts of the predictions; rows are labels. The largest are printed."""
     predictor = Predictor("lear")
-    records = predict.own_records(predictor, "lear", "test")
+    _, records = predict.own_records(predictor, "lear", "test")
     assert figures.main(["confusion", "lear"]) == 0
     said = capsys.readouterr().out
     axes = pictures[0].axes
@@ -516,10 +518,10 @@ def test_confusion_counts_the_answers(runs, pictures, capsys):
 
 def test_mistakes_are_the_surest_wrong_samples(runs, pictures, capsys, monkeypatch):
     """Sorted by probability, with the sample's own inputs and the class by each modality alone."""
-    samples = predict.own_samples("step", "train")
+    samples, _ = predict.own_records(Predictor("step"), "step", "train")
     samples.y = (samples.y + 1) % 3  # most samples are wrong, whatever was learned
-    monkeypatch.setattr(predict, "own_samples", lambda *_: samples)
     records = predict.sample_records(Predictor("step"), samples, "train")
+    monkeypatch.setattr(predict, "own_records", lambda *_: (samples, records))
     wrong = [r for r in records if r["label"] != r["prediction"].label]
     wrong = sorted(wrong, key=lambda r: -r["prediction"].probability)
     monkeypatch.setattr(errors, "SHOWN", 2)

@@ -1,8 +1,11 @@
 """prepare --table: a folder for each class becomes a samples.csv."""
 
 import csv
+import os
+import sys
 from pathlib import Path
 
+import pytest
 from conftest import make_jpg, make_wav
 
 from scripts import prepare
@@ -93,6 +96,19 @@ def test_what_cannot_be_a_table_is_one_sentence(tmp_path, monkeypatch, capsys):
     assert prepare.main(["--table", "pets"]) == 2 and "exists" in capsys.readouterr().err
     assert Path("pets/samples.csv").read_text() == "mine"
     assert prepare.main([]) == 2 and "nothing to prepare" in capsys.readouterr().err
+    for words in (["pets", "--group", "_"], ["pets", "--table", "pets"]):
+        assert prepare.main(words) == 2 and "give either NAME, or" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse or change such a name")
+def test_a_name_that_is_not_utf_8_is_said(tmp_path, monkeypatch, capsys):
+    """As from an old zip: a samples.csv cannot hold it."""
+    monkeypatch.chdir(tmp_path)
+    pairs("pets/cat", "pets/dog")
+    Path(os.fsdecode(b"pets/cat/caf\xe9.jpg")).touch()
+    assert prepare.main(["--table", "pets"]) == 2
+    said = r"the name of 'cat/caf\udce9.jpg' is not UTF-8; rename it"
+    assert said in capsys.readouterr().err and not Path("pets/samples.csv").exists()
 
 
 def pairs(*folders, n=6):

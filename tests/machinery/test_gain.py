@@ -79,12 +79,22 @@ def test_a_method_has_a_point_wherever_it_was_run(runs):
     assert gain.points_of(found, at, "ogm").shape == (3, 0)
 
 
-@pytest.mark.parametrize("x", ["perf_gap", "groups"])
-def test_both_pictures_are_drawn(runs, x):
+@pytest.mark.parametrize("x, absent", [("perf_gap", ["ogm"]), ("groups", ["heads", "ogm"])])
+def test_both_pictures_are_drawn(runs, capsys, x, absent):
+    """A line names the rows without a point: nobody ran ogm, and heads only with all groups."""
     out = runs / "new.png"
     methods = ["heads", "ogm", "heuristic --heads --matching classes"]
     flags = [str(runs), "--x", x, "--out", str(out), "--methods", *methods]
     assert gain.main(flags) == 0 and out.stat().st_size > 10_000
+    said = f"not drawn, without two seeds that constant:0 has, too: {', '.join(absent)}\n"
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("methods", [["ogm"], ["heads"] * 8])
+def test_a_picture_of_nothing_or_of_too_much_is_refused(runs, capsys, methods):
+    assert gain.main([str(runs), "--out", str(runs / "new.png"), "--methods", *methods]) == 2
+    assert "expected 1 to 7, run with the data and seeds of" in capsys.readouterr().err
+    assert not (runs / "new.png").exists()
 
 
 def test_a_folder_without_runs_is_one_sentence(tmp_path, capsys):

@@ -16,10 +16,10 @@ from PIL import Image
 
 import train
 from baselines import BASELINES
-from scripts import figures, predict
+from scripts import figures, predict, why
 from scripts.predict import Predictor
 from utils.cli import SettingsError
-from utils.run import load_checkpoint
+from utils.run import load_checkpoint, save_checkpoint
 
 LABELS = ["cat", "dög", "bird"]
 
@@ -47,6 +47,20 @@ def pets(tmp_path, monkeypatch):
     return rows
 
 
+@pytest.fixture
+def grids(tmp_path, monkeypatch):
+    """A folder of pictures and arrays (3, 6, 8), and a run of one epoch."""
+    monkeypatch.chdir(tmp_path)
+    rows = [["split", "label", "image", "array"]]
+    for i in range(12):
+        make_jpg(Path(f"pets/{i}.jpg"), colour=(80 * (i % 3), 9 * i, 40))
+        np.save(f"pets/{i}.npy", np.full((3, 6, 8), i, np.float32))
+        rows.append(["train" if i < 6 else "test", LABELS[i % 3], f"{i}.jpg", f"{i}.npy"])
+    write_table(Path("pets"), rows)
+    flags = ["--epochs", "1", "--method", "constant:0.5", "--batch-size", "4"]
+    assert train.main(["--dataset", "pets", *flags, "--out", "run"]) == 0
+
+
 def evaluated(monkeypatch, run):
     """The logits (1 + m, n, c) with which --eval scores the test split."""
     seen, scores = [], train.scores
@@ -65,7 +79,7 @@ def predicted(monkeypatch, run, *files, predictor=None):
         if files:
             records = predict.predict(predictor, predict.rows_of(predictor, files))
         else:
-            records = predict.own_records(predictor, run, "test")
+            _, records = predict.own_records(predictor, run, "test")
     return torch.cat(seen, dim=1), records
 
 
@@ -157,11 +171,17 @@ def test_new_samples_need_neither_labels_nor_the_training_data(pets, capsys):
 
 def test_data_that_moved_are_named(pets, capsys):
     """--root, in predict and in the pictures; the sentence without it says so."""
+    flags = ["--epochs", "3", "--method", "constant:0.5", "--batch-size", "4", "--keep", "9"]
+    assert train.main(["--dataset", "pets", *flags, "--out", "run", "--overwrite"]) == 0
     Path("pets").rename("gone")
     assert predict.main(["run"]) == 2 and "give their folder with --root" in capsys.readouterr().err
     assert predict.main(["run", "--root", "gone"]) == 0 and "right:" in capsys.readouterr().out
-    assert figures.main(["confusion", "run", "--root", "gone"]) == 0
+    for command in ("confusion", "mistakes", "gap", "gradcam", "animate", "probe"):
+        assert figures.main([command, "run", "--root", "gone"]) == 0
     assert Path("run/confusion.png").exists()
+    assert why.main(["run", "--root", "gone"]) == 0
+    assert predict.main(["run", "gone", "--root", "gone"]) == 2
+    assert "with FILES leave it out" in capsys.readouterr().err
 
 
 def test_one_sample_by_hand(pets, capsys):
@@ -188,11 +208,13 @@ def test_one_sample_by_hand(pets, capsys):
         (["--export", "m.pt2"], "--export needs one sample"),
         (["image=a", "image=b"], "give each modality once, not image=a image=b; for several"),
         (["pets", "--split", "val"], "pets has no sample of the split val"),
+        (["two"], "samples.csv, line 1 has the column label twice; remove one of them"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(pets, capsys, files, said):
     """Status 2."""
     write_table(Path("other"), [["text:image", "vector"], ["a", "b.npy"]])
+    write_table(Path("two"), [["label", "image", "label"], ["a", "b.png", "c"]])
     write_table(Path("slip"), [["image", "array"], ["../pets/a b/4.jpg", "../pets/4.npy"]])
     assert predict.main(["run", *files]) == 2
     assert said in capsys.readouterr().err
@@ -285,11 +307,60 @@ def test_a_run_whose_data_are_made_in_memory_reads_no_files(tiny_data, capsys):
     """As of keypad: one sentence, also from Python; without files its test split is shown."""
     flags = ["--dataset", "tiny", "--epochs", "1", "--method", "heuristic", "--out", "made"]
     assert train.main(flags) == 0
-    said = "tiny makes its samples itself, so this run can read no files"
+    said = "the samples of tiny are not single files: this run reads none"
     assert predict.main(["made", "image=a.jpg"]) == 2 and said in capsys.readouterr().err
     with pytest.raises(ValueError, match=said):
         Predictor("made")(image="a.jpg")
     assert predict.main(["made"]) == 0
+
+
+def test_gestures_are_no_single_files(pets, capsys):
+    """A clip of NVGesture is 80 frames of a list's line: predict says so, also from Python."""
+    predictor = Predictor("run")
+    predictor.kinds = {"rgb": "rgb", "depth": "depth"}
+    with pytest.raises(SettingsError, match="are not single files: this run reads none"):
+        predictor(rgb="clip.avi")
+    with pytest.raises(SettingsError, match="are not single files: this run reads none"):
+        predict.rows_of(predictor, ["pets"])
+
+
+def test_a_run_of_another_device_is_shown_here(pets, capsys):
+    """Trained on a GPU, which this computer may lack: the data are read for the device of today."""
+    state = load_checkpoint("run")
+    state["settings"]["device"] = "cuda"
+    state["log"] = state["log"].replace('"device": "auto"', '"device": "cuda"')
+    save_checkpoint("run", state, kept=1)
+    Path("run/log.jsonl").write_text(state["log"], encoding="utf-8")
+    for command in (["confusion", "run"], ["gap", "run"]):
+        assert figures.main(command) == 0
+    assert predict.main(["run", "--device", "cpu"]) == why.main(["run"]) == 0
+
+
+def test_an_array_that_is_missing_is_listed(grids, capsys):
+    """Also where no array of the folder can be read, or all are vectors: no other kind is meant."""
+    write_table(
+        Path("new"), [["image", "array"], ["../pets/0.jpg", ""], ["../pets/1.jpg", "x.npy"]]
+    )
+    assert predict.main(["run", "new"]) == 0
+    said = capsys.readouterr().out
+    assert "there is no file new/x.npy" in said
+    np.save("new/x.npy", np.zeros(3, np.float32))
+    assert predict.main(["run", "new"]) == 0
+    assert "not predicted: " in capsys.readouterr().out
+
+
+def test_a_folder_with_an_equals_sign_is_a_folder(pets, capsys):
+    Path("pets").rename("lr=0.1")
+    assert predict.main(["run", "lr=0.1", "--split", "test"]) == 0
+
+
+def test_a_text_file_that_is_not_there_is_no_sentence(pets, capsys):
+    """A file's name that was mistyped; a sentence may end in .txt."""
+    predictor = Predictor("run")
+    predictor.kinds = {"image": "image", "note": "text"}
+    with pytest.raises(SettingsError, match="there is no file reveiw.txt; give a text file, or"):
+        predictor.cells({"note": "reveiw.txt"})
+    assert predictor.cells({"note": "see notes.txt"}) == ["", "see notes.txt"]
 
 
 def test_a_folder_for_a_file_is_said(pets, capsys):

@@ -24,7 +24,7 @@ from utils import prepare as preparing
 from utils.atomic import atomic
 from utils.loader import BatchSampler
 from utils.modalities import MODALITIES, Modality
-from utils.prepare import in_processes
+from utils.prepare import in_processes, prepare_command
 from utils.samples import Strings, read_own, read_prepared
 
 ROOT = Path(__file__).parents[2]
@@ -165,6 +165,13 @@ def test_a_mistake_in_a_reader_of_your_own_keeps_its_line(tmp_path, monkeypatch)
     with pytest.raises(AttributeError, match="no attribute 'shape'") as error:
         prepare.main([str(tmp_path), "--workers", "1"])
     assert error.traceback[-1].name == "careless"
+
+
+def test_the_command_that_prepares_can_be_copied():
+    """Names with spaces are quoted; the usual folder of a set is left out."""
+    assert prepare_command("my data", "my data") == "python -m scripts.prepare 'my data'"
+    assert prepare_command("cremad", "data/cremad") == "python -m scripts.prepare cremad"
+    assert prepare_command("cremad", "a b") == "python -m scripts.prepare cremad --root 'a b'"
 
 
 def test_groups_of_own_data_are_held_out_together(tmp_path):

@@ -181,3 +181,12 @@ def test_sets_with_a_validation_part_hold_nothing_out():
     """train.py refuses --val-fraction for them, so that a sweep must not give it."""
     sets = ["isl", "phone-watch", "sarcasm", "keypad"]
     assert list(filter(tuning.has_val, sets)) == sets[:-1]
+
+
+def test_a_folder_named_like_a_set_is_not_that_set(tmp_path, monkeypatch):
+    """As `--runs keypad` makes it: train.py takes the set, too."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("keypad", "isl", "cremad"):
+        Path(name).mkdir()
+    assert not tuning.has_val("keypad") and tuning.has_val("isl")
+    assert tuning.modalities_of("keypad") == tuning.modalities_of("cremad") == 2
