@@ -290,20 +290,21 @@ def in_full(heading):
     return found
 
 
-CONDENSED = {"The losses": "The losses: {}", "Few": "{}", "Table 1": "Table 1: {}"}
+CONDENSED = {"The losses": "The losses: {}", "Table 1": "Table 1: {}"}
 
 
 @pytest.mark.parametrize("part", CONDENSED)
 def test_the_tables_of_results_are_those_of_all_tables(part):
-    """Each row's ACC, difference and star, for each data set, in the same order."""
+    """Each row's ACC, difference and star, for each data set, in the same order; of Table 1 without
+    the last nine, which vary the losses."""
     text = PAGES[ROOT / "docs/RESULTS.md"]
     table = re.search(r"^\| \|.*?(?=\n\n)", text[text.index(f"## {part}") :], re.M | re.S)[0]
     heads = [cell.strip() for cell in table.splitlines()[0].split("|")[2:-1:2]]
     assert len(heads) > 1
     for j, head in enumerate(heads):
-        head = head.replace("1000", "1,000").replace(" images", " different images")
         shown = [(short(row), *cells[2 * j : 2 * j + 2]) for row, cells in columns(table)]
-        assert shown == in_full(CONDENSED[part].format(head))
+        expected = in_full(CONDENSED[part].format(head))
+        assert shown == (expected[:-9] if part == "Table 1" else expected)
 
 
 def innermost(tree, n):
