@@ -85,21 +85,21 @@ def draw(found, x, methods, out):
     """
     by_gap = x == "perf_gap"
     found = {at: rows for at, rows in found.items() if JOINT in rows and (by_gap or at[1])}
-    absent = [row for row in methods if not any(gain(rows, row) for rows in found.values())]
-    methods = [row for row in methods if row not in absent]
-    if absent:
-        print(f"not drawn, without two seeds that {JOINT} has, too: {', '.join(absent)}")
-    if not 0 < len(methods) <= len(COLOURS):
-        expected = f"expected 1 to {len(COLOURS)}, run with the data and seeds of {JOINT}"
-        raise SettingsError(f"{len(methods)} methods to draw, {expected}")
-    figure, ((axis,),) = panels(1, 1, 7.5, 4.5)
     at = {place: place[1] for place in found}
     if by_gap:  # by rank, and the methods beside each other: else the points hide each other
         gaps = {place: perf_gap(rows) for place, rows in found.items()}
         at = {place: k for k, place in enumerate(sorted(gaps, key=gaps.get))}
+    points = {row: points_of(found, at, row) for row in methods}
+    if absent := [row for row in methods if not points[row].size]:
+        print(f"not drawn, without two seeds that {JOINT} has, too: {', '.join(absent)}")
+    methods = [row for row in methods if points[row].size]
+    if not 0 < len(methods) <= len(COLOURS):
+        expected = f"expected 1 to {len(COLOURS)}, run with the data and seeds of {JOINT}"
+        raise SettingsError(f"{len(methods)} methods to draw, {expected}")
+    figure, ((axis,),) = panels(1, 1, 7.5, 4.5)
     step = 0.09 if by_gap else 0
     for k, (row, colour) in enumerate(zip(methods, COLOURS)):
-        place, mean, half = points_of(found, at, row)
+        place, mean, half = points[row]
         style = {"fmt": "o" if by_gap else "o-", "capsize": 2, "lw": 1.2, "color": colour}
         axis.errorbar(place + step * (k - len(methods) / 2), mean, half, label=row, **style)
     axis.axhline(0, color=GREY, lw=1)

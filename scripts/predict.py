@@ -38,7 +38,7 @@ from utils import cli, distributed, folders
 from utils.atomic import atomic
 from utils.cli import SettingsError
 from utils.loader import collate, eval_loader
-from utils.modalities import MODALITIES, all_files, make_readers
+from utils.modalities import ARRAYS, MODALITIES, all_files, make_readers
 from utils.modules import eval_mode
 from utils.prepare import prepare_sample
 from utils.pretrained import is_text
@@ -208,7 +208,7 @@ def rows_of_folder(predictor, folder):
     kinds, rows = own_table(folder, needed=[])
     for name, kind in predictor.kinds.items():
         now = kinds.get(name, kind)
-        if now != kind and {now, kind} != {"vector", "grid"}:  # an array is checked on its own
+        if now != kind and {now, kind} != ARRAYS:  # an array is checked on its own
             what = f"{folder}/samples.csv has {name} as {now}"
             raise SettingsError(f"{what}; the run was trained on {kind}")
     unknown = ", ".join(name for name in kinds if name not in predictor.kinds)

@@ -71,16 +71,21 @@ class Search(NamedTuple):
     first: list
 
 
+def is_own(dataset):
+    """Whether it is a folder of your own data; a folder named like a set is not."""
+    return dataset not in DATASETS and os.path.isdir(dataset)
+
+
 def modalities_of(dataset):
     """The number of modalities of a data set, or of a folder of your own data."""
-    if dataset in SETS:
-        return len(SETS[dataset]["kinds"])
-    return len(own_table(dataset)[0]) if os.path.isdir(dataset) and dataset not in DATASETS else 2
+    if is_own(dataset):
+        return len(own_table(dataset)[0])
+    return len(SETS[dataset]["kinds"]) if dataset in SETS else 2
 
 
 def has_val(dataset):
     """Whether a data set, or a folder of your own data, has a validation part of its own."""
-    if dataset in DATASETS or not os.path.isdir(dataset):
+    if not is_own(dataset):
         return dataset in OWN_VAL
     return any(split_of(row) == "val" for _, row in own_table(dataset)[1])
 

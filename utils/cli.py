@@ -89,6 +89,11 @@ def flag(name):
     return "--" + name.replace("_", "-")
 
 
+def quoted(path):
+    """A path as a word of a command."""
+    return shlex.quote(str(path))
+
+
 def as_flags(settings):
     """{"lr": 0.5, "heads": True, "bf16": False} -> ["--lr 0.5", "--heads", "--no-bf16"]."""
     flags = []
@@ -96,7 +101,7 @@ def as_flags(settings):
         if isinstance(value, bool):
             flags.append(flag(name) if value else flag(f"no_{name}"))
         else:
-            flags.append(f"{flag(name)} {shlex.quote(str(value))}")
+            flags.append(f"{flag(name)} {quoted(value)}")
     return flags
 
 

@@ -7,14 +7,14 @@ folders named after a kind of data, like images or audio, are passed through.
 
 import csv
 import os
-import shlex
 from collections import Counter
 from pathlib import Path
 
 from utils.annotations import reading_text
 from utils.atomic import atomic
-from utils.cli import SettingsError, amount, first_of, no_folder
+from utils.cli import SettingsError, amount, first_of, no_folder, quoted
 from utils.files import KINDS, walk
+from utils.modalities import ARRAYS
 from utils.origins import PREPARED
 from utils.samples import SPLITS
 
@@ -99,7 +99,7 @@ def by_name(root, kinds):
     kind without a file is "". No samples where two modalities are of one kind, or no sample is
     whole.
     """
-    kinds = ["array" if kind in ("vector", "grid") else kind.split("-")[0] for kind in kinds]
+    kinds = ["array" if kind in ARRAYS else kind.split("-")[0] for kind in kinds]
     samples = collected(file for file in found_files(root) if file[2] in kinds)
     if max(map(len, samples.values()), default=0) < len(kinds):
         return []
@@ -183,4 +183,4 @@ def write_samples(root, separator=None):
         _, label, _, files = incomplete[0]
         first = f"{label}/{next(iter(files.values())).name}"
         print(f"{lack}, like {first}: the cells are blank, and training leaves them out")
-    print(f"to train: python train.py --dataset {shlex.quote(str(root))} --method heuristic")
+    print(f"to train: python train.py --dataset {quoted(root)} --method heuristic")

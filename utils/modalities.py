@@ -32,6 +32,7 @@ class Modality(NamedTuple):
 
 
 MODALITIES = {}  # by kind; data.py has ours
+ARRAYS = {"vector", "grid"}  # the kinds of a column `array`: its files tell which
 
 
 def all_files(kinds):

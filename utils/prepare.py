@@ -17,7 +17,6 @@ import functools
 import multiprocessing
 import os
 import pickle
-import shlex
 import signal
 import threading
 import traceback
@@ -31,7 +30,7 @@ from tqdm import tqdm
 from utils import distributed
 from utils.annotations import LISTS
 from utils.atomic import TOO_MANY_OPEN, UnwritableFile, remove, writing
-from utils.cli import SettingsError
+from utils.cli import SettingsError, quoted
 from utils.decode import pack_frames
 from utils.files import find_samples, index
 from utils.media import UnreadableFile, reading
@@ -290,8 +289,9 @@ def prepare_all(name, samples, work, workers):
 def prepare_command(name, root):
     """The command that prepares a data set."""
     elsewhere = root and name in LISTS and os.fspath(root) != f"data/{name}"
-    at = f" --root {shlex.quote(os.fspath(root))}" if elsewhere else ""
-    return f"python -m scripts.prepare {shlex.quote(name)}{at}"
+    return f"python -m scripts.prepare {quoted(name)}" + (
+        f" --root {quoted(root)}" if elsewhere else ""
+    )
 
 
 def read_or_prepare(name, root, kinds):

@@ -18,7 +18,6 @@ import json
 import math
 import os
 import re
-import shlex
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +29,7 @@ from tqdm import tqdm
 from utils import cli, distributed
 from utils.annotations import LISTS
 from utils.atomic import UnwritableFile, atomic, remove
-from utils.cli import RunError, SettingsError
+from utils.cli import RunError, SettingsError, quoted
 from utils.media import UnreadableFile
 from utils.modalities import all_files
 from utils.prepare import prepare_command
@@ -307,11 +306,6 @@ def resumed_settings(folder, given, settings_class, datasets, defaults, schedule
         advice = "leave the flag out, or start a new run with --out"
         raise SettingsError(f"{what}, it has {settings[name]}; {advice}")
     return settings | given | find_data(folder, state["data"]["folder"], place, own)
-
-
-def quoted(path):
-    """A path as a word of a command."""
-    return shlex.quote(str(path))
 
 
 def counted(samples):

@@ -14,7 +14,6 @@ import itertools
 import json
 import os
 import re
-import shlex
 import unicodedata
 from collections import Counter, defaultdict
 from contextlib import suppress
@@ -25,9 +24,9 @@ import torch
 
 from utils.annotations import read_table
 from utils.atomic import atomic
-from utils.cli import SettingsError, amount, first_of
+from utils.cli import SettingsError, amount, first_of, quoted
 from utils.media import UnreadableFile, map_array, reading
-from utils.modalities import MODALITIES
+from utils.modalities import ARRAYS, MODALITIES
 from utils.origins import FORMAT, IN_THE_WAY, PREPARED, digest, in_the_way, stamp
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
@@ -96,7 +95,7 @@ def modality_columns(place, header):
             continue
         kinds = [*(k for k in MODALITIES if MODALITIES[k].own), "array"]
         if kind not in kinds:
-            listed = ", ".join(k for k in kinds if k not in ("vector", "grid"))  # arrays
+            listed = ", ".join(k for k in kinds if k not in ARRAYS)
             expected = f"split, label, group, or a kind: {listed} (or kind:name)"
             what = f"{place}: unknown column {column!r}, expected {expected}"
             raise SettingsError(f"{what}; rename it, or delete the column")
@@ -118,7 +117,7 @@ def own_table(root, needed=("split", "label")):
     path = Path(root) / "samples.csv"
     if not path.is_file():
         what = f"{root} has no samples.csv, a line for each sample (docs/DATA.md#your-own-data)"
-        command = f"python -m scripts.prepare --table {shlex.quote(str(root))}"
+        command = f"python -m scripts.prepare --table {quoted(root)}"
         raise FileNotFoundError(f"{what}; from a folder for each class write it with {command}")
     lines = read_table(path)
     place, header = next(lines, (f"{path}, line 1", []))
